@@ -1,0 +1,29 @@
+# Every target does its own set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint format benchmarks clean
+
+demo: $(STAMP)  ## the main job on the built-in data: pretrain, transfer, attack, one table
+	$(BIN)/python -m benchmarks.gain --runs-dir demo-runs
+
+test: $(STAMP) lint  ## every check and test
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv demo-runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,20 @@
+"""cartl: transfer robust image classifiers. Importing this loads no torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__version__ = "0.1.0"
+
+
+def load_model(run: str | Path) -> "nn.Module":
+    """The trained network of a finished run folder, in evaluation mode.
+
+    It takes images (B, 3, S, S) as float32 in [0, 1] and returns logits (B, classes);
+    normalization is inside. Raises RunError for a folder that cannot be trusted.
+    """
+    from cartl_cli.core.runs import read_model, read_run
+
+    return read_model(read_run(Path(run)))

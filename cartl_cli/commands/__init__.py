@@ -1,0 +1,1 @@
+"""One file a sub-command: flags → config → one call into core → display."""

@@ -1,0 +1,140 @@
+"""Projected gradient descent in the ℓ∞ ball (Madry et al. 2018; CARTL Eq. 5).
+
+Pixels stay in [0, 1]. The iterate is kept rather than δ = adversarial − images, so that the ball
+and the pixel range are one clamp.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cartl_cli.core.losses import cross_entropy
+from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.precision import float32
+from cartl_cli.core.randomness import generator
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(logits, labels) → what the attack maximises for each image (B,)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """eps and step_size as pixel fractions on the 0..1 scale; ``steps`` of gradient ascent."""
+
+    eps: float
+    step_size: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack found, image by image, judged in float32.
+
+    ``adversarial`` (B, C, H, W): the first misclassified iterate, else the last one.
+    ``fallen`` (B,): misclassified at some iterate. ``fallen_last`` (B,): at the last one.
+    """
+
+    adversarial: Tensor
+    fallen: Tensor
+    fallen_last: Tensor
+
+
+def uniform_start(images: Tensor, eps: float, draws: torch.Generator) -> Tensor:
+    """Random start for a whole batch: images plus U(−ε, ε), clipped to [0, 1]."""
+    noise = torch.rand(images.shape, generator=draws).to(images.device)
+    return (images + eps * (2 * noise - 1)).clamp(0, 1)
+
+
+def counted_start(images: Tensor, eps: float, seed: int, restart: int, indices: Tensor) -> Tensor:
+    """Random start drawn per image index, so that it does not depend on the batch."""
+    noise = torch.stack(
+        [
+            torch.rand(images.shape[1:], generator=generator(seed, "attack start", restart, index))
+            for index in indices.tolist()
+        ]
+    ).to(images.device)
+    return (images + eps * (2 * noise - 1)).clamp(0, 1)
+
+
+def perturb(
+    model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, budget: Budget
+) -> Tensor:
+    """The training attack: the last PGD iterate under cross-entropy, model in evaluation mode."""
+    adversarial = start
+    with eval_mode(model):
+        for _ in range(budget.steps):
+            _, gradient = _ascent(model, adversarial, labels, cross_entropy)
+            adversarial = _step(adversarial, gradient, images, budget)
+    return adversarial
+
+
+def attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    budget: Budget,
+    objective: Objective,
+    to_the_end: bool,
+) -> Outcome:
+    """The evaluating attack: an image has fallen if *any* iterate is misclassified in float32.
+
+    Gradients may be taken in bfloat16 (under the caller's autocast), verdicts never are. A fallen
+    image leaves the batch, unless ``to_the_end`` asks for everybody's last iterate.
+    """
+    found, adversarial = start.clone(), start
+    fallen = torch.zeros_like(labels, dtype=torch.bool)
+    standing = torch.arange(len(labels), device=labels.device)
+
+    def judge(suspects: Tensor) -> None:
+        suspects = suspects & ~fallen[standing]
+        rows, candidates = standing[suspects], adversarial[suspects]
+        if len(rows) > 0:
+            found[rows] = candidates
+            fallen[rows] = ~correct(predict(model, candidates), labels[rows])
+
+    with eval_mode(model):
+        for _ in range(budget.steps):
+            logits, gradient = _ascent(model, adversarial, labels[standing], objective)
+            judge(~correct(logits, labels[standing]))
+            adversarial = _step(adversarial, gradient, images[standing], budget)
+            if not to_the_end and fallen[standing].any():
+                still = ~fallen[standing]
+                standing, adversarial = standing[still], adversarial[still]
+            if len(standing) == 0:
+                return Outcome(found, fallen, fallen)
+        judge(torch.ones_like(standing, dtype=torch.bool))
+        if not to_the_end:
+            return Outcome(found, fallen, fallen)
+        return Outcome(found, fallen, ~correct(predict(model, adversarial), labels))
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, classes) as every verdict takes them: float32, no TF32, no gradient."""
+    with torch.no_grad(), float32(images.device):
+        logits: Tensor = model(images)
+        return logits
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which predictions are right (B,); a logit that is not finite counts as wrong."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
+def _ascent(
+    model: nn.Module, adversarial: Tensor, labels: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Logits and ∇ of the summed objective; parameters get no gradient."""
+    adversarial = adversarial.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(adversarial)
+        (gradient,) = torch.autograd.grad(objective(logits, labels).sum(), adversarial)
+    return logits.detach(), gradient
+
+
+def _step(adversarial: Tensor, gradient: Tensor, images: Tensor, budget: Budget) -> Tensor:
+    """x̃ ← Π(x̃ + α·sign(∇)), Π onto the ε-ball around ``images`` and onto [0, 1]."""
+    moved = adversarial + budget.step_size * gradient.sign()
+    return moved.clamp(images - budget.eps, images + budget.eps).clamp(0, 1)

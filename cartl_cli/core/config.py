@@ -1,0 +1,309 @@
+"""Every setting, its default, its bounds and its description: the only place that has them.
+
+The command line is made from these models (field → flag, description → help text), a stored
+configuration is a valid ``--config`` file, and a preset is a partial one.
+"""
+
+import difflib
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from cartl_cli.core.architectures import parse_architecture
+from cartl_cli.core.errors import UsageError
+from cartl_cli.core.values import parse_list, parse_number, parse_pixels, parse_whole
+
+BUILT_IN_DATA = ("shapes", "shapes-target")
+SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Whole = Annotated[int, BeforeValidator(parse_whole)]
+Number = Annotated[float, BeforeValidator(parse_number)]
+Pixels = Annotated[float, BeforeValidator(parse_pixels)]
+Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]
+Augmentations = Annotated[
+    tuple[Literal["crop", "flip", "rotate"], ...],
+    BeforeValidator(parse_list),
+]
+FreezeBatchNorm = Literal["none", "affine", "stats", "all"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+# Fields that several commands share: bounds and description once, defaults where they are used.
+Dataset = Annotated[
+    str, Field(description="Data set: shapes, shapes-target, an image folder or a .zip of one.")
+]
+Classes = Annotated[Names, Field(description="Only these classes, as a,b,c (default: all).")]
+ValFraction = Annotated[
+    Number, Field(ge=0, le=0.5, description="Part of the training data held out to measure on.")
+]
+Augment = Annotated[
+    Augmentations | None,
+    Field(description="crop, flip and rotate, as a,b; none; default: the data set's own choice."),
+]
+Eps = Annotated[Pixels, Field(ge=0, description="Radius of the l-infinity ball, e.g. 8/255.")]
+StepSize = Annotated[
+    Pixels | None, Field(gt=0, description="Step of the attack (default: a quarter of eps).")
+]
+Epochs = Annotated[Whole, Field(ge=1, description="Passes over the training data.")]
+BatchSize = Annotated[Whole, Field(ge=1, description="Images in one batch.")]
+LearningRate = Annotated[Number, Field(gt=0, description="Peak learning rate of SGD.")]
+Momentum = Annotated[Number, Field(ge=0, lt=1, description="Momentum of SGD.")]
+WeightDecay = Annotated[Number, Field(ge=0, description="Weight decay of SGD.")]
+Schedule = Annotated[
+    Literal["onecycle", "step"],
+    Field(description="Learning rate: one triangle, or x0.2 at each milestone."),
+]
+Milestones = Annotated[
+    tuple[Whole, ...],
+    BeforeValidator(parse_list),
+    Field(description="Epochs after which --schedule step cuts the learning rate, as a,b,c."),
+]
+WarmupEpochs = Annotated[
+    Number, Field(ge=0, description="Epochs of linear warm-up under --schedule step.")
+]
+Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1, description="Seed of every random draw.")]
+Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps.")]
+PrecisionField = Annotated[
+    Precision, Field(description="auto: bfloat16 where it is native. Verdicts are always fp32.")
+]
+
+
+def _check_step_size(eps: float, step_size: float | None) -> None:
+    if step_size is not None and eps > 0 and step_size > 2 * eps:
+        raise ValueError(f"step_size: must be at most 2 x eps = {2 * eps:g}, got {step_size:g}")
+
+
+def _check_schedule(schedule: str, milestones: tuple[int, ...], warmup: float, epochs: int) -> None:
+    if schedule != "step":
+        return
+    rising = all(a < b for a, b in itertools.pairwise(milestones))
+    if not rising or any(not 0 < milestone < epochs for milestone in milestones):
+        shown = ",".join(map(str, milestones))
+        raise ValueError(f"milestones: must rise and be < epochs ({epochs}), got {shown}")
+    if warmup >= epochs:
+        raise ValueError(f"warmup_epochs: must be < epochs ({epochs}), got {warmup:g}")
+
+
+def _check_batch(batch_size: int) -> None:
+    if batch_size < 2:
+        raise ValueError("batch_size: batch norm needs at least 2 images per batch, got 1")
+
+
+class PretrainConfig(BaseModel):
+    """Adversarial training (Eq. 4) with feature distance minimization (Eq. 10)."""
+
+    model_config = SETTINGS
+
+    dataset: Dataset = "shapes"
+    classes: Classes = ()
+    image_size: Annotated[
+        Whole, Field(ge=8, le=512, description="Images are resized to this side in pixels.")
+    ] = 32
+    val_fraction: ValFraction = 0.0
+    augment: Augment = None
+    arch: Annotated[str, Field(description="wrn-D-W with D = 6n+4, or resnet-18.")] = "wrn-16-1"
+    method: Annotated[
+        Literal["at", "natural"],
+        Field(description="Adversarial training, or training on clean images."),
+    ] = "at"
+    k: Annotated[
+        Whole, Field(ge=1, description="Blocks of the sub-model, counted from the end.")
+    ] = 6
+    fdm_lambda: Annotated[
+        Number,
+        Field(ge=0, description="Weight of feature distance minimization at block L-k (0: off)."),
+    ] = 0.0
+    eps: Eps = 8 / 255
+    step_size: StepSize = None
+    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the training attack.")] = 7
+    eps_warmup: Annotated[
+        Number,
+        Field(ge=0, le=1, description="Part of training over which eps grows from 0."),
+    ] = 0.4
+    epochs: Epochs = 8
+    batch_size: BatchSize = 64
+    lr: LearningRate = 0.1
+    momentum: Momentum = 0.9
+    weight_decay: WeightDecay = 5e-4
+    schedule: Schedule = "onecycle"
+    milestones: Milestones = (40, 70, 90)
+    warmup_epochs: WarmupEpochs = 1.0
+    seed: Seed = 0
+    device: Device = "auto"
+    precision: PrecisionField = "auto"
+
+    @property
+    def attack_step(self) -> float:
+        """Step size of the training attack: a quarter of eps unless set."""
+        return self.eps / 4 if self.step_size is None else self.step_size
+
+    @field_validator("arch")
+    @classmethod
+    def _known_architecture(cls, arch: str) -> str:
+        parse_architecture(arch)
+        return arch
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        blocks = parse_architecture(self.arch).block_count
+        if self.k > blocks:
+            raise ValueError(f"k: {self.arch} has {blocks} blocks, got {self.k}")
+        if self.method == "at" and self.eps == 0:
+            raise ValueError("eps: 0 means natural training; use --method natural")
+        if self.method == "natural" and self.fdm_lambda > 0:
+            raise ValueError("fdm_lambda: needs adversarial images; drop it or --method natural")
+        _check_step_size(self.eps, self.step_size)
+        _check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
+        _check_batch(self.batch_size)
+        return self
+
+
+class TransferConfig(BaseModel):
+    """Fine-tuning of the last k blocks: vanilla, or non-expansive (NEFT, Eq. 11)."""
+
+    model_config = SETTINGS
+
+    source: Annotated[
+        str,
+        Field(description="Source run: name, number or path (default: the newest pretrain run)."),
+    ] = ""
+    dataset: Dataset = "shapes-target"
+    classes: Classes = ()
+    val_fraction: ValFraction = 0.0
+    augment: Augment = None
+    k: Annotated[
+        Whole | None, Field(ge=1, description="Blocks to fine-tune (default: the source run's k).")
+    ] = None
+    neft_beta: Annotated[
+        Number | None,
+        Field(gt=0, le=1, description="Spectral norm of every tuned weight (default: vanilla)."),
+    ] = None
+    freeze_bn: Annotated[
+        FreezeBatchNorm | None,
+        Field(description="Batch norm kept as it is (default: affine with NEFT, all without)."),
+    ] = None
+    epochs: Epochs = 80
+    batch_size: BatchSize = 64
+    lr: LearningRate = 0.1
+    momentum: Momentum = 0.9
+    weight_decay: WeightDecay = 5e-4
+    schedule: Schedule = "onecycle"
+    milestones: Milestones = (40, 70, 90)
+    warmup_epochs: WarmupEpochs = 1.0
+    seed: Seed = 0
+    device: Device = "auto"
+    precision: PrecisionField = "auto"
+
+    @property
+    def frozen_bn(self) -> FreezeBatchNorm:
+        """The batch-norm case, with the default of the official scripts filled in."""
+        if self.freeze_bn is not None:
+            return self.freeze_bn
+        return "all" if self.neft_beta is None else "affine"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
+        _check_batch(self.batch_size)
+        return self
+
+
+class AttackConfig(BaseModel):
+    """PGD-N in the l-infinity ball, with random start and restarts (Eq. 5)."""
+
+    model_config = SETTINGS
+
+    dataset: Annotated[
+        str | None, Field(description="Data set to attack on (default: the run's own).")
+    ] = None
+    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
+    loss: Annotated[
+        Literal["ce", "margin", "both"],
+        Field(description="Cross-entropy (the paper's), margin of logits, or both."),
+    ] = "both"
+    eps: Eps = 8 / 255
+    step_size: StepSize = None
+    restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
+    limit: Annotated[
+        Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
+    ] = None
+    batch_size: BatchSize = 128
+    seed: Seed = 0
+    device: Device = "auto"
+    precision: PrecisionField = "auto"
+
+    @property
+    def attack_step(self) -> float:
+        """Step size: a quarter of eps unless set."""
+        return self.eps / 4 if self.step_size is None else self.step_size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_step_size(self.eps, self.step_size)
+        return self
+
+
+TrainingConfig = PretrainConfig | TransferConfig
+
+Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig)
+
+
+def configure(config_type: type[Config], *layers: Mapping[str, Any]) -> Config:
+    """One configuration from layers of settings, a later one overrides an earlier one.
+
+    Raises UsageError with one line for the first setting that is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    try:
+        return config_type.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_explain(error.errors()[0], list(config_type.model_fields))) from None
+
+
+def flag(field: str) -> str:
+    """``fdm_lambda`` → ``--fdm-lambda``."""
+    return "--" + field.replace("_", "-")
+
+
+def _explain(error: Any, known: list[str]) -> str:
+    """One pydantic error as ``--flag: what is wrong``."""
+    kind, context = error["type"], error.get("ctx", {})
+    field = str(error["loc"][0]) if error["loc"] else ""
+    given = f", got {error['input']!r}"
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(field, known, n=1)
+        return f"unknown setting {field!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    if kind == "value_error":
+        reason = str(context["error"])
+        if not field:  # a check of several fields names the one to mend itself
+            field, _, reason = reason.partition(": ")
+            given = ""
+        elif reason.startswith("--"):
+            return reason
+        return f"{flag(field)}: {reason}{given}"
+    symbols = {
+        "greater_than": ("gt", ">"),
+        "greater_than_equal": ("ge", ">="),
+        "less_than": ("lt", "<"),
+        "less_than_equal": ("le", "<="),
+    }
+    if kind in symbols:
+        key, symbol = symbols[kind]
+        return f"{flag(field)}: must be {symbol} {context[key]:g}{given}"
+    if kind == "finite_number":
+        return f"{flag(field)}: must be a finite number{given}"
+    if kind == "literal_error":
+        return f"{flag(field)}: choose {context['expected']}{given}"
+    return f"{flag(field)}: {error['msg']}{given}"

@@ -1,0 +1,271 @@
+"""The user's own images: a folder or ``.zip`` with ``train/<class>/…`` and ``test/<class>/…``.
+
+Decoded once into one uint8 tensor and kept in a cache under a fingerprint of what was read.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from cartl_cli.core.data.split import DataSet, Split, choose_classes
+from cartl_cli.core.errors import CartlError, DataError
+from cartl_cli.core.storage import write_whole
+
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "GIF", "TIFF")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 8
+DECODER = "1"  # part of the cache key: raise it when decoding changes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or archive holds: every entry as path parts and a key that tells change."""
+
+    entries: tuple[tuple[tuple[str, ...], str], ...]
+    folders: tuple[tuple[str, ...], ...]
+    read: Callable[[tuple[str, ...]], bytes]
+
+
+def image_folder(
+    path: Path, classes: tuple[str, ...], image_size: int, cache_dir: Path | None
+) -> DataSet:
+    """Read an image folder or zip as RGB at ``image_size``; an absent test split is empty.
+
+    Grayscale becomes three channels, transparency lies on black, other sizes are resized; each is
+    counted in ``notes``. Raises DataError naming the first file that cannot be used.
+    """
+    if path.is_dir():
+        return _data_set(path, _list_folder(path), classes, image_size, cache_dir)
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{str(path)!r} is neither an image folder nor a .zip of one")
+    with zipfile.ZipFile(path) as archive:
+        return _data_set(path, _list_zip(archive), classes, image_size, cache_dir)
+
+
+def _list_folder(root: Path) -> Listing:
+    entries, folders = [], []
+    for folder, names, files in os.walk(root):
+        parts = Path(folder).relative_to(root).parts
+        names.sort()
+        folders.append(parts)
+        for name in sorted(files):
+            status = os.lstat(os.path.join(folder, name))
+            entries.append(((*parts, name), f"{status.st_size}/{status.st_mtime_ns}"))
+
+    def read(parts: tuple[str, ...]) -> bytes:
+        try:
+            return root.joinpath(*parts).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {'/'.join(parts)!r}: {error.strerror}") from None
+
+    return Listing(tuple(entries), tuple(folders), read)
+
+
+def _list_zip(archive: zipfile.ZipFile) -> Listing:
+    infos = sorted(archive.infolist(), key=lambda info: info.filename)
+    entries = [
+        (tuple(info.filename.split("/")), f"{info.file_size}/{info.CRC}")
+        for info in infos
+        if not info.is_dir()
+    ]
+    folders = {tuple(info.filename.rstrip("/").split("/")) for info in infos if info.is_dir()}
+
+    def read(parts: tuple[str, ...]) -> bytes:
+        try:
+            return archive.read("/".join(parts))
+        except (zipfile.BadZipFile, RuntimeError, OSError) as error:
+            raise DataError(f"cannot read {'/'.join(parts)!r}: {error}") from None
+
+    return Listing(tuple(entries), tuple(sorted(folders)), read)
+
+
+def _data_set(
+    path: Path,
+    listing: Listing,
+    classes: tuple[str, ...],
+    image_size: int,
+    cache_dir: Path | None,
+) -> DataSet:
+    images, folders = _by_split_and_class(listing)
+    train_classes = tuple(sorted({label for split, label in folders if split == "train"}))
+    if not train_classes:
+        raise DataError(f"no class folders in {str(path)!r}; expected train/<class>/<image>")
+    kept = choose_classes(train_classes, classes)
+    has_test = any(split == "test" for split, _ in folders)
+    wanted = {
+        (split, label): images.get((split, label), [])
+        for split in (("train", "test") if has_test else ("train",))
+        for label in kept
+    }
+    if has_test:
+        for split, label in folders:
+            if split == "test" and label not in train_classes:
+                raise DataError(f"class {label!r} is in test but not in train")
+        if not any(images.get(("test", label)) for label in train_classes):
+            raise DataError(f"test split is empty in {str(path)!r}")
+    for (split, label), members in wanted.items():
+        if not members:
+            raise DataError(f"class {label!r} has no images in {split}")
+    key = hashlib.sha256(f"{DECODER}/{image_size}".encode())
+    for group, members in wanted.items():
+        for parts, state in members:
+            key.update(json.dumps([group, parts, state]).encode())
+    cached = cache_dir and cache_dir / f"images-{key.hexdigest()[:32]}.safetensors"
+    content = _read_cache(cached) if cached else None
+    if content is None:
+        content = _decode(listing, wanted, kept, image_size)
+        if cached:
+            _write_cache(cached, content)
+    tensors, notes = content
+    return DataSet(
+        name=path.name,
+        classes=kept,
+        train=Split(tensors["train_images"], tensors["train_labels"]),
+        evaluation=Split(tensors["test_images"], tensors["test_labels"]),
+        measured="test",
+        notes=notes,
+    )
+
+
+Entry = tuple[tuple[str, ...], str]
+Group = tuple[str, str]
+Content = tuple[dict[str, Tensor], tuple[str, ...]]
+
+
+def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set[Group]]:
+    """Images and class folders by (split, class). A lone outer folder is looked through, and a
+    folder of classes without ``train/`` is all training data.
+    """
+    visible = [
+        (parts, state)
+        for parts, state in listing.entries
+        if not _hidden(parts) and parts[-1].lower().endswith(ENDINGS)
+    ]
+    folders = [parts for parts in listing.folders if parts and not _hidden(parts)]
+    tops = {parts[0] for parts, _ in visible if len(parts) > 1} | {parts[0] for parts in folders}
+    outer = 0
+    if len(tops) == 1 and not tops & {"train", "test"}:
+        outer = 1
+        tops = {parts[1] for parts, _ in visible if len(parts) > 2}
+        tops |= {parts[1] for parts in folders if len(parts) > 1}
+    split_named = "train" in tops
+
+    def group(parts: tuple[str, ...]) -> Group | None:
+        inner = parts[outer:] if split_named else ("train", *parts[outer:])
+        return (inner[0], inner[1]) if len(inner) > 1 and inner[0] in ("train", "test") else None
+
+    images: dict[Group, list[Entry]] = {}
+    groups = {found for parts in folders if (found := group(parts))}
+    for parts, state in visible:
+        if found := group(parts[:-1]):
+            images.setdefault(found, []).append((parts, state))
+            groups.add(found)
+    if split_named and not any(split == "test" for split, _ in groups) and "test" in tops:
+        groups.add(("test", min(label for _, label in groups) if groups else ""))
+    return images, groups
+
+
+def _hidden(parts: tuple[str, ...]) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _decode(
+    listing: Listing, wanted: dict[Group, list[Entry]], classes: tuple[str, ...], image_size: int
+) -> Content:
+    converted: Counter[str] = Counter()
+    tensors: dict[str, Tensor] = {}
+    for split in ("train", "test"):
+        pixels, labels = [], []
+        for label, name in enumerate(classes):
+            for parts, _ in wanted.get((split, name), []):
+                image, changes = decode_image(listing.read(parts), "/".join(parts), image_size)
+                converted.update(changes)
+                pixels.append(image)
+                labels.append(label)
+        empty = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+        tensors[f"{split}_images"] = torch.stack(pixels) if pixels else empty
+        tensors[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
+    total = len(tensors["train_labels"]) + len(tensors["test_labels"])
+    notes = [f"{count:,} of {total:,} images {what}" for what, count in sorted(converted.items())]
+    return tensors, tuple(notes)
+
+
+def decode_image(data: bytes, name: str, image_size: int) -> tuple[Tensor, list[str]]:
+    """One image as uint8 (3, S, S) and what had to be changed. Raises DataError naming it."""
+    changes = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"image too large: {name!r} has {width}x{height} pixels")
+        if getattr(image, "n_frames", 1) > 1:
+            raise DataError(f"multi-frame image: {name!r}; keep one frame")
+        if image.mode == "CMYK":
+            raise DataError(f"CMYK image: {name!r}; convert it to RGB")
+        if image.mode.startswith("I") or image.mode == "F":
+            raise DataError(f"16-bit image: {name!r}; convert it to 8 bits a channel")
+        if min(width, height) < MIN_SIDE:
+            raise DataError(
+                f"image too small: {name!r} is {width}x{height}; images must be at least "
+                f"{MIN_SIDE}x{MIN_SIDE}"
+            )
+        image.load()
+    except Image.DecompressionBombError:
+        raise DataError(f"image too large: {name!r}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"not an image: {name!r}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"damaged image: {name!r} ({error})") from None
+    upright = ImageOps.exif_transpose(image)
+    if upright.size != image.size:
+        changes.append("were turned upright (EXIF)")
+    image = upright
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+        changes.append("were transparent, laid on black")
+    elif image.mode in ("L", "1"):
+        changes.append("were grayscale, made RGB")
+    image = image.convert("RGB")
+    if image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        changes.append(f"were resized to {image_size}x{image_size}")
+    return pil_to_tensor(image), changes
+
+
+def _read_cache(path: Path) -> Content | None:
+    """The cached tensors, or None where there are none or they cannot be read: decode again."""
+    try:
+        tensors = parse_tensors(path.read_bytes())
+        notes = json.loads(bytes(tensors.pop("notes").tolist()))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return tensors, tuple(notes)
+
+
+def _write_cache(path: Path, content: Content) -> None:
+    tensors, notes = content
+    text = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, format_tensors({**tensors, "notes": text}))
+    except (OSError, CartlError):
+        return  # a cache that cannot be written costs time, not the run

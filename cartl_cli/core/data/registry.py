@@ -1,0 +1,88 @@
+"""A data set by name or path."""
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from cartl_cli.core.data.folders import image_folder
+from cartl_cli.core.data.shapes import shapes, shapes_target
+from cartl_cli.core.data.split import DataSet, Split, choose_classes
+from cartl_cli.core.errors import DataError, UsageError
+from cartl_cli.core.randomness import generator
+
+BUILT_IN = {"shapes": shapes, "shapes-target": shapes_target}
+AUGMENTATION: dict[str, tuple[str, ...]] = {"shapes": (), "shapes-target": ()}
+FOLDER_AUGMENTATION = ("crop",)
+DEFAULT_HELD_OUT = 0.1
+
+
+def load_data_set(
+    name: str,
+    classes: tuple[str, ...],
+    image_size: int,
+    val_fraction: float,
+    seed: int,
+    cache_dir: Path | None = None,
+) -> DataSet:
+    """A built-in data set, an image folder or a ``.zip`` of one, as (N, 3, S, S) tensors.
+
+    With ``val_fraction`` > 0, or without a test split, the part that measures is a seeded
+    stratified part of the training data. Raises UsageError for an unknown name or class and
+    DataError for content that cannot be used.
+    """
+    if name in BUILT_IN:
+        data = _chosen(BUILT_IN[name](), classes)
+        if image_size != data.train.images.shape[-1]:
+            raise UsageError(f"--image-size: {name} is drawn at 32 pixels, got {image_size}")
+    elif Path(name).exists():
+        data = image_folder(Path(name), classes, image_size, cache_dir)
+    else:
+        close = difflib.get_close_matches(name, BUILT_IN, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(BUILT_IN)
+        raise UsageError(
+            f"--dataset: unknown data set {name!r}{hint} Known: {known}, or the path of an image "
+            "folder or .zip"
+        )
+    if len(data.classes) < 2:
+        raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}")
+    if val_fraction > 0 or len(data.evaluation) == 0:
+        data = _hold_out(data, val_fraction or DEFAULT_HELD_OUT, seed)
+    return data
+
+
+def augmentation(name: str, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The augmentations of a data set: the user's choice, else its own."""
+    return AUGMENTATION.get(name, FOLDER_AUGMENTATION) if chosen is None else chosen
+
+
+def _chosen(data: DataSet, classes: tuple[str, ...]) -> DataSet:
+    kept = choose_classes(data.classes, classes)
+    renumber = torch.full((len(data.classes),), -1)
+    renumber[[data.classes.index(name) for name in kept]] = torch.arange(len(kept))
+
+    def select(split: Split) -> Split:
+        part = split.take((renumber[split.labels] >= 0).nonzero().squeeze(1))
+        return Split(part.images, renumber[part.labels])
+
+    return DataSet(data.name, kept, select(data.train), select(data.evaluation), data.measured)
+
+
+def _hold_out(data: DataSet, fraction: float, seed: int) -> DataSet:
+    held = torch.zeros(len(data.train), dtype=torch.bool)
+    for label, name in enumerate(data.classes):
+        members = (data.train.labels == label).nonzero().squeeze(1)
+        if len(members) < 2:
+            raise DataError(f"{data.name}: class {name!r} has 1 image; cannot split")
+        order = torch.randperm(len(members), generator=generator(seed, "held-out", label))
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held[members[order[:count]]] = True
+    return DataSet(
+        name=data.name,
+        classes=data.classes,
+        train=data.train.take((~held).nonzero().squeeze(1)),
+        evaluation=data.train.take(held.nonzero().squeeze(1)),
+        measured="held-out",
+        notes=data.notes,
+    )

@@ -1,0 +1,101 @@
+"""What every network here is made of: normalization, a stem, and L blocks in a row."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """(images − mean) / std per channel, as the model's first layer and saved with it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    def fix(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the statistics, in pixel units on the 0..1 scale."""
+        self.mean.copy_(torch.tensor(mean).view(-1, 1, 1))
+        self.std.copy_(torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) → same shape."""
+        return (images - self.mean) / self.std
+
+
+class ResidualSum(nn.Module):
+    """shortcut + branch; with ``convex``, the mean of both (CARTL Section 5.2, n = 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convex = False
+
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """Two tensors of one shape → their sum or mean."""
+        total = shortcut + branch
+        return total / 2 if self.convex else total
+
+
+class BlockModel(nn.Module):
+    """f = f^L ∘ … ∘ f^1 after normalization and stem. Pixels in [0, 1] in, logits out.
+
+    ``blocks[-1]`` ends in the linear classifier, named ``linear``.
+    """
+
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.normalize = Normalize()
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear classifier, at the end of the last block."""
+        return cast(nn.Linear, self.blocks[-1].linear)
+
+    def features(self, images: Tensor, stop: int) -> Tensor:
+        """(B, C, H, W) in [0, 1] → what leaves block ``stop`` (0: the stem), shape (B, …)."""
+        activations = self.stem(self.normalize(images))
+        for block in self.blocks[:stop]:
+            activations = block(activations)
+        return cast(Tensor, activations)
+
+    def classify(self, features: Tensor, start: int) -> Tensor:
+        """What left block ``start`` → logits (B, classes) in float32."""
+        for block in self.blocks[start:]:
+            features = block(features)
+        return features.float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] → logits (B, classes)."""
+        return self.classify(self.features(images, 0), 0)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every sub-module has its own flag back.
+
+    ``model.train(was_training)`` would thaw frozen batch norm.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def initialize(model: nn.Module) -> None:
+    """Kaiming-normal fan-out convolutions, unit batch norm, zero linear bias."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

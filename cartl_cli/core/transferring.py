@@ -1,0 +1,116 @@
+"""The target model: fine-tuning of the last k blocks on clean images, vanilla or NEFT (Eq. 11)."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cartl_cli.core import runs
+from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.data.registry import augmentation, load_data_set
+from cartl_cli.core.devices import resolve_device
+from cartl_cli.core.errors import UsageError
+from cartl_cli.core.evaluation import clean_correct, share
+from cartl_cli.core.precision import autocast_for, resolve_precision
+from cartl_cli.core.pretraining import natural_loss
+from cartl_cli.core.randomness import seeded
+from cartl_cli.core.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
+from cartl_cli.core.training import Progress, count_steps, fit
+
+
+def transfer(
+    config: TransferConfig,
+    source: runs.Run,
+    runs_dir: Path,
+    name: str | None,
+    cache_dir: Path | None,
+    say: Callable[[str], None],
+    report: Callable[[Progress], None],
+) -> runs.Run:
+    """Fine-tune a source model on a target data set into a new run folder and measure it.
+
+    The source's normalization stays with the model. Raises UsageError before any work, RunError
+    for a source run that cannot be trusted, DataError for bad images, DivergedError if the loss is
+    not finite (the run folder then says ``diverged``).
+    """
+    if source.manifest.kind != "pretrain":
+        raise UsageError(f"--source: {source.name!r} is a {source.manifest.kind} run, not pretrain")
+    device = resolve_device(config.device)
+    runs.check_place(runs_dir, name)
+    spec = source.manifest.model
+    model = runs.read_model(source)
+    blocks = len(model.blocks)
+    k = config.k or source.manifest.k
+    if k > blocks:
+        raise UsageError(f"--k: {k}, but {spec.arch} has {blocks} blocks; use 1..{blocks}")
+    data = load_data_set(
+        config.dataset, config.classes, spec.image_size, config.val_fraction, config.seed, cache_dir
+    )
+    count_steps(config, len(data.train))
+    augment = augmentation(config.dataset, config.augment)
+    precision = resolve_precision(config.precision, device)
+    for note in [*data.notes, *remarks(source, k, blocks, config.dataset)]:
+        say(note)
+
+    with seeded(config.seed, "head"):
+        replace_head(model, len(data.classes))
+    model = model.to(device).to(memory_format=torch.channels_last)
+    freeze(model, k, config.frozen_bn)
+    if config.neft_beta is not None:
+        apply_neft(model, k, config.neft_beta)
+
+    draft = runs.Manifest(
+        kind="transfer",
+        created=runs.now(),
+        config=config,
+        k=k,
+        model=runs.ModelSpec(
+            arch=spec.arch,
+            classes=data.classes,
+            image_size=spec.image_size,
+            convex_blocks=k if config.neft_beta is not None else 0,
+        ),
+        data=runs.data_record(data, augment),
+        source=runs.source_record(source),
+        versions=runs.versions(device, precision),
+    )
+    with runs.new_run(runs_dir, name, draft) as run:
+        say(f"run {run.name}: from {source.name}, {len(data.train):,} training images")
+        began = time.monotonic()
+        fit(
+            model,
+            data.train.to(device),
+            config,
+            augment,
+            natural_loss(model),
+            runs.recorder(run, report),
+            autocast_for(device, precision),
+        )
+        if config.neft_beta is not None:
+            bake(model, k)
+        clean = clean_correct(model, data.evaluation.to(device), config.batch_size)
+        results = runs.Results(
+            clean_accuracy=share(clean),
+            n=len(data.evaluation),
+            seconds=time.monotonic() - began,
+            spectral_norms=spectral_norms(model, k),
+        )
+        return runs.finish_run(run, model, results)
+
+
+def remarks(source: runs.Run, k: int, blocks: int, dataset: str) -> list[str]:
+    """What a user should know about this pairing of source, k and target."""
+    manifest = source.manifest
+    found = []
+    trained_for_k = isinstance(manifest.config, PretrainConfig) and manifest.config.fdm_lambda > 0
+    if trained_for_k and k != manifest.k:
+        found.append(
+            f"source {source.name}: its feature distance was minimised for k={manifest.k}, "
+            f"you use k={k}"
+        )
+    if k == blocks:
+        found.append(f"k={k} tunes every block: no robust block is kept")
+    if manifest.config.dataset == dataset:
+        found.append(f"source and target use the same data set {dataset}")
+    return found

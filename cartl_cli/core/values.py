@@ -1,0 +1,54 @@
+"""Values as people write them: ``8/255``, ``a,b,c``, whole numbers that are whole."""
+
+import re
+
+
+def parse_whole(value: object) -> object:
+    """``"12"`` → 12; ``"3.5"``, ``"1e3"`` and ``""`` are refused rather than rounded."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("must be a whole number")
+    if isinstance(value, str):
+        if not re.fullmatch(r"[+-]?\d{1,18}", value):
+            raise ValueError("must be a whole number")
+        return int(value)
+    return value
+
+
+def parse_number(value: object) -> object:
+    """``"8/255"`` or ``"0.03"`` → float. Nothing is evaluated."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\s*[+-]?\d+,\d+\s*", value):
+        raise ValueError(f"write {value.strip().replace(',', '.')}")
+    parts = value.split("/")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise ValueError("must be a number such as 0.03 or 8/255") from None
+    if len(numbers) > 2 or (len(numbers) == 2 and numbers[1] == 0):
+        raise ValueError("must be a number such as 0.03 or 8/255")
+    return numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0]
+
+
+def parse_pixels(value: object) -> object:
+    """A pixel fraction on the 0..1 scale, with a hint for those who think in 0..255."""
+    number = parse_number(value)
+    if isinstance(number, int | float) and number > 1:
+        hint = f"; did you mean {number:g}/255?" if number <= 255 else ""
+        raise ValueError(f"is on a 0..1 scale, 8/255 = 0.0314{hint}")
+    return number
+
+
+def parse_list(value: object) -> object:
+    """``"a,b"`` → ["a", "b"]; the empty text and ``"none"`` → []."""
+    if isinstance(value, str):
+        return [] if value in ("", "none") else [part.strip() for part in value.split(",")]
+    return value
+
+
+def shown_pixels(value: float) -> str:
+    """0.0314 → ``8/255`` where it is a whole number of 255ths."""
+    steps = value * 255
+    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 else f"{value:g}"

@@ -1,0 +1,113 @@
+"""Tables on stdout. Accuracies become percent here and nowhere else."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.statistics import wilson_interval
+from cartl_cli.core.values import shown_pixels
+from cartl_cli.display.text import printable
+
+if TYPE_CHECKING:
+    from cartl_cli.core.attacking import AttackResult
+    from cartl_cli.core.models.describe import BlockRow
+    from cartl_cli.core.runs import Run
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout, at most 100 columns wide."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(table, width=min(console.width, 100) if console.is_terminal else 100)
+
+
+def cell(value: object) -> Text:
+    """Any text as a table cell, without markup."""
+    return Text(printable(str(value)))
+
+
+def percent(fraction: float) -> str:
+    """0.123 → ``12.3 %``."""
+    return f"{100 * fraction:.1f} %"
+
+
+def block_table(arch: str, rows: list["BlockRow"]) -> Table:
+    """The blocks of an architecture, and the k that tunes each."""
+    table = Table(title=f"{arch}: L = {rows[-1].number} blocks")
+    for heading in ("block", "tuned when", "layers", "output", "parameters"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left")
+    for row in rows:
+        table.add_row(
+            "stem" if row.number == 0 else str(row.number),
+            "never" if row.number == 0 else f"k ≥ {row.k}",
+            row.layers,
+            "×".join(map(str, row.output)),
+            f"{row.parameters:,}",
+        )
+    return table
+
+
+def training_table(run: "Run") -> Table:
+    """Clean accuracy of a trained model and, if it was measured, its robust accuracy."""
+    results, config, data = run.results, run.manifest.config, run.manifest.data
+    table = _accuracy_table(
+        run.name,
+        f"n = {results.n} {data.measured} images of {data.name}; seed {config.seed}; "
+        f"{results.seconds:.0f} s; 95 % Wilson intervals",
+    )
+    _add_row(table, "clean", results.clean_accuracy, results.n)
+    if results.robust_accuracy is not None and isinstance(config, PretrainConfig):
+        conditions = f"PGD-{results.pgd_steps}, cross-entropy, eps {shown_pixels(config.eps)}"
+        _add_row(table, f"robust ({conditions})", results.robust_accuracy, results.n)
+    return table
+
+
+def tuned_table(run: "Run", blocks: int) -> Table:
+    """Which blocks were frozen and tuned, and σ of every tuned weight."""
+    config, k = run.manifest.config, run.manifest.k
+    beta = config.neft_beta if isinstance(config, TransferConfig) else None
+    cut = blocks - k
+    caption = "σ: largest singular value of the weight as a C_out × (C_in·K·K) matrix"
+    title = f"frozen: stem, blocks 1–{cut}" if cut else "frozen: stem"
+    table = Table(title=f"{title}; tuned: blocks {cut + 1}–{blocks}", caption=caption, min_width=72)
+    table.add_column("weight")
+    table.add_column("σ" if beta is None else f"σ (β = {beta:g})", justify="right")
+    for name, norm in run.results.spectral_norms.items():
+        _, number, *layers = name.split(".")
+        table.add_row(cell(f"block {int(number) + 1} {'.'.join(layers)}"), f"{norm:.4f}")
+    return table
+
+
+def attack_table(result: "AttackResult") -> Table:
+    """Clean and robust accuracy under each loss and their per-image worst."""
+    table = _accuracy_table(
+        f"{result.run}: PGD-{result.steps}, eps {shown_pixels(result.eps)}, "
+        f"restarts {result.restarts}",
+        f"n = {result.n} {result.measured} images of {result.data}; step "
+        f"{shown_pixels(result.step_size)}; seed {result.config.seed}; {result.seconds:.0f} s; "
+        "robust accuracies are upper bounds under this attack; 95 % Wilson intervals",
+    )
+    _add_row(table, "clean", result.clean_accuracy, result.n)
+    if result.robust_accuracy_ce is not None:
+        _add_row(table, "robust, cross-entropy", result.robust_accuracy_ce, result.n)
+    if result.robust_accuracy_margin is not None:
+        _add_row(table, "robust, margin", result.robust_accuracy_margin, result.n)
+    _add_row(table, "robust, worst of all", result.robust_accuracy, result.n)
+    _add_row(table, "last iterate only", result.final_iterate_accuracy, result.n)
+    return table
+
+
+def _accuracy_table(title: str, caption: str) -> Table:
+    table = Table(title=cell(title), caption=cell(caption), min_width=72)
+    table.add_column("accuracy")
+    table.add_column("", justify="right")
+    table.add_column("95 %", justify="right")
+    return table
+
+
+def _add_row(table: Table, name: str, accuracy: float, n: int) -> None:
+    low, high = wilson_interval(round(accuracy * n), n)
+    table.add_row(name, percent(accuracy), f"{100 * low:.1f}–{100 * high:.1f}")

@@ -1,0 +1,67 @@
+import tomllib
+from importlib import resources
+
+import pytest
+
+from cartl_cli.commands.options import layers
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig, configure
+from cartl_cli.core.errors import UsageError
+from cartl_cli.core.values import shown_pixels
+
+TYPES = {"pretrain": PretrainConfig, "transfer": TransferConfig, "attack": AttackConfig}
+PRESETS = [p.name for p in (resources.files("cartl_cli") / "presets").iterdir()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("command", TYPES)
+def test_every_preset_is_valid(preset: str, command: str) -> None:
+    (settings,) = layers(command, preset.removesuffix(".toml"), None)
+    configure(TYPES[command], settings)  # type: ignore[type-var]
+    text = (resources.files("cartl_cli") / "presets" / preset).read_text(encoding="utf-8")
+    assert tomllib.loads(text).keys() <= TYPES.keys()
+
+
+def test_the_paper_preset_has_the_official_settings() -> None:
+    config = configure(PretrainConfig, *layers("pretrain", "paper", None))
+    assert (config.epochs, config.batch_size, config.lr) == (100, 128, 0.1)
+    assert (config.schedule, config.milestones, config.eps_warmup) == ("step", (40, 70, 90), 0)
+    assert (config.momentum, config.weight_decay, config.pgd_steps) == (0.9, 5e-4, 7)
+    assert config.eps == pytest.approx(8 / 255)
+    assert config.attack_step == pytest.approx(2 / 255)
+
+
+def test_a_later_layer_overrides_an_earlier_one() -> None:
+    config = configure(PretrainConfig, {"lr": 0.3, "epochs": 3}, {"lr": "0.2"})
+    assert (config.lr, config.epochs, config.batch_size) == (0.2, 3, 64)
+
+
+@pytest.mark.parametrize("config_type", TYPES.values())
+def test_a_stored_config_is_a_valid_config(config_type: type[PretrainConfig]) -> None:
+    config = config_type()
+    stored = config.model_dump_json()
+    assert config_type.model_validate_json(stored) == config
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    config = configure(PretrainConfig, {"eps": "8/255", "step_size": "0.01", "classes": "a, b"})
+    assert config.eps == 8 / 255
+    assert config.step_size == 0.01
+    assert config.classes == ("a", "b")
+    assert shown_pixels(config.eps) == "8/255"
+    assert shown_pixels(0.15) == "0.15"
+
+
+def test_batch_norm_default_is_that_of_the_official_scripts() -> None:
+    assert TransferConfig().frozen_bn == "all"
+    assert TransferConfig(neft_beta=0.4).frozen_bn == "affine"
+    assert TransferConfig(neft_beta=0.4, freeze_bn="none").frozen_bn == "none"
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_known() -> None:
+    with pytest.raises(UsageError, match="unknown setting 'fdm_lamda'; did you mean 'fdm_lambda'"):
+        configure(PretrainConfig, {"fdm_lamda": 1})
+
+
+def test_fields_are_described() -> None:
+    for config_type in TYPES.values():
+        assert all(field.description for field in config_type.model_fields.values())

@@ -1,0 +1,190 @@
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cartl_cli.core.data import folders
+from cartl_cli.core.data.registry import augmentation, load_data_set
+from cartl_cli.core.data.shapes import PATTERN, shapes, shapes_target
+from cartl_cli.core.data.split import DataSet, channel_statistics
+from cartl_cli.core.errors import DataError, UsageError
+
+ImageFolder = Callable[..., Path]
+
+SHAPES = "0"
+SHAPES_TARGET = "0"
+
+
+def load(path: Path, classes: tuple[str, ...] = (), **changes: float) -> DataSet:
+    settings = {"image_size": 32, "val_fraction": 0.0, "seed": 0} | changes
+    return load_data_set(
+        str(path), classes, int(settings["image_size"]), settings["val_fraction"], 0
+    )
+
+
+def zipped(folder: Path, top: str = "") -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, f"{top}{file.relative_to(folder)}")
+    return path
+
+
+def test_shapes_are_the_same_pixels_everywhere() -> None:
+    assert shapes().fingerprint() == SHAPES
+    assert shapes_target().fingerprint() == SHAPES_TARGET
+
+
+def test_shapes_have_the_documented_sizes() -> None:
+    source, target = shapes(), shapes_target()
+    assert (len(source.classes), len(target.classes)) == (10, 8)
+    assert not set(source.classes) & set(target.classes)
+    assert source.train.labels.bincount().tolist() == [300] * 10
+    assert source.evaluation.labels.bincount().tolist() == [50] * 10
+    assert target.train.labels.bincount().tolist() == [60] * 8
+    assert target.evaluation.labels.bincount().tolist() == [50] * 8
+    assert source.train.images.shape == (3000, 3, 32, 32)
+    assert source.train.images.dtype == torch.uint8
+
+
+def test_each_class_carries_its_own_faint_pattern() -> None:
+    """The mean residual of a class shows fixed signs of amplitude 4/255, as in its test images."""
+    data = shapes_target()
+    for label in (0, 5):
+
+        def mean_image(
+            images: torch.Tensor, labels: torch.Tensor, label: int = label
+        ) -> torch.Tensor:
+            mean = images[labels == label].double().mean(0) / 255
+            blurred = torch.nn.functional.avg_pool2d(mean, 5, 1, 2, count_include_pad=False)
+            return (mean - blurred).flatten()
+
+        train = mean_image(data.train.images, data.train.labels)
+        test = mean_image(data.evaluation.images, data.evaluation.labels)
+        assert torch.corrcoef(torch.stack([train, test]))[0, 1] > 0.5
+        assert train.abs().median().item() == pytest.approx(PATTERN, rel=0.25)
+
+
+def test_test_images_are_not_training_images() -> None:
+    data = shapes_target()
+
+    def keys(images: torch.Tensor) -> set[bytes]:
+        return {hashlib.sha256(image.numpy().tobytes()).digest() for image in images}
+
+    assert not keys(data.train.images) & keys(data.evaluation.images)
+
+
+def test_folder_and_zip_give_the_same_data(image_folder: ImageFolder) -> None:
+    folder = image_folder(("dog", "cat", "bird"))
+    plain = load(folder)
+    assert plain.classes == ("bird", "cat", "dog")
+    assert (len(plain.train), len(plain.evaluation), plain.measured) == (12, 6, "test")
+    for archive in (zipped(folder), zipped(folder, top="images/")):
+        assert load(archive).fingerprint() == plain.fingerprint()
+    shutil.rmtree(folder / "test")
+    bare = load(folder / "train")
+    assert (bare.classes, bare.measured) == (plain.classes, "held-out")
+
+
+def test_chosen_classes_keep_the_data_sets_order(image_folder: ImageFolder) -> None:
+    folder = image_folder(("a", "b", "c"))
+    chosen = load(folder, ("c", "a"))
+    assert chosen.classes == ("a", "c")
+    assert chosen.train.labels.bincount().tolist() == [4, 4]
+    built_in = load_data_set("shapes", ("square", "disk"), 32, 0.0, 0)
+    assert built_in.classes == ("disk", "square")
+    assert torch.equal(built_in.train.images, shapes().train.images[:600])
+    with pytest.raises(UsageError, match="no class 'd'"):
+        load(folder, ("a", "d"))
+
+
+@pytest.mark.parametrize(("test", "val_fraction", "held"), [(0, 0.0, 2), (2, 0.25, 5)])
+def test_held_out_part_is_stratified_and_seeded(
+    image_folder: ImageFolder, test: int, val_fraction: float, held: int
+) -> None:
+    folder = image_folder(("a", "b"), train=20, test=test)
+    data = load(folder, val_fraction=val_fraction)
+    assert data.measured == "held-out"
+    assert data.evaluation.labels.bincount().tolist() == [held, held]
+    assert data.train.labels.bincount().tolist() == [20 - held, 20 - held]
+    assert load(folder, val_fraction=val_fraction).fingerprint() == data.fingerprint()
+    other = load_data_set(str(folder), (), 32, val_fraction, seed=1)
+    assert other.fingerprint() != data.fingerprint()
+
+
+def test_what_was_converted_is_counted(image_folder: ImageFolder) -> None:
+    folder = image_folder(("a", "b"), mode="L", size=(28, 28))
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(folder / "train" / "a" / "clear.png")
+    data = load(folder)
+    assert data.train.images.shape == (9, 3, 32, 32)
+    assert data.notes == (
+        "12 of 13 images were grayscale, made RGB",
+        "12 of 13 images were resized to 32x32",
+        "1 of 13 images were transparent, laid on black",
+    )
+    clear = data.train.images[data.train.labels == 0][-1]
+    assert not clear.any()
+    grey = data.train.images[0]
+    assert torch.equal(grey[0], grey[1])
+
+
+def test_image_size_resizes(image_folder: ImageFolder) -> None:
+    data = load(image_folder(size=(40, 20)), image_size=16)
+    assert data.train.images.shape[-2:] == (16, 16)
+
+
+def test_decoding_happens_once(
+    image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = image_folder(mode="L"), tmp_path / "cache"
+
+    def from_cache() -> DataSet:
+        return load_data_set(str(folder), (), 32, 0.0, 0, cache)
+
+    first = from_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "decode_image", None)  # any decoding now fails
+        again = from_cache()
+    assert again.fingerprint() == first.fingerprint()
+    assert again.notes == first.notes
+    Image.new("RGB", (32, 32), "white").save(folder / "train" / "cat" / "0.png")
+    assert from_cache().fingerprint() != first.fingerprint()
+    for file in cache.iterdir():
+        file.write_bytes(b"damaged")
+    assert from_cache().classes == first.classes
+
+
+def test_hidden_files_are_no_classes(image_folder: ImageFolder) -> None:
+    folder = image_folder()
+    for extra in (folder / "train" / ".hidden", folder / "__MACOSX" / "cat"):
+        extra.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(extra / "x.png")
+    (folder / "train" / "cat" / ".DS_Store").write_bytes(b"x")
+    (folder / "train" / "notes.txt").write_text("x")
+    assert load(folder).classes == ("cat", "dog")
+
+
+def test_statistics_are_those_of_the_training_pixels(data: DataSet) -> None:
+    mean, std = channel_statistics(data.train)
+    pixels = data.train.images[:, 1].double() / 255
+    assert mean[1] == pytest.approx(pixels.mean().item())
+    assert std[1] == pytest.approx(pixels.std(correction=0).item())
+
+
+def test_augmentation_is_the_data_sets_own_unless_chosen() -> None:
+    assert augmentation("shapes", None) == ()
+    assert augmentation("some/folder", None) == ("crop",)
+    assert augmentation("some/folder", ()) == ()
+    assert augmentation("shapes", ("flip",)) == ("flip",)
+
+
+def test_a_test_class_that_is_not_trained_is_refused(image_folder: ImageFolder) -> None:
+    folder = image_folder()
+    shutil.copytree(folder / "test" / "cat", folder / "test" / "cow")
+    with pytest.raises(DataError, match="class 'cow' is in test but not in train"):
+        load(folder)

@@ -1,0 +1,244 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cartl_cli.core.attacks.pgd import (
+    Budget,
+    Objective,
+    attack,
+    correct,
+    counted_start,
+    perturb,
+    predict,
+    uniform_start,
+)
+from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.evaluation import robustness
+from cartl_cli.core.losses import cross_entropy, margin
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for
+from cartl_cli.core.runs import Run, read_model
+
+CPU = torch.device("cpu")
+EPS = 8 / 255
+BUDGET = Budget(EPS, EPS / 4, 10)
+
+
+def start(images: Tensor, eps: float = EPS) -> Tensor:
+    return uniform_start(images, eps, torch.Generator().manual_seed(0))
+
+
+class Linear(nn.Module):
+    """z = Wx + b on flattened pixels: its worst case is known in closed form."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T + self.bias
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+@pytest.mark.parametrize("to_the_end", [True, False])
+def test_attack_stays_in_the_ball_and_in_the_pixel_range(
+    model: BlockModel, images: Tensor, labels: Tensor, objective: Objective, to_the_end: bool
+) -> None:
+    images = torch.cat([images[:4].round(), images[4:]])  # pixels on both ends of the range
+    outcome = attack(model, images, labels, start(images), BUDGET, objective, to_the_end)
+    delta = outcome.adversarial - images
+    assert delta.abs().max() <= EPS + 1e-6
+    assert delta.abs().flatten(1).amax(1).min() > 0.9 * EPS  # the budget is used
+    assert outcome.adversarial.min() >= 0
+    assert outcome.adversarial.max() <= 1
+
+
+def test_training_attack_stays_in_the_ball_and_raises_the_loss(
+    model: BlockModel, images: Tensor
+) -> None:
+    model.eval()
+    labels = predict(model, images).argmax(1)
+    adversarial = perturb(model, images, labels, start(images), BUDGET)
+    assert (adversarial - images).abs().max() <= EPS + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    before = cross_entropy(predict(model, start(images)), labels)
+    after = cross_entropy(predict(model, adversarial), labels)
+    assert (after > before).all()
+
+
+def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None:
+    measured = robustness(
+        model,
+        data.evaluation,
+        Budget(0.0, 0.0, 3),
+        ("ce", "margin"),
+        restarts=2,
+        seed=0,
+        batch_size=5,
+        autocast=autocast_for(CPU, "fp32"),
+        report=lambda count: None,
+    )
+    assert torch.equal(measured.worst, measured.clean)
+    assert torch.equal(measured.standing_last, measured.clean)
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+def test_attack_equals_the_closed_form_on_a_linear_model(objective: Objective) -> None:
+    draws = torch.Generator().manual_seed(3)
+    weight = torch.randn(2, 3 * 8 * 8, generator=draws)
+    model = Linear(weight, torch.tensor([0.3, -0.2])).eval()
+    images = 0.3 + 0.4 * torch.rand(200, 3, 8, 8, generator=draws)  # the box [0, 1] is inactive
+    labels = predict(model, images).argmax(1)
+    eps = 0.02
+    outcome = attack(
+        model, images, labels, start(images, eps), Budget(eps, eps / 4, 12), objective, True
+    )
+    # worst logit difference: (w_j − w_y)·x + b_j − b_y + ε‖w_j − w_y‖₁
+    clean_margin = margin(predict(model, images), labels)
+    worst = clean_margin + eps * (weight[0] - weight[1]).abs().sum()
+    assert 20 < int((worst > 0).sum()) < 180
+    assert torch.equal(outcome.fallen, worst > 0)
+    assert torch.equal(outcome.fallen_last, worst > 0)
+    standing = ~outcome.fallen
+    reached = margin(predict(model, outcome.adversarial[standing]), labels[standing])
+    assert torch.allclose(reached, worst[standing], atol=1e-3)
+
+
+class Blinking(nn.Module):
+    """Wrong only while the mean pixel lies in a narrow band that the attack passes through."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = images.flatten(1).mean(1)
+        other = 1 + level + 10 * ((level - 0.52).abs() < 0.004).float()
+        return torch.stack([torch.full_like(level, 5.0), other], dim=1)
+
+
+def test_any_wrong_iterate_counts_and_the_last_is_reported_beside_it() -> None:
+    images, labels = torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    outcome = attack(
+        Blinking(), images, labels, images.clone(), Budget(0.05, 0.005, 10), margin, True
+    )
+    assert outcome.fallen.all()
+    assert not outcome.fallen_last.any()
+    assert not correct(predict(Blinking(), outcome.adversarial), labels).any()
+
+
+def test_a_fallen_image_is_not_attacked_again(images: Tensor) -> None:
+    seen = []
+
+    class Counting(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            if batch.requires_grad:
+                seen.append(len(batch))
+            level = batch.flatten(1).mean(1) - images.flatten(1).mean(1)[:1]
+            return torch.stack([-level, level], dim=1)
+
+    same = images[:1].repeat(4, 1, 1, 1)
+    same[1:] -= torch.tensor([0.01, 0.02, 0.03])[:, None, None, None]
+    labels = torch.zeros(4, dtype=torch.int64)
+    outcome = attack(Counting(), same, labels, same.clone(), Budget(0.05, 0.005, 10), margin, False)
+    assert outcome.fallen.all()
+    assert seen[0] == 4
+    assert sorted(seen, reverse=True) == seen
+    assert seen[-1] < 4
+
+
+def test_a_logit_that_is_not_finite_counts_as_wrong() -> None:
+    logits = torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0], [1.0, 0.0]])
+    assert correct(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, False, True]
+
+
+def test_attacks_leave_the_model_as_they_found_it(
+    model: BlockModel, images: Tensor, labels: Tensor
+) -> None:
+    model.train()
+    model.blocks[0].eval()
+    flags = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    torch.manual_seed(5)
+    random_state = torch.get_rng_state()
+    perturb(model, images, labels, start(images), BUDGET)
+    attack(model, images, labels, start(images), BUDGET, cross_entropy, False)
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in state.items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_random_starts_are_drawn_per_image(images: Tensor) -> None:
+    whole = counted_start(images, EPS, 0, 0, torch.arange(8))
+    parts = [
+        counted_start(images[i : i + 3], EPS, 0, 0, torch.arange(8)[i : i + 3]) for i in (0, 3, 6)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, counted_start(images, EPS, 0, 1, torch.arange(8)))
+    assert not torch.equal(whole, counted_start(images, EPS, 1, 0, torch.arange(8)))
+
+
+def measured_split(source: Run) -> Split:
+    from cartl_cli.core.data.shapes import shapes
+
+    data = shapes()
+    chosen = (data.evaluation.labels[:, None] == torch.tensor([0, 1, 3])).any(1)
+    part = data.evaluation.take(chosen.nonzero().squeeze(1))
+    labels = part.labels.clone()
+    labels[labels == 3] = 2
+    return Split(part.images, labels)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_verdicts_do_not_depend_on_the_batch_size(source: Run, restarts: int) -> None:
+    model, split = read_model(source), measured_split(source)
+    verdicts = [
+        robustness(
+            model,
+            split,
+            Budget(EPS / 2, EPS / 8, 5),
+            ("ce", "margin"),
+            restarts,
+            seed=0,
+            batch_size=batch_size,
+            autocast=autocast_for(CPU, "fp32"),
+            report=lambda count: None,
+        )
+        for batch_size in (7, 64, 150)
+    ]
+    for other in verdicts[1:]:
+        assert torch.equal(other.clean, verdicts[0].clean)
+        assert torch.equal(other.worst, verdicts[0].worst)
+        assert torch.equal(other.standing_last, verdicts[0].standing_last)
+    fallen = verdicts[0].clean & ~verdicts[0].worst
+    assert fallen.any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
+    import foolbox
+
+    model, split = read_model(source), measured_split(source)
+    images = split.images.float() / 255
+    eps, steps = 3 / 255, 20
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    theirs = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=True)
+    torch.manual_seed(0)
+    _, clipped, _ = theirs(wrapped, images, split.labels, epsilons=eps)
+    foolbox_accuracy = correct(predict(model, clipped), split.labels).float().mean().item()
+    ours = robustness(
+        model,
+        split,
+        Budget(eps, eps / 4, steps),
+        ("ce",),
+        restarts=1,
+        seed=0,
+        batch_size=64,
+        autocast=autocast_for(CPU, "fp32"),
+        report=lambda count: None,
+    )
+    clean = ours.clean.float().mean().item()
+    last = ours.standing_last.float().mean().item()
+    assert last < clean - 0.05  # the attack did something
+    assert abs(last - foolbox_accuracy) <= 0.0101

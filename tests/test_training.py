@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cartl_cli.core.config import PretrainConfig, TransferConfig, configure
+from cartl_cli.core.data.batches import augmented, batches_per_epoch, epoch_batches
+from cartl_cli.core.data.split import DataSet
+from cartl_cli.core.errors import DivergedError, UsageError
+from cartl_cli.core.models import build_model
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for
+from cartl_cli.core.attacks.pgd import Budget
+from cartl_cli.core.pretraining import adversarial_loss, natural_loss, training_budget
+from cartl_cli.core.randomness import generator, seeded
+from cartl_cli.core.training import (
+    Progress,
+    StepLoss,
+    count_steps,
+    fit,
+    learning_rate,
+    one_cycle,
+    ramp,
+)
+
+FP32 = autocast_for(torch.device("cpu"), "fp32")
+
+
+def test_step_schedule_is_the_papers() -> None:
+    config = configure(
+        PretrainConfig, {"schedule": "step", "epochs": 100, "lr": 0.1, "milestones": (40, 70, 90)}
+    )
+
+    def rate(epoch: float) -> float:
+        return learning_rate(config, round(epoch * 50), 50)
+
+    assert learning_rate(config, 0, 50) == pytest.approx(0.1 / 50)  # warm-up over epoch 1
+    assert rate(0.5) == pytest.approx(0.1 * 26 / 50)
+    assert [rate(e) for e in (1, 39.9, 40, 69, 70, 90, 99)] == pytest.approx(
+        [0.1, 0.1, 0.02, 0.02, 0.004, 0.0008, 0.0008]
+    )
+
+
+def test_one_cycle_rises_then_falls_to_nothing() -> None:
+    factors = [one_cycle(step, 100) for step in range(100)]
+    peak = factors.index(max(factors))
+    assert peak == 29
+    assert 0.97 < max(factors) <= 1
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert 0 < factors[-1] < 0.02
+
+
+def test_eps_grows_over_the_warm_up() -> None:
+    assert ramp(0, 100, 0.0) == 1
+    assert [ramp(step, 100, 0.4) for step in (0, 19, 39, 99)] == [0.025, 0.5, 1.0, 1.0]
+
+
+def test_the_training_attack_walks_as_far_as_eps_has_grown() -> None:
+    config = PretrainConfig()
+    assert training_budget(config, 1.0) == Budget(8 / 255, pytest.approx(2 / 255), 7)
+    for grown in (0.001, 0.1, 0.5, 0.9):
+        budget = training_budget(config, grown)
+        assert budget.eps == pytest.approx(grown * 8 / 255)
+        assert budget.step_size * budget.steps == pytest.approx(grown * 14 / 255)
+        assert budget.step_size <= 2 / 255 + 1e-9
+    assert [training_budget(config, g).steps for g in (0.001, 0.5, 0.9)] == [1, 4, 7]
+
+
+def test_an_epoch_uses_every_image_once_in_an_order_of_its_own(data: DataSet) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = epoch_batches(data.train, 8, (), seed, epoch)
+        pixels = torch.cat([images for images, _ in batches])
+        known = {
+            tuple(image.flatten().tolist()): i for i, image in enumerate(data.train.images / 255)
+        }
+        return [known[tuple(image.flatten().tolist())] for image in pixels]
+
+    assert sorted(order(0, 0)) == list(range(30))
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_a_last_batch_of_one_image_is_left_out() -> None:
+    assert [batches_per_epoch(n, 8) for n in (8, 9, 10, 16)] == [1, 1, 2, 2]
+
+
+def test_augmentation_moves_flips_and_turns(images: Tensor) -> None:
+    draws = generator(0, "test")
+    cropped = augmented(images, ("crop",), draws)
+    assert cropped.shape == images.shape
+    # every crop is the image moved by at most 4 pixels: its centre is somewhere in the original
+    for image, moved in zip(images, cropped, strict=True):
+        places = [
+            torch.equal(moved[:, 8:24, 8:24], image[:, y : y + 16, x : x + 16])
+            for y in range(4, 13)
+            for x in range(4, 13)
+        ]
+        assert sum(places) == 1
+    flipped = augmented(images, ("flip",), generator(0, "flip"))
+    kinds = [
+        (torch.equal(after, before), torch.equal(after, before.flip(2)))
+        for before, after in zip(images, flipped, strict=True)
+    ]
+    assert set(kinds) == {(True, False), (False, True)}
+    disk = torch.zeros(4, 3, 32, 32)
+    disk[:, :, 12:20, 12:20] = 1.0
+    turned = augmented(disk, ("rotate",), generator(0, "turn"))
+    assert not torch.allclose(turned, disk)
+    assert torch.allclose(turned.sum((1, 2, 3)), disk.sum((1, 2, 3)), rtol=0.03)
+    assert torch.equal(augmented(images, (), draws), images)
+
+
+def test_the_same_seed_gives_the_same_weights_byte_for_byte(data: DataSet) -> None:
+    def trained(seed: int) -> dict[str, Tensor]:
+        config = configure(
+            PretrainConfig,
+            {"arch": "wrn-10-1", "k": 3, "fdm_lambda": 0.01, "epochs": 2, "batch_size": 8}
+            | {"pgd_steps": 2, "seed": seed},
+        )
+        with seeded(seed, "source weights"):
+            model = build_model(config.arch, 3).train()
+        steps = count_steps(config, len(data.train))
+        loss = adversarial_loss(model, config, steps)
+        fit(model, data.train, config, ("crop",), loss, lambda p: None, FP32)
+        return model.state_dict()
+
+    first, again, other = trained(0), trained(0), trained(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["blocks.0.conv1.weight"], other["blocks.0.conv1.weight"])
+
+
+def test_fdm_adds_lambda_times_the_distance_of_two_separate_passes(
+    model: BlockModel, images: Tensor, labels: Tensor
+) -> None:
+    """The loss of a step is recomputed here from its definition, Eq. 4 + Eq. 10."""
+    from cartl_cli.core.attacks.pgd import perturb, uniform_start
+    from cartl_cli.core.losses import feature_distance
+
+    config = configure(
+        PretrainConfig,
+        {"arch": "wrn-10-1", "k": 3, "fdm_lambda": 0.5, "pgd_steps": 2, "eps_warmup": 0},
+    )
+    model.train()
+    loss = adversarial_loss(model, config, 10)(images, labels, 4).loss.item()
+    start = uniform_start(images, config.eps, generator(config.seed, "training attack", 4))
+    adversarial = perturb(model, images, labels, start, Budget(config.eps, config.eps / 4, 2))
+    distance = feature_distance(model.features(images, 2), model.features(adversarial, 2))
+    natural = torch.nn.functional.cross_entropy(model(adversarial), labels)
+    assert loss == pytest.approx((natural + 0.5 * distance).item(), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
+    model: BlockModel, data: DataSet
+) -> None:
+    before = {n: p.clone() for n, p in model.named_parameters()}
+
+    def broken(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+        return StepLoss(model(images).sum() * float("nan"), {})
+
+    with pytest.raises(DivergedError, match="not finite at step 1"):
+        fit(model, data.train, TransferConfig(batch_size=8), (), broken, lambda p: None, FP32)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data: DataSet) -> None:
+    seen: list[Progress] = []
+    config = TransferConfig(epochs=2, batch_size=8)
+    fit(model, data.train, config, (), natural_loss(model), seen.append, FP32)
+    assert [p.step for p in seen] == list(range(1, 9))
+    assert [p.epoch_ended for p in seen] == [False, False, False, True] * 2
+    assert seen[-1].total_steps == 8
+    assert 0 <= seen[-1].accuracy["clean"] <= 1
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--batch-size: 64 is larger than the 30 training images"):
+        count_steps(TransferConfig(), 30)
+
+
+def test_seeded_leaves_the_global_random_state(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with seeded(0, "anything"):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(0, "anything"):
+        assert torch.equal(torch.rand(3), first)
