@@ -36,8 +36,7 @@ def test_json_prints_one_object_with_the_promised_keys(cartl: Command, runs_dir:
     done = cartl("attack", "target", "--pgd-steps", "2", "--limit", "30", "--json", *where)
     attacked = json.loads(done.out)
     assert attacked.keys() >= set(
-        "run n eps steps restarts clean_accuracy robust_accuracy robust_accuracy_ce "
-        "robust_accuracy_margin final_iterate_accuracy interval seconds".split()
+        ["run", "n", "eps", "steps", "restarts", "clean_accuracy", "robust_accuracy", "robust_accuracy_ce", "robust_accuracy_margin", "final_iterate_accuracy", "interval", "seconds"]
     )
     assert attacked["n"] == 30
     assert 0 <= attacked["robust_accuracy"] <= attacked["clean_accuracy"] <= 1
@@ -51,11 +50,11 @@ def test_json_prints_one_object_with_the_promised_keys(cartl: Command, runs_dir:
 
     done = cartl("pretrain", "--json", *TINY_PRETRAIN.split())
     pretrained = json.loads(done.out)
-    assert pretrained.keys() >= set("run arch k clean_accuracy robust_accuracy seconds".split())
+    assert pretrained.keys() >= set(["run", "arch", "k", "clean_accuracy", "robust_accuracy", "seconds"])
     done = cartl("transfer", "--json", *TINY_TRANSFER.split())
     transferred = json.loads(done.out)
     assert transferred.keys() >= set(
-        "run source k neft_beta freeze_bn clean_accuracy seconds".split()
+        ["run", "source", "k", "neft_beta", "freeze_bn", "clean_accuracy", "seconds"]
     )
     assert (transferred["neft_beta"], transferred["freeze_bn"]) == (None, "all")
 

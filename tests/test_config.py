@@ -32,7 +32,7 @@ def test_the_paper_preset_has_the_official_settings() -> None:
 
 def test_a_later_layer_overrides_an_earlier_one() -> None:
     config = configure(PretrainConfig, {"lr": 0.3, "epochs": 3}, {"lr": "0.2"})
-    assert (config.lr, config.epochs, config.batch_size) == (0.2, 3, 64)
+    assert (config.lr, config.epochs, config.momentum) == (0.2, 3, 0.9)
 
 
 @pytest.mark.parametrize("config_type", TYPES.values())

@@ -16,8 +16,8 @@ from cartl_cli.core.errors import DataError, UsageError
 
 ImageFolder = Callable[..., Path]
 
-SHAPES = "0"
-SHAPES_TARGET = "0"
+SHAPES = "7e167987ff6ff3ab1a37ba8e66b17fb11b57fefa043266ef94c72d444e827199"
+SHAPES_TARGET = "1dc9c0d00e30b34adfd9c19a2fe7873f42d6dd387bd702e85218694758a05b17"
 
 
 def load(path: Path, classes: tuple[str, ...] = (), **changes: float) -> DataSet:

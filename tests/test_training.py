@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.config import PretrainConfig, TransferConfig, configure
 from cartl_cli.core.data.batches import augmented, batches_per_epoch, epoch_batches
 from cartl_cli.core.data.split import DataSet
@@ -11,7 +12,6 @@ from cartl_cli.core.errors import DivergedError, UsageError
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.pretraining import adversarial_loss, natural_loss, training_budget
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.training import (

@@ -129,9 +129,9 @@ class PretrainConfig(BaseModel):
     eps_warmup: Annotated[
         Number,
         Field(ge=0, le=1, description="Part of training over which eps grows from 0."),
-    ] = 0.4
-    epochs: Epochs = 8
-    batch_size: BatchSize = 64
+    ] = 0.5
+    epochs: Epochs = 5
+    batch_size: BatchSize = 32
     lr: LearningRate = 0.1
     momentum: Momentum = 0.9
     weight_decay: WeightDecay = 5e-4
@@ -194,7 +194,7 @@ class TransferConfig(BaseModel):
     ] = None
     epochs: Epochs = 80
     batch_size: BatchSize = 64
-    lr: LearningRate = 0.1
+    lr: LearningRate = 0.025
     momentum: Momentum = 0.9
     weight_decay: WeightDecay = 5e-4
     schedule: Schedule = "onecycle"
