@@ -1,7 +1,7 @@
 """What CARTL gains over plain fine-tuning, on the built-in data: the demo and its benchmark.
 
     python -m benchmarks.gain                    one seed: `make demo`
-    python -m benchmarks.gain --seeds 0 1 2      the figures of the README
+    python -m benchmarks.gain --seeds 0 1 2      the table of the README
 
 For each seed: two source models (plain adversarial training, and with FDM), a vanilla and a CARTL
 target at k = 6, and PGD-100 under both losses on each. Every step is a `cartl` command, shown as it
@@ -9,20 +9,16 @@ runs, and can be repeated by hand.
 """
 
 import argparse
-import json
-import platform
 import resource
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.commands import cartl, machine
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
 METHODS = ("vanilla", "CARTL")
@@ -32,19 +28,6 @@ COLUMNS = {
     "PGD-100 margin": "robust_accuracy_margin",
     "worst of both": "robust_accuracy",
 }
-
-progress = Console(stderr=True, highlight=False)
-
-
-def cartl(*arguments: object) -> dict[str, Any]:
-    """Run one command and return what it prints as JSON; its own run is used if it is there."""
-    command = [str(argument) for argument in arguments]
-    progress.print(f"$ cartl {shlex.join(command)}", style="bold", markup=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "cartl_cli", *command, "--json"], stdout=subprocess.PIPE, check=True
-    )
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def compare(seed: int, runs_dir: Path) -> dict[str, dict[str, Any]]:
@@ -63,11 +46,11 @@ def compare(seed: int, runs_dir: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def table(results: list[dict[str, dict[str, Any]]], seeds: list[int]) -> Table:
+def table(results: list[dict[str, dict[str, Any]]], seeds: list[int], what: str) -> Table:
     """Methods as rows, accuracies in percent as columns, and the difference."""
     n = results[0][METHODS[0]]["n"]
     shown = Table(
-        title=f"shapes → shapes-target, WRN-16-1, k = {K}: what CARTL gains",
+        title=f"{what}, k = {K}: what CARTL gains",
         caption=f"{n} test images, eps 8/255, step 2/255, mean of seeds "
         f"{', '.join(map(str, seeds))}; robust accuracies are upper bounds under this attack",
     )
@@ -100,11 +83,8 @@ def main() -> None:
     results = [compare(seed, options.runs_dir) for seed in options.seeds]
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     console = Console(width=100, highlight=False)
-    console.print(table(results, options.seeds))
-    console.print(
-        f"{time.monotonic() - began:.0f} s in all, {memory:.1f} GiB at most; {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    console.print(table(results, options.seeds, "shapes → shapes-target, WRN-16-1"))
+    console.print(f"{time.monotonic() - began:.0f} s in all, {memory:.1f} GiB at most; {machine()}")
     console.print(f"runs, models and results: {options.runs_dir}/")
     for result in results[-1].values():
         console.print(f"  {result['file']}")

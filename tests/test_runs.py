@@ -22,6 +22,8 @@ from cartl_cli.core.runs import (
 )
 from tests.conftest import Command
 
+UNFINISHED = {"status": "running", "weights": None, "results": None}
+
 
 def test_a_manifest_survives_the_round_trip(source: Run) -> None:
     again = Manifest.model_validate_json(source.manifest.model_dump_json())
@@ -81,7 +83,7 @@ def test_only_finished_runs_are_newest(runs_dir: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_rise_and_names_are_taken_once(source: Run, tmp_path: Path) -> None:
-    draft = source.manifest.model_copy(update={"weights": None, "results": None})
+    draft = source.manifest.model_copy(update=UNFINISHED)
     for expected in ("001-pretrain", "002-pretrain"):
         with new_run(tmp_path, None, draft) as run:
             assert run.name == expected
@@ -110,14 +112,14 @@ def fail_in_run(runs: Path, draft: Manifest, error: BaseException) -> None:
 def test_a_run_that_ends_badly_says_so(
     source: Run, tmp_path: Path, error: BaseException, status: str
 ) -> None:
-    draft = source.manifest.model_copy(update={"weights": None, "results": None})
+    draft = source.manifest.model_copy(update=UNFINISHED)
     with pytest.raises(type(error)):
         fail_in_run(tmp_path, draft, error)
     assert read_run(tmp_path / "bad").manifest.status == status
 
 
 def test_a_running_run_is_locked(source: Run, tmp_path: Path) -> None:
-    draft = source.manifest.model_copy(update={"weights": None, "results": None})
+    draft = source.manifest.model_copy(update=UNFINISHED)
     with (
         new_run(tmp_path, "busy", draft),
         pytest.raises(RunError, match="in use"),

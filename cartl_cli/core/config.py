@@ -125,14 +125,14 @@ class PretrainConfig(BaseModel):
     ] = 0.0
     eps: Eps = 8 / 255
     step_size: StepSize = None
-    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the training attack.")] = 7
+    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the training attack.")] = 5
     eps_warmup: Annotated[
         Number,
         Field(ge=0, le=1, description="Part of training over which eps grows from 0."),
     ] = 0.5
-    epochs: Epochs = 5
-    batch_size: BatchSize = 32
-    lr: LearningRate = 0.1
+    epochs: Epochs = 6
+    batch_size: BatchSize = 64
+    lr: LearningRate = 0.2
     momentum: Momentum = 0.9
     weight_decay: WeightDecay = 5e-4
     schedule: Schedule = "onecycle"
@@ -192,9 +192,9 @@ class TransferConfig(BaseModel):
         FreezeBatchNorm | None,
         Field(description="Batch norm kept as it is (default: affine with NEFT, all without)."),
     ] = None
-    epochs: Epochs = 80
+    epochs: Epochs = 60
     batch_size: BatchSize = 64
-    lr: LearningRate = 0.025
+    lr: LearningRate = 0.03
     momentum: Momentum = 0.9
     weight_decay: WeightDecay = 5e-4
     schedule: Schedule = "onecycle"

@@ -30,6 +30,7 @@ class Progress:
     """Where training stands after a step. Means are over the epoch so far; accuracies 0..1."""
 
     epoch: int
+    epochs: int
     step: int
     total_steps: int
     epoch_ended: bool
@@ -126,6 +127,7 @@ def fit(
             report(
                 Progress(
                     epoch=epoch + 1,
+                    epochs=config.epochs,
                     step=step,
                     total_steps=total_steps,
                     epoch_ended=step % steps_per_epoch == 0,

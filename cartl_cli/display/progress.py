@@ -32,16 +32,15 @@ def training_progress() -> Iterator[Callable[["Training"], None]]:
             for name, accuracy in step.accuracy.items():
                 numbers += f"  {name} {100 * accuracy:.1f} %"
             numbers += f"  {step.images_per_second:,.0f} images/s"
-            epochs = step.total_steps // (step.step // step.epoch) if step.epoch_ended else 0
             bar.update(
                 task,
                 total=step.total_steps,
                 completed=step.step,
-                description=f"epoch {step.epoch}",
+                description=f"epoch {step.epoch}/{step.epochs}",
                 numbers=numbers,
             )
             if step.epoch_ended and not console.is_terminal:
-                say(f"epoch {step.epoch}/{epochs}  {numbers}")
+                say(f"epoch {step.epoch}/{step.epochs}  {numbers}")
 
         yield report
 

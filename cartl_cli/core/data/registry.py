@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
+from cartl_cli.core.config import BUILT_IN_DATA
 from cartl_cli.core.data.folders import image_folder
 from cartl_cli.core.data.shapes import shapes, shapes_target
 from cartl_cli.core.data.split import DataSet, Split, choose_classes
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.randomness import generator
 
-BUILT_IN = {"shapes": shapes, "shapes-target": shapes_target}
+BUILT_IN = dict(zip(BUILT_IN_DATA, (shapes, shapes_target), strict=True))
 AUGMENTATION: dict[str, tuple[str, ...]] = {"shapes": (), "shapes-target": ()}
 FOLDER_AUGMENTATION = ("crop",)
 DEFAULT_HELD_OUT = 0.1
@@ -37,13 +38,14 @@ def load_data_set(
             raise UsageError(f"--image-size: {name} is drawn at 32 pixels, got {image_size}")
     elif Path(name).exists():
         data = image_folder(Path(name), classes, image_size, cache_dir)
+    elif len(Path(name).parts) > 1 or name.endswith(".zip"):
+        raise UsageError(f"--dataset: no image folder or .zip at {name!r}")
     else:
         close = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        known = ", ".join(BUILT_IN)
         raise UsageError(
-            f"--dataset: unknown data set {name!r}{hint} Known: {known}, or the path of an image "
-            "folder or .zip"
+            f"--dataset: unknown data set {name!r}{hint}; known: {', '.join(BUILT_IN)}, or the "
+            "path of an image folder or .zip"
         )
     if len(data.classes) < 2:
         raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}")

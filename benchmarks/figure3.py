@@ -1,0 +1,73 @@
+"""Figure 3 of the paper on the built-in data: accuracy and robustness against k.
+
+    python -m benchmarks.figure3                 writes docs/figures/figure3.{png,svg,json}
+
+One plain adversarially trained source model, vanilla transfer of its last k = 1..L blocks, PGD-100
+under both losses on each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.commands import cartl, machine
+
+BLOCKS = 8  # wrn-16-1
+
+
+def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
+    """The attack's result for every k."""
+    common = ["--seed", seed, "--runs-dir", runs_dir]
+    cartl("pretrain", *common, "--name", "source")
+    results = []
+    for k in range(1, BLOCKS + 1):
+        cartl("transfer", "--source", "source", "--k", k, *common, "--name", f"k{k}")
+        results.append({"k": k, **cartl("attack", f"k{k}", "--pgd-steps", 100, *common)})
+    return results
+
+
+def plot(results: list[dict[str, Any]], conditions: str) -> Figure:
+    """Clean and robust accuracy in percent against k."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    ks = [result["k"] for result in results]
+    for key, label, style in (
+        ("clean_accuracy", "clean", "o-"),
+        ("robust_accuracy_ce", "PGD-100, cross-entropy", "s-"),
+        ("robust_accuracy", "PGD-100, worst of both losses", "^--"),
+    ):
+        axes.plot(ks, [100 * result[key] for result in results], style, label=label)
+    low = [100 * (result["robust_accuracy"] - result["interval"][0]) for result in results]
+    high = [100 * (result["interval"][1] - result["robust_accuracy"]) for result in results]
+    worst = [100 * result["robust_accuracy"] for result in results]
+    axes.errorbar(ks, worst, yerr=[low, high], fmt="none", ecolor="C2", capsize=3, alpha=0.6)
+    axes.set(xlabel="k: blocks tuned, counted from the end", ylabel="accuracy, %", ylim=(0, 100))
+    axes.set_title(f"Vanilla transfer, shapes → shapes-target\n{conditions}", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center right")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs-dir", type=Path, default=Path("figure3-runs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
+    options = parser.parse_args()
+    results = measure(options.runs_dir, options.seed)
+    mpl.rcParams["svg.hashsalt"] = "cartl"  # the same picture gives the same file
+    n = results[0]["n"]
+    figure = plot(results, f"WRN-16-1, eps 8/255, n = {n}, seed {options.seed}, 95 % intervals")
+    for ending in ("png", "svg"):
+        metadata = {"Date": None} if ending == "svg" else None
+        figure.savefig(options.out / f"figure3.{ending}", dpi=150, metadata=metadata)
+    stored = {"machine": machine(), "results": results}
+    (options.out / "figure3.json").write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Your own images, for example: the even-numbered traffic signs to the odd-numbered ones.
+
+    python -m benchmarks.signs gtsrb.zip         the table of docs/own-images.md
+
+Source: WRN-16-2 on half of the classes. Target: the other half, vanilla and CARTL at k = 6.
+"""
+
+import argparse
+import zipfile
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.commands import cartl, machine
+from benchmarks.gain import METHODS, table
+
+K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path, help="a zip of train/<class>/… and test/<class>/…")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--runs-dir", type=Path, default=Path("signs-runs"))
+    options = parser.parse_args()
+    with zipfile.ZipFile(options.archive) as archive:
+        parts = [Path(name).parts for name in archive.namelist()]
+    classes = sorted({part[-2] for part in parts if len(part) >= 3 and "train" in part})
+    even, odd = ",".join(classes[::2]), ",".join(classes[1::2])
+    common = ["--runs-dir", options.runs_dir]
+    source = ["--dataset", options.archive, "--classes", even, "--arch", "wrn-16-2", "--k", K]
+    target = ["--dataset", options.archive, "--classes", odd, "--k", K, "--epochs", 20]
+    sources = [
+        cartl("pretrain", *source, "--epochs", options.epochs, *more, *common)
+        for more in ([], ["--fdm-lambda", FDM_LAMBDA])
+    ]
+    neft = ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"]
+    results = {}
+    for method, run, more in zip(METHODS, sources, ([], neft), strict=True):
+        done = cartl("transfer", "--source", run["run"], *target, *more, *common)
+        results[method] = cartl("attack", done["run"], "--pgd-steps", 100, *common)
+    console = Console(width=100, highlight=False)
+    console.print(table([results], [0], "traffic signs, even → odd classes, WRN-16-2"))
+    console.print(machine())
+
+
+if __name__ == "__main__":
+    main()
