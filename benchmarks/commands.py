@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ def cartl(*arguments: object) -> dict[str, Any]:
         sys.exit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def finished(runs_dir: Path, name: str) -> bool:
+    """Whether a run of this name is there and complete."""
+    path = runs_dir / name / "manifest.json"
+    return path.exists() and json.loads(path.read_text())["status"] == "completed"
 
 
 def machine() -> str:

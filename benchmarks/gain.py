@@ -5,7 +5,7 @@
 
 For each seed: two source models (plain adversarial training, and with FDM), a vanilla and a CARTL
 target at k = 6, and PGD-100 under both losses on each. Every step is a `cartl` command, shown as it
-runs, and can be repeated by hand.
+runs, and can be repeated by hand. A finished run in the folder is used again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import cartl, machine
+from benchmarks.commands import cartl, finished, machine
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
 METHODS = ("vanilla", "CARTL")
@@ -34,12 +34,16 @@ def compare(seed: int, runs_dir: Path) -> dict[str, dict[str, Any]]:
     """The attack's result for each method, from pre-training to the end."""
     common = ["--seed", seed, "--runs-dir", runs_dir]
     plain, fdm = f"source-at-{seed}", f"source-fdm-{seed}"
-    cartl("pretrain", "--k", K, *common, "--name", plain)
-    cartl("pretrain", "--fdm-lambda", FDM_LAMBDA, "--k", K, *common, "--name", fdm)
     vanilla, tuned = f"vanilla-{seed}", f"cartl-{seed}"
-    cartl("transfer", "--source", plain, "--k", K, *common, "--name", vanilla)
     neft = ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"]
-    cartl("transfer", "--source", fdm, "--k", K, *neft, *common, "--name", tuned)
+    for name, command in {
+        plain: ["pretrain", "--k", K],
+        fdm: ["pretrain", "--fdm-lambda", FDM_LAMBDA, "--k", K],
+        vanilla: ["transfer", "--source", plain, "--k", K],
+        tuned: ["transfer", "--source", fdm, "--k", K, *neft],
+    }.items():
+        if not finished(runs_dir, name):
+            cartl(*command, *common, "--name", name)
     return {
         method: cartl("attack", name, "--pgd-steps", 100, *common)
         for method, name in zip(METHODS, (vanilla, tuned), strict=True)
@@ -77,8 +81,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs-dir", type=Path, default=Path("demo-runs"))
     options = parser.parse_args()
-    if options.runs_dir.exists():
-        parser.error(f"{options.runs_dir} exists already; remove it or give another --runs-dir")
     began = time.monotonic()
     results = [compare(seed, options.runs_dir) for seed in options.seeds]
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
