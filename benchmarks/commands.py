@@ -34,6 +34,14 @@ def finished(runs_dir: Path, name: str) -> bool:
     return path.exists() and json.loads(path.read_text())["status"] == "completed"
 
 
+def attacked(runs_dir: Path, name: str, *arguments: object) -> dict[str, Any]:
+    """The result of the first attack on a run, which is made now if it is not there."""
+    path = runs_dir / name / "attack-001.json"
+    if path.exists():
+        return {"file": str(path), **json.loads(path.read_text())}
+    return cartl("attack", name, *arguments)
+
+
 def machine() -> str:
     """Hardware and versions, for beside a figure."""
     return (

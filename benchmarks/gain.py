@@ -1,15 +1,17 @@
 """What CARTL gains over plain fine-tuning, on the built-in data: the demo and its benchmark.
 
-    python -m benchmarks.gain                    one seed: `make demo`
-    python -m benchmarks.gain --seeds 0 1 2      the table of the README
+    python -m benchmarks.gain                                        one seed: `make demo`
+    python -m benchmarks.gain --seeds 0 1 2 --same-batch-norm        the table of the README
 
-For each seed: two source models (plain adversarial training, and with FDM), a vanilla and a CARTL
-target at k = 6, and PGD-100 under both losses on each. Every step is a `cartl` command, shown as it
-runs, and can be repeated by hand. A finished run in the folder is used again.
+For each seed: two source models (plain adversarial training, and with FDM), a vanilla target from
+the first and a CARTL target (λ 0.005, β 0.4, affine) from the second at k = 6, and PGD-100 under
+both losses on each. Every step is a `cartl` command, shown as it runs, and can be repeated by hand.
+A finished run in the folder is used again.
 """
 
 import argparse
 import resource
+import shutil
 import time
 from pathlib import Path
 from statistics import mean
@@ -18,10 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import cartl, finished, machine
+from benchmarks.commands import attacked, cartl, finished, machine
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
-METHODS = ("vanilla", "CARTL")
+METHODS = {
+    "vanilla": "vanilla",
+    "vanilla-affine": "vanilla, --freeze-bn affine",
+    "cartl": "CARTL",
+}
 COLUMNS = {
     "clean": "clean_accuracy",
     "PGD-100 cross-entropy": "robust_accuracy_ce",
@@ -30,49 +36,50 @@ COLUMNS = {
 }
 
 
-def compare(seed: int, runs_dir: Path) -> dict[str, dict[str, Any]]:
+def compare(seed: int, runs_dir: Path, methods: list[str]) -> dict[str, dict[str, Any]]:
     """The attack's result for each method, from pre-training to the end."""
     common = ["--seed", seed, "--runs-dir", runs_dir]
-    plain, fdm = f"source-at-{seed}", f"source-fdm-{seed}"
-    vanilla, tuned = f"vanilla-{seed}", f"cartl-{seed}"
+    at, fdm = f"source-at-{seed}", f"source-fdm-{seed}"
     neft = ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"]
-    for name, command in {
-        plain: ["pretrain", "--k", K],
+    commands = {
+        at: ["pretrain", "--k", K],
         fdm: ["pretrain", "--fdm-lambda", FDM_LAMBDA, "--k", K],
-        vanilla: ["transfer", "--source", plain, "--k", K],
-        tuned: ["transfer", "--source", fdm, "--k", K, *neft],
-    }.items():
+        f"vanilla-{seed}": ["transfer", "--source", at, "--k", K],
+        f"vanilla-affine-{seed}": ["transfer", "--source", at, "--k", K, "--freeze-bn", "affine"],
+        f"cartl-{seed}": ["transfer", "--source", fdm, "--k", K, *neft],
+    }
+    wanted = [f"{method}-{seed}" for method in methods]
+    for name in (at, fdm, *wanted):
         if not finished(runs_dir, name):
-            cartl(*command, *common, "--name", name)
+            shutil.rmtree(runs_dir / name, ignore_errors=True)  # what an interruption left
+            cartl(*commands[name], *common, "--name", name)
     return {
-        method: cartl("attack", name, "--pgd-steps", 100, *common)
-        for method, name in zip(METHODS, (vanilla, tuned), strict=True)
+        method: attacked(runs_dir, name, "--pgd-steps", 100, *common)
+        for method, name in zip(methods, wanted, strict=True)
     }
 
 
 def table(results: list[dict[str, dict[str, Any]]], seeds: list[int], what: str) -> Table:
-    """Methods as rows, accuracies in percent as columns, and the difference."""
-    n = results[0][METHODS[0]]["n"]
+    """Methods as rows, accuracies in percent as columns; CARTL's difference to each other row."""
+    methods = list(results[0])
     shown = Table(
         title=f"{what}, k = {K}: what CARTL gains",
-        caption=f"{n} test images, eps 8/255, step 2/255, mean of seeds "
+        caption=f"n = {results[0][methods[0]]['n']} test images, eps 8/255, step 2/255, seed "
         f"{', '.join(map(str, seeds))}; robust accuracies are upper bounds under this attack",
     )
     for heading in ("method", *COLUMNS):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     means = {
         method: [100 * mean(result[method][key] for result in results) for key in COLUMNS.values()]
-        for method in METHODS
+        for method in methods
     }
-    labels = {
-        "vanilla": "vanilla (AT source)",
-        "CARTL": f"CARTL (λ {FDM_LAMBDA}, β {NEFT_BETA}, affine)",
-    }
-    for method in METHODS:
-        shown.add_row(labels[method], *(f"{value:.1f} %" for value in means[method]))
-    differences = [b - a for a, b in zip(means["vanilla"], means["CARTL"], strict=True)]
+    for method in methods:
+        shown.add_row(METHODS[method], *(f"{value:.1f} %" for value in means[method]))
     shown.add_section()
-    shown.add_row("difference, points", *(f"{value:+.1f}" for value in differences))
+    for method in methods[:-1]:
+        differences = [b - a for a, b in zip(means[method], means["cartl"], strict=True)]
+        label = f"CARTL − {METHODS[method]}, points"
+        shown.add_row(label, *(f"{value:+.1f}" for value in differences))
     return shown
 
 
@@ -80,9 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs-dir", type=Path, default=Path("demo-runs"))
+    parser.add_argument(
+        "--same-batch-norm", action="store_true", help="add vanilla with CARTL's batch-norm case"
+    )
     options = parser.parse_args()
+    methods = [m for m in METHODS if m != "vanilla-affine" or options.same_batch_norm]
     began = time.monotonic()
-    results = [compare(seed, options.runs_dir) for seed in options.seeds]
+    results = [compare(seed, options.runs_dir, methods) for seed in options.seeds]
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     console = Console(width=100, highlight=False)
     console.print(table(results, options.seeds, "shapes → shapes-target, WRN-16-1"))

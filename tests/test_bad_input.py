@@ -282,11 +282,12 @@ def row(name: str, arguments: Arguments | Setup, code: int, says: str) -> Any:
 
 REFUSED = [
     *each("C01", ["--epss", "1"], 2, "no such option: --epss", "PTA"),
-    *each("C02", ["--ep", "1"], 2, "no such option: --ep", "PT"),
+    *each("C02", ["--ep", "1"], 2, "no such option: --ep", "PTA"),
     row("C03", ["atack"], 2, "no such command 'atack'"),
     *each("C05", ["--seed", "1", "--seed", "2"], 2, "--seed given twice", "PTA"),
     *each("C06", ["--seed"], 2, "option '--seed' requires an argument", "PTA"),
     row("C07-pretrain", [*PRETRAIN, "extra"], 2, "unexpected extra argument"),
+    row("C07-transfer", [*TRANSFER, "extra"], 2, "unexpected extra argument"),
     row("C07-attack", [*ATTACK, "target", "extra"], 2, "unexpected extra argument"),
     *each("C08", ["--epochs", "3.5"], 2, "--epochs: must be a whole number, got '3.5'", "PT"),
     *each("C08", ["--k", "1e3"], 2, "--k: must be a whole number, got '1e3'", "PT"),

@@ -35,8 +35,12 @@ DECODER = "1"  # part of the cache key: raise it when decoding changes
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or archive holds: every entry as path parts and a key that tells change."""
+    """What a folder or archive holds: every entry as path parts and a key that tells change.
 
+    ``origin`` tells apart two folders whose files have the same names, sizes and times.
+    """
+
+    origin: str
     entries: tuple[tuple[tuple[str, ...], str], ...]
     folders: tuple[tuple[str, ...], ...]
     read: Callable[[tuple[str, ...]], bytes]
@@ -74,7 +78,7 @@ def _list_folder(root: Path) -> Listing:
         except OSError as error:
             raise DataError(f"cannot read {'/'.join(parts)!r}: {error.strerror}") from None
 
-    return Listing(tuple(entries), tuple(folders), read)
+    return Listing(str(root.resolve()), tuple(entries), tuple(folders), read)
 
 
 def _list_zip(archive: zipfile.ZipFile) -> Listing:
@@ -92,7 +96,12 @@ def _list_zip(archive: zipfile.ZipFile) -> Listing:
         except (zipfile.BadZipFile, RuntimeError, OSError) as error:
             raise DataError(f"cannot read {'/'.join(parts)!r}: {error}") from None
 
-    return Listing(tuple(entries), tuple(sorted(folders)), read)
+    return Listing("", tuple(entries), tuple(sorted(folders)), read)
+
+
+Entry = tuple[tuple[str, ...], str]
+Group = tuple[str, str]
+Content = tuple[dict[str, Tensor], tuple[str, ...]]
 
 
 def _data_set(
@@ -102,30 +111,11 @@ def _data_set(
     image_size: int,
     cache_dir: Path | None,
 ) -> DataSet:
-    images, folders = _by_split_and_class(listing)
-    train_classes = tuple(sorted({label for split, label in folders if split == "train"}))
-    if not train_classes:
-        raise DataError(f"no class folders in {str(path)!r}; expected train/<class>/<image>")
-    kept = choose_classes(train_classes, classes)
-    has_test = any(split == "test" for split, _ in folders)
-    wanted = {
-        (split, label): images.get((split, label), [])
-        for split in (("train", "test") if has_test else ("train",))
-        for label in kept
-    }
-    if has_test:
-        for split, label in folders:
-            if split == "test" and label not in train_classes:
-                raise DataError(f"class {label!r} is in test but not in train")
-        if not any(images.get(("test", label)) for label in train_classes):
-            raise DataError(f"test split is empty in {str(path)!r}")
-    for (split, label), members in wanted.items():
-        if not members:
-            raise DataError(f"class {label!r} has no images in {split}")
-    key = hashlib.sha256(f"{DECODER}/{image_size}".encode())
+    kept, wanted = _choose(path, listing, classes)
+    key = hashlib.sha256(f"{DECODER}/{image_size}/{listing.origin!r}".encode())
     for group, members in wanted.items():
         for parts, state in members:
-            key.update(json.dumps([group, parts, state]).encode())
+            key.update(repr((group, parts, state)).encode())
     cached = cache_dir and cache_dir / f"images-{key.hexdigest()[:32]}.safetensors"
     content = _read_cache(cached) if cached else None
     if content is None:
@@ -143,14 +133,35 @@ def _data_set(
     )
 
 
-Entry = tuple[tuple[str, ...], str]
-Group = tuple[str, str]
-Content = tuple[dict[str, Tensor], tuple[str, ...]]
+def _choose(
+    path: Path, listing: Listing, classes: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[Group, list[Entry]]]:
+    """The chosen classes, and the images of each (split, class) that is used."""
+    images, groups, has_test = _by_split_and_class(listing)
+    known = {split: {label for s, label in groups if s == split} for split in ("train", "test")}
+    if not known["train"]:
+        raise DataError(f"no class folders in {str(path)!r}; expected train/<class>/<image>")
+    if strays := known["test"] - known["train"]:
+        raise DataError(f"class {min(strays)!r} is in test but not in train")
+    if has_test and not any(split == "test" for split, _ in images):
+        raise DataError(f"test split is empty in {str(path)!r}")
+    kept = choose_classes(tuple(sorted(known["train"])), classes)
+    wanted = {
+        (split, label): images.get((split, label), [])
+        for split in (("train", "test") if has_test else ("train",))
+        for label in kept
+    }
+    for (split, label), members in wanted.items():
+        if not members:
+            raise DataError(f"class {label!r} has no images in {split}")
+    return kept, wanted
 
 
-def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set[Group]]:
-    """Images and class folders by (split, class). A lone outer folder is looked through, and a
-    folder of classes without ``train/`` is all training data.
+def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set[Group], bool]:
+    """Images by (split, class), every class folder, and whether there is a test split.
+
+    A lone outer folder is looked through, and a folder of classes without ``train/`` is all
+    training data.
     """
     visible = [
         (parts, state)
@@ -158,27 +169,23 @@ def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set
         if not _hidden(parts) and parts[-1].lower().endswith(ENDINGS)
     ]
     folders = [parts for parts in listing.folders if parts and not _hidden(parts)]
-    tops = {parts[0] for parts, _ in visible if len(parts) > 1} | {parts[0] for parts in folders}
-    outer = 0
-    if len(tops) == 1 and not tops & {"train", "test"}:
-        outer = 1
-        tops = {parts[1] for parts, _ in visible if len(parts) > 2}
-        tops |= {parts[1] for parts in folders if len(parts) > 1}
+    folders += [parts[:-1] for parts, _ in visible if len(parts) > 1]
+    tops = {parts[0] for parts in folders}
+    outer = int(len(tops) == 1 and not tops & {"train", "test"})
+    if outer:
+        tops = {parts[1] for parts in folders if len(parts) > 1}
     split_named = "train" in tops
 
-    def group(parts: tuple[str, ...]) -> Group | None:
-        inner = parts[outer:] if split_named else ("train", *parts[outer:])
+    def group(folder: tuple[str, ...]) -> Group | None:
+        inner = folder[outer:] if split_named else ("train", *folder[outer:])
         return (inner[0], inner[1]) if len(inner) > 1 and inner[0] in ("train", "test") else None
 
     images: dict[Group, list[Entry]] = {}
-    groups = {found for parts in folders if (found := group(parts))}
     for parts, state in visible:
         if found := group(parts[:-1]):
             images.setdefault(found, []).append((parts, state))
-            groups.add(found)
-    if split_named and not any(split == "test" for split, _ in groups) and "test" in tops:
-        groups.add(("test", min(label for _, label in groups) if groups else ""))
-    return images, groups
+    groups = {found for folder in folders if (found := group(folder))}
+    return images, groups, split_named and "test" in tops
 
 
 def _hidden(parts: tuple[str, ...]) -> bool:
