@@ -12,9 +12,10 @@ from torch import Tensor
 
 from cartl_cli.app import main
 from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.manifest import Run
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.runs import Run, read_run
+from cartl_cli.core.runs import read_run
 
 TINY_PRETRAIN = "--arch wrn-10-1 --k 3 --epochs 2 --pgd-steps 1 --classes disk,square,bar"
 TINY_TRANSFER = "--epochs 2 --classes ring,frame,grid"

@@ -4,7 +4,8 @@ from importlib import resources
 import pytest
 
 from cartl_cli.commands.options import layers
-from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig, configure
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.values import shown_pixels
 

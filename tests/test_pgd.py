@@ -17,9 +17,10 @@ from cartl_cli.core.attacks.pgd import (
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.evaluation import robustness
 from cartl_cli.core.losses import cross_entropy, margin
+from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.runs import Run, read_model
+from cartl_cli.core.runs import read_model
 
 CPU = torch.device("cpu")
 EPS = 8 / 255

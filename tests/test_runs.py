@@ -9,10 +9,9 @@ import torch
 from cartl_cli import load_model
 from cartl_cli.core import storage
 from cartl_cli.core.errors import DivergedError, RunError, UsageError
+from cartl_cli.core.manifest import Manifest, Run
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
 from cartl_cli.core.runs import (
-    Manifest,
-    Run,
     find_run,
     list_runs,
     new_run,

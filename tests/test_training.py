@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.attacks.pgd import Budget
-from cartl_cli.core.config import PretrainConfig, TransferConfig, configure
+from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.configure import configure
 from cartl_cli.core.data.batches import augmented, batches_per_epoch, epoch_batches
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DivergedError, UsageError

@@ -16,7 +16,8 @@ from cartl_cli.commands.options import (
     layers,
     located,
 )
-from cartl_cli.core.config import AttackConfig, configure
+from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.configure import configure
 
 REPORTED = {
     "run",

@@ -19,8 +19,8 @@ from cartl_cli.core.config import (
     AttackConfig,
     PretrainConfig,
     TransferConfig,
-    flag,
 )
+from cartl_cli.core.configure import flag
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.values import shown_pixels
 

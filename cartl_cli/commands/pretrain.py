@@ -17,7 +17,8 @@ from cartl_cli.commands.options import (
     layers,
     located,
 )
-from cartl_cli.core.config import PretrainConfig, configure
+from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.configure import configure
 
 
 @flags_from(PretrainConfig)

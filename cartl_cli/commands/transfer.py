@@ -16,7 +16,8 @@ from cartl_cli.commands.options import (
     located,
 )
 from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.config import TransferConfig, configure
+from cartl_cli.core.config import TransferConfig
+from cartl_cli.core.configure import configure
 
 
 @flags_from(TransferConfig)

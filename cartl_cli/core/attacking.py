@@ -15,10 +15,11 @@ from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.evaluation import Loss, robustness, share, stratified
+from cartl_cli.core.manifest import Fraction, Run, now, versions
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.statistics import wilson_interval
 
-Interval = tuple[runs.Fraction, runs.Fraction]
+Interval = tuple[Fraction, Fraction]
 
 
 class AttackResult(BaseModel):
@@ -44,11 +45,11 @@ class AttackResult(BaseModel):
     step_size: float
     steps: int
     restarts: int
-    clean_accuracy: runs.Fraction
-    robust_accuracy: runs.Fraction
-    robust_accuracy_ce: runs.Fraction | None
-    robust_accuracy_margin: runs.Fraction | None
-    final_iterate_accuracy: runs.Fraction
+    clean_accuracy: Fraction
+    robust_accuracy: Fraction
+    robust_accuracy_ce: Fraction | None
+    robust_accuracy_margin: Fraction | None
+    final_iterate_accuracy: Fraction
     interval: Interval
     clean_interval: Interval
     seconds: float
@@ -57,7 +58,7 @@ class AttackResult(BaseModel):
 
 def attack(
     config: AttackConfig,
-    run: runs.Run,
+    run: Run,
     cache_dir: Path | None,
     say: Callable[[str], None],
     report: Callable[[int, int], None],
@@ -111,7 +112,7 @@ def attack(
 
     result = AttackResult(
         run=run.name,
-        created=runs.now(),
+        created=now(),
         model_sha256=manifest.weights.sha256 if manifest.weights else "",
         config=config,
         data=data.name,
@@ -130,12 +131,12 @@ def attack(
         interval=wilson_interval(int(measured.worst.sum()), n),
         clean_interval=wilson_interval(int(measured.clean.sum()), n),
         seconds=time.monotonic() - began,
-        versions=runs.versions(device, precision),
+        versions=versions(device, precision),
     )
     return result, runs.write_attack(run, result)
 
 
-def check_classes(run: runs.Run, data: DataSet) -> None:
+def check_classes(run: Run, data: DataSet) -> None:
     """Refuse data whose classes are not the run's, in the run's order. Raises DataError."""
     expected, found = run.manifest.model.classes, data.classes
     if len(expected) != len(found):

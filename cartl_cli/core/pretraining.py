@@ -13,10 +13,11 @@ from cartl_cli.core import runs
 from cartl_cli.core.attacks.pgd import Budget, perturb, uniform_start
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.data.registry import augmentation, load_data_set
-from cartl_cli.core.data.split import channel_statistics
+from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.devices import resolve_device
-from cartl_cli.core.evaluation import robustness, share
+from cartl_cli.core.evaluation import Robustness, robustness, share
 from cartl_cli.core.losses import feature_distance
+from cartl_cli.core.manifest import Manifest, ModelSpec, Results, Run, data_record, now, versions
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.precision import autocast_for, resolve_precision
@@ -33,7 +34,7 @@ def pretrain(
     cache_dir: Path | None,
     say: Callable[[str], None],
     report: Callable[[Progress], None],
-) -> runs.Run:
+) -> Run:
     """Train a source model into a new run folder and measure it.
 
     ``say`` gets one line for everything worth knowing, ``report`` the progress of each step.
@@ -61,14 +62,14 @@ def pretrain(
     model.normalize.fix(*channel_statistics(data.train))
     model = model.to(device).to(memory_format=torch.channels_last).train()
 
-    draft = runs.Manifest(
+    draft = Manifest(
         kind="pretrain",
-        created=runs.now(),
+        created=now(),
         config=config,
         k=config.k,
-        model=runs.ModelSpec(arch=config.arch, classes=data.classes, image_size=config.image_size),
-        data=runs.data_record(data, augment),
-        versions=runs.versions(device, precision),
+        model=ModelSpec(arch=config.arch, classes=data.classes, image_size=config.image_size),
+        data=data_record(data, augment),
+        versions=versions(device, precision),
     )
     with runs.new_run(runs_dir, name, draft) as run:
         say(f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images")
@@ -85,19 +86,8 @@ def pretrain(
             runs.recorder(run, report),
             autocast,
         )
-        budget = Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
-        measured = robustness(
-            model,
-            data.evaluation.to(device),
-            budget,
-            ("ce",),
-            restarts=1,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            autocast=autocast,
-            report=lambda done: None,
-        )
-        results = runs.Results(
+        measured = measure(model, data.evaluation.to(device), config, autocast)
+        results = Results(
             clean_accuracy=share(measured.clean),
             robust_accuracy=share(measured.worst),
             pgd_steps=FINAL_PGD_STEPS,
@@ -105,6 +95,23 @@ def pretrain(
             seconds=time.monotonic() - began,
         )
         return runs.finish_run(run, model, results)
+
+
+def measure(
+    model: BlockModel, split: Split, config: PretrainConfig, autocast: torch.autocast
+) -> Robustness:
+    """A first look at the finished model: PGD-20 under cross-entropy at the training eps."""
+    return robustness(
+        model,
+        split,
+        Budget(config.eps, config.attack_step, FINAL_PGD_STEPS),
+        ("ce",),
+        restarts=1,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        autocast=autocast,
+        report=lambda done: None,
+    )
 
 
 def natural_loss(model: BlockModel) -> LossOfBatch:

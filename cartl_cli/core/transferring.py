@@ -12,6 +12,16 @@ from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation import clean_correct, share
+from cartl_cli.core.manifest import (
+    Manifest,
+    ModelSpec,
+    Results,
+    Run,
+    data_record,
+    now,
+    source_record,
+    versions,
+)
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.pretraining import natural_loss
 from cartl_cli.core.randomness import seeded
@@ -21,13 +31,13 @@ from cartl_cli.core.training import Progress, count_steps, fit
 
 def transfer(
     config: TransferConfig,
-    source: runs.Run,
+    source: Run,
     runs_dir: Path,
     name: str | None,
     cache_dir: Path | None,
     say: Callable[[str], None],
     report: Callable[[Progress], None],
-) -> runs.Run:
+) -> Run:
     """Fine-tune a source model on a target data set into a new run folder and measure it.
 
     The source's normalization stays with the model. Raises UsageError before any work, RunError
@@ -60,20 +70,20 @@ def transfer(
     if config.neft_beta is not None:
         apply_neft(model, k, config.neft_beta)
 
-    draft = runs.Manifest(
+    draft = Manifest(
         kind="transfer",
-        created=runs.now(),
+        created=now(),
         config=config,
         k=k,
-        model=runs.ModelSpec(
+        model=ModelSpec(
             arch=spec.arch,
             classes=data.classes,
             image_size=spec.image_size,
             convex_blocks=k if config.neft_beta is not None else 0,
         ),
-        data=runs.data_record(data, augment),
-        source=runs.source_record(source),
-        versions=runs.versions(device, precision),
+        data=data_record(data, augment),
+        source=source_record(source),
+        versions=versions(device, precision),
     )
     with runs.new_run(runs_dir, name, draft) as run:
         say(f"run {run.name}: from {source.name}, {len(data.train):,} training images")
@@ -90,7 +100,7 @@ def transfer(
         if config.neft_beta is not None:
             bake(model, k)
         clean = clean_correct(model, data.evaluation.to(device), config.batch_size)
-        results = runs.Results(
+        results = Results(
             clean_accuracy=share(clean),
             n=len(data.evaluation),
             seconds=time.monotonic() - began,
@@ -99,7 +109,7 @@ def transfer(
         return runs.finish_run(run, model, results)
 
 
-def remarks(source: runs.Run, k: int, blocks: int, dataset: str) -> list[str]:
+def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:
     """What a user should know about this pairing of source, k and target."""
     manifest = source.manifest
     found = []

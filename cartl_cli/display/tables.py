@@ -14,8 +14,8 @@ from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
     from cartl_cli.core.attacking import AttackResult
+    from cartl_cli.core.manifest import Run
     from cartl_cli.core.models.describe import BlockRow
-    from cartl_cli.core.runs import Run
 
 
 def show(table: Table) -> None:

@@ -1,0 +1,63 @@
+"""Layers of settings → one configuration, and one clear line for what is wrong with it."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.errors import UsageError
+
+Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig)
+
+
+def configure(config_type: type[Config], *layers: Mapping[str, Any]) -> Config:
+    """One configuration from layers of settings, a later one overrides an earlier one.
+
+    Raises UsageError with one line for the first setting that is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    try:
+        return config_type.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_explain(error.errors()[0], list(config_type.model_fields))) from None
+
+
+def flag(field: str) -> str:
+    """``fdm_lambda`` → ``--fdm-lambda``."""
+    return "--" + field.replace("_", "-")
+
+
+def _explain(error: Any, known: list[str]) -> str:
+    """One pydantic error as ``--flag: what is wrong``."""
+    kind, context = error["type"], error.get("ctx", {})
+    field = str(error["loc"][0]) if error["loc"] else ""
+    given = f", got {error['input']!r}"
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(field, known, n=1)
+        return f"unknown setting {field!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    if kind == "value_error":
+        reason = str(context["error"])
+        if not field:  # a check of several fields names the one to mend itself
+            field, _, reason = reason.partition(": ")
+            given = ""
+        elif reason.startswith("--"):
+            return reason
+        return f"{flag(field)}: {reason}{given}"
+    symbols = {
+        "greater_than": ("gt", ">"),
+        "greater_than_equal": ("ge", ">="),
+        "less_than": ("lt", "<"),
+        "less_than_equal": ("le", "<="),
+    }
+    if kind in symbols:
+        key, symbol = symbols[kind]
+        return f"{flag(field)}: must be {symbol} {context[key]:g}{given}"
+    if kind == "finite_number":
+        return f"{flag(field)}: must be a finite number{given}"
+    if kind == "literal_error":
+        return f"{flag(field)}: choose {context['expected']}{given}"
+    return f"{flag(field)}: {error['msg']}{given}"
