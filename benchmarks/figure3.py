@@ -3,7 +3,8 @@
     python -m benchmarks.figure3                 writes docs/figures/figure3.{png,svg,json}
 
 One plain adversarially trained source model, vanilla transfer of its last k = 1..L blocks, PGD-100
-under both losses on each.
+under both losses on each. Finished runs in the folder are used again, those of `benchmarks.gain`
+too.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.commands import cartl, machine
+from benchmarks.commands import attacked, cartl, finished, machine
 
 BLOCKS = 8  # wrn-16-1
 
@@ -22,11 +23,15 @@ BLOCKS = 8  # wrn-16-1
 def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
     """The attack's result for every k."""
     common = ["--seed", seed, "--runs-dir", runs_dir]
-    cartl("pretrain", *common, "--name", "source")
+    source = f"source-at-{seed}"
+    if not finished(runs_dir, source):
+        cartl("pretrain", *common, "--name", source)
     results = []
     for k in range(1, BLOCKS + 1):
-        cartl("transfer", "--source", "source", "--k", k, *common, "--name", f"k{k}")
-        results.append({"k": k, **cartl("attack", f"k{k}", "--pgd-steps", 100, *common)})
+        name = f"vanilla-k{k}-{seed}"
+        if not finished(runs_dir, name):
+            cartl("transfer", "--source", source, "--k", k, *common, "--name", name)
+        results.append({"k": k, **attacked(runs_dir, name, "--pgd-steps", 100, *common)})
     return results
 
 
@@ -55,7 +60,7 @@ def plot(results: list[dict[str, Any]], conditions: str) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs-dir", type=Path, default=Path("figure3-runs"))
+    parser.add_argument("--runs-dir", type=Path, default=Path("demo-runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
     results = measure(options.runs_dir, options.seed)

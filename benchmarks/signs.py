@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("signs-runs"))
     options = parser.parse_args()
     with zipfile.ZipFile(options.archive) as archive:
-        parts = [Path(name).parts for name in archive.namelist()]
+        parts = [Path(info.filename).parts for info in archive.infolist() if not info.is_dir()]
     classes = sorted({part[-2] for part in parts if len(part) >= 3 and "train" in part})
     even, odd = ",".join(classes[::2]), ",".join(classes[1::2])
     common = ["--runs-dir", options.runs_dir]
