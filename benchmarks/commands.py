@@ -15,16 +15,28 @@ from rich.console import Console
 progress = Console(stderr=True, highlight=False)
 
 
-def cartl(*arguments: object) -> dict[str, Any]:
-    """Show and run one command; return the object it prints with ``--json``."""
+def cartl(*arguments: object, threads: int | None = None) -> dict[str, Any]:
+    """Show and run one command; return the object it prints with ``--json``.
+
+    With ``threads``, it runs beside others and its lines begin with the run's name.
+    """
     command = [str(argument) for argument in arguments]
     progress.print(f"$ cartl {shlex.join(command)}", style="bold", markup=False, soft_wrap=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "cartl_cli", *command, "--json"], stdout=subprocess.PIPE, check=False
-    )
-    if done.returncode != 0:
-        sys.exit(done.returncode)
-    result: dict[str, Any] = json.loads(done.stdout)
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    label = f"{command[-1]}: " if threads else ""
+    with subprocess.Popen(
+        [sys.executable, "-m", "cartl_cli", *command, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if threads else None,
+        text=True,
+        env=environment,
+    ) as child:
+        for line in child.stderr or ():
+            progress.print(label + line.rstrip(), markup=False, soft_wrap=True)
+        printed = child.stdout.read() if child.stdout else ""
+    if child.returncode != 0:
+        raise SystemExit(child.returncode)
+    result: dict[str, Any] = json.loads(printed)
     return result
 
 
@@ -34,12 +46,14 @@ def finished(runs_dir: Path, name: str) -> bool:
     return path.exists() and json.loads(path.read_text())["status"] == "completed"
 
 
-def attacked(runs_dir: Path, name: str, *arguments: object) -> dict[str, Any]:
+def attacked(
+    runs_dir: Path, name: str, *arguments: object, threads: int | None = None
+) -> dict[str, Any]:
     """The result of the first attack on a run, which is made now if it is not there."""
     path = runs_dir / name / "attack-001.json"
     if path.exists():
         return {"file": str(path), **json.loads(path.read_text())}
-    return cartl("attack", name, *arguments)
+    return cartl("attack", *arguments, name, threads=threads)
 
 
 def machine() -> str:

@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("demo-runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     results = measure(options.runs_dir, options.seed)
     mpl.rcParams["svg.hashsalt"] = "cartl"  # the same picture gives the same file
     n = results[0]["n"]

@@ -10,9 +10,11 @@ A finished run in the folder is used again.
 """
 
 import argparse
+import os
 import resource
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +25,12 @@ from rich.table import Table
 from benchmarks.commands import attacked, cartl, finished, machine
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
+SOURCES: dict[str, list[object]] = {"source-at": [], "source-fdm": ["--fdm-lambda", FDM_LAMBDA]}
+TARGETS: dict[str, list[object]] = {
+    "vanilla": [],
+    "vanilla-affine": ["--freeze-bn", "affine"],
+    "cartl": ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"],
+}
 METHODS = {
     "vanilla": "vanilla",
     "vanilla-affine": "vanilla, --freeze-bn affine",
@@ -37,26 +45,35 @@ COLUMNS = {
 
 
 def compare(seed: int, runs_dir: Path, methods: list[str]) -> dict[str, dict[str, Any]]:
-    """The attack's result for each method, from pre-training to the end."""
-    common = ["--seed", seed, "--runs-dir", runs_dir]
-    at, fdm = f"source-at-{seed}", f"source-fdm-{seed}"
-    neft = ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"]
-    commands = {
-        at: ["pretrain", "--k", K],
-        fdm: ["pretrain", "--fdm-lambda", FDM_LAMBDA, "--k", K],
-        f"vanilla-{seed}": ["transfer", "--source", at, "--k", K],
-        f"vanilla-affine-{seed}": ["transfer", "--source", at, "--k", K, "--freeze-bn", "affine"],
-        f"cartl-{seed}": ["transfer", "--source", fdm, "--k", K, *neft],
+    """The attack's result for each method, from pre-training to the end.
+
+    What starts from one source model runs one after another; the two lanes run side by side, with
+    half of the cores each.
+    """
+    lanes = {
+        f"source-at-{seed}": [m for m in methods if m != "cartl"],
+        f"source-fdm-{seed}": ["cartl"],
     }
-    wanted = [f"{method}-{seed}" for method in methods]
-    for name in (at, fdm, *wanted):
+    threads = max(1, (os.cpu_count() or 2) // len(lanes))
+    common = ["--seed", seed, "--runs-dir", runs_dir]
+
+    def train(name: str, *command: object) -> None:
         if not finished(runs_dir, name):
             shutil.rmtree(runs_dir / name, ignore_errors=True)  # what an interruption left
-            cartl(*commands[name], *common, "--name", name)
-    return {
-        method: attacked(runs_dir, name, "--pgd-steps", 100, *common)
-        for method, name in zip(methods, wanted, strict=True)
-    }
+            cartl(*command, *common, "--name", name, threads=threads)
+
+    def lane(source: str) -> dict[str, dict[str, Any]]:
+        train(source, "pretrain", "--k", K, *SOURCES[source.removesuffix(f"-{seed}")])
+        results = {}
+        for method in lanes[source]:
+            name = f"{method}-{seed}"
+            train(name, "transfer", "--source", source, "--k", K, *TARGETS[method])
+            results[method] = attacked(runs_dir, name, "--pgd-steps", 100, *common, threads=threads)
+        return results
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        done = list(pool.map(lane, lanes))
+    return {method: result for results in done for method, result in results.items()}
 
 
 def table(results: list[dict[str, dict[str, Any]]], seeds: list[int], what: str) -> Table:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a live bar on a terminal, ten lines a training elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +39,8 @@ def training_progress() -> Iterator[Callable[["Training"], None]]:
                 description=f"epoch {step.epoch}/{step.epochs}",
                 numbers=numbers,
             )
-            if step.epoch_ended and not console.is_terminal:
+            tenths = [10 * epoch // step.epochs for epoch in (step.epoch - 1, step.epoch)]
+            if step.epoch_ended and tenths[0] < tenths[1] and not console.is_terminal:
                 say(f"epoch {step.epoch}/{step.epochs}  {numbers}")
 
         yield report
