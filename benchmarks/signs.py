@@ -18,7 +18,7 @@ from benchmarks.gain import FDM_LAMBDA, NEFT_BETA, K, table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path, help="a zip of train/<class>/… and test/<class>/…")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--runs-dir", type=Path, default=Path("signs-runs"))
     options = parser.parse_args()
     with zipfile.ZipFile(options.archive) as archive:
@@ -36,7 +36,7 @@ def main() -> None:
         "cartl": ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"],
     }.items():
         cartl("transfer", "--source", "signs", *target, *more, "--name", method, *common)
-        results[method] = cartl("attack", method, "--pgd-steps", 100, "--limit", 420, *common)
+        results[method] = cartl("attack", method, "--pgd-steps", 100, "--limit", 210, *common)
     console = Console(width=100, highlight=False)
     console.print(table([results], [0], "traffic signs, even → odd classes, WRN-16-2"))
     console.print(machine())

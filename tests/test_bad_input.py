@@ -153,6 +153,21 @@ def with_images(
     return setup
 
 
+def without_classes(folder: Path) -> None:
+    shutil.rmtree(folder)
+    (folder / "train").mkdir(parents=True)
+
+
+def folder_that_is_no_run(scene: Scene) -> Arguments:
+    (scene.root / "images").mkdir()
+    return [*ATTACK, "images"]
+
+
+def missing_weights(scene: Scene) -> Arguments:
+    scene.weights.unlink()
+    return [*ATTACK, "target"]
+
+
 def empty(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -316,12 +331,7 @@ REFUSED = [
     row("C32", [*PRETRAIN, "--runs-dir", "x" * 256], 2, "name too long"),
     row("C33", [*PRETRAIN, "--runs-dir", "bad\udcff"], 2, "is not valid UTF-8"),
     row("R01", [*ATTACK, "nothing"], 2, "no such run: 'nothing'; runs in 'runs': source, target"),
-    row(
-        "R02",
-        lambda scene: [*ATTACK, (scene.root / "images").mkdir() or "images"],
-        1,
-        "not a cartl run",
-    ),
+    row("R02", folder_that_is_no_run, 1, "not a cartl run"),
     row("R03", attack_manifest_text(lambda data: b""), 1, "manifest is empty"),
     row("R04", attack_manifest_text(lambda data: data[:29]), 1, "is not valid JSON (line "),
     row("R05", attack_manifest_text(lambda data: b"\xef\xbb\xbf" + data), 1, "UTF-8 without BOM"),
@@ -349,12 +359,7 @@ REFUSED = [
         1,
         "names a file outside the run",
     ),
-    row(
-        "R18",
-        lambda scene: [*ATTACK, scene.weights.unlink() or "target"],
-        1,
-        "model.safetensors is missing",
-    ),
+    row("R18", missing_weights, 1, "model.safetensors is missing"),
     row("R19", attack_weights(lambda data: b""), 1, "checkpoint is empty"),
     row("R20", attack_weights(lambda data: data[:-1000]), 1, "checkpoint is truncated ("),
     row("R21", attack_weights(lambda data: data + b"ab"), 1, "checkpoint has 2 surplus bytes"),
@@ -390,12 +395,7 @@ REFUSED = [
         1,
         "is a tar archive",
     ),
-    row(
-        "R25",
-        lambda scene: [*ATTACK, (scene.root / "m.pt").touch() or "m.pt"],
-        2,
-        "pickle can run code",
-    ),
+    row("R25", [*ATTACK, "model.pt"], 2, "pickle can run code"),
     row("R25-magic", attack_weights(lambda data: b"\x80\x02" + data[2:]), 1, "is a pickle file"),
     row("R26-overlap", attack_stranger(header_with([0, 10])), 1, "damaged header"),
     row("R26-negative", attack_stranger(header_with([-4, 0])), 1, "damaged header"),
@@ -449,16 +449,7 @@ REFUSED = [
         2,
         "unknown data set 'shaeps'; did you mean shapes?",
     ),
-    row(
-        "D10",
-        with_images(
-            after=lambda p: (
-                shutil.rmtree(p / "train") or (p / "train").mkdir() or shutil.rmtree(p / "test")
-            )
-        ),
-        1,
-        "no class folders in",
-    ),
+    row("D10", with_images(after=without_classes), 1, "no class folders in"),
     row(
         "D11",
         with_images(after=lambda p: empty(p / "train" / "cat")),

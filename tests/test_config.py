@@ -1,5 +1,6 @@
 import tomllib
 from importlib import resources
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,11 @@ from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.values import shown_pixels
 
-TYPES = {"pretrain": PretrainConfig, "transfer": TransferConfig, "attack": AttackConfig}
+TYPES: dict[str, Any] = {
+    "pretrain": PretrainConfig,
+    "transfer": TransferConfig,
+    "attack": AttackConfig,
+}
 PRESETS = [p.name for p in (resources.files("cartl_cli") / "presets").iterdir()]
 
 
@@ -17,7 +22,7 @@ PRESETS = [p.name for p in (resources.files("cartl_cli") / "presets").iterdir()]
 @pytest.mark.parametrize("command", TYPES)
 def test_every_preset_is_valid(preset: str, command: str) -> None:
     (settings,) = layers(command, preset.removesuffix(".toml"), None)
-    configure(TYPES[command], settings)  # type: ignore[type-var]
+    configure(TYPES[command], settings)
     text = (resources.files("cartl_cli") / "presets" / preset).read_text(encoding="utf-8")
     assert tomllib.loads(text).keys() <= TYPES.keys()
 

@@ -218,13 +218,14 @@ def test_verdicts_do_not_depend_on_the_batch_size(source: Run, restarts: int) ->
 
 @pytest.mark.filterwarnings("ignore")
 def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
-    import foolbox
+    from foolbox.attacks import LinfPGD
+    from foolbox.models import PyTorchModel
 
     model, split = read_model(source), measured_split(source)
     images = split.images.float() / 255
     eps, steps = 3 / 255, 20
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    theirs = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=True)
+    wrapped = PyTorchModel(model, bounds=(0, 1), device="cpu")
+    theirs = LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=True)
     torch.manual_seed(0)
     _, clipped, _ = theirs(wrapped, images, split.labels, epsilons=eps)
     foolbox_accuracy = correct(predict(model, clipped), split.labels).float().mean().item()

@@ -127,7 +127,7 @@ def test_neft_reaches_the_last_k_blocks_and_no_further(model: BlockModel) -> Non
 
 def test_an_all_zero_weight_is_named(model: BlockModel) -> None:
     with torch.no_grad():
-        model.blocks[2].conv2.weight.zero_()  # type: ignore[union-attr]
+        model.get_parameter("blocks.2.conv2.weight").zero_()
     with pytest.raises(RunError, match=r"blocks\.2\.conv2\.weight is all zero"):
         apply_neft(model, 3, 0.4)
 
