@@ -219,7 +219,7 @@ def test_verdicts_do_not_depend_on_the_batch_size(source: Run, restarts: int) ->
 @pytest.mark.filterwarnings("ignore")
 def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
     from foolbox.attacks import LinfPGD
-    from foolbox.models import PyTorchModel
+    from foolbox.models.pytorch import PyTorchModel
 
     model, split = read_model(source), measured_split(source)
     images = split.images.float() / 255
