@@ -18,6 +18,10 @@ from matplotlib.figure import Figure
 from benchmarks.commands import attacked, cartl, finished, machine
 
 BLOCKS = 8  # wrn-16-1
+KEPT = (
+    *("n", "eps", "steps", "clean_accuracy", "robust_accuracy", "robust_accuracy_ce"),
+    *("robust_accuracy_margin", "interval"),
+)
 
 
 def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
@@ -31,7 +35,8 @@ def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
         name = f"vanilla-k{k}-{seed}"
         if not finished(runs_dir, name):
             cartl("transfer", "--source", source, "--k", k, *common, "--name", name)
-        results.append({"k": k, **attacked(runs_dir, name, "--pgd-steps", 100, *common)})
+        result = attacked(runs_dir, name, "--pgd-steps", 100, *common)
+        results.append({"k": k, **{key: result[key] for key in KEPT}})
     return results
 
 
@@ -53,7 +58,7 @@ def plot(results: list[dict[str, Any]], conditions: str) -> Figure:
     axes.set(xlabel="k: blocks tuned, counted from the end", ylabel="accuracy, %", ylim=(0, 100))
     axes.set_title(f"Vanilla transfer, shapes → shapes-target\n{conditions}", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right")
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.7))
     return figure
 
 

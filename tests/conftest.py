@@ -17,7 +17,7 @@ from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import read_run
 
-TINY_PRETRAIN = "--arch wrn-10-1 --k 3 --epochs 2 --pgd-steps 1 --classes disk,square,bar"
+TINY_PRETRAIN = "--arch wrn-10-1 --k 3 --epochs 2 --pgd-steps 1 --classes disk,square,bar --lr 0.1"
 TINY_TRANSFER = "--epochs 2 --classes ring,frame,grid"
 
 

@@ -28,7 +28,7 @@ def test_traffic_signs_go_the_whole_way(cartl: Command) -> None:
     assert source["clean_accuracy"] > 0.5  # chance: 0.25
     done = cartl(
         *("transfer", "--dataset", SIGNS, "--classes", ODD, "--neft-beta", 0.4, "--epochs", 8),
-        "--json",
+        *("--lr", 0.1, "--json"),
     )
     assert done.code == 0, done.err
     target = json.loads(done.out)
