@@ -666,7 +666,7 @@ def test_r34_another_number_of_classes(scene: Scene, cartl: Command) -> None:
 
 
 def test_t13_a_diverged_run_is_kept_and_says_so(cartl: Command) -> None:
-    done = cartl(*PRETRAIN, "--lr", "1e30", "--name", "wild")
+    done = cartl(*_without(PRETRAIN, ["--lr"]), "--lr", "1e30", "--name", "wild")
     assert done.code == 1
     assert json.loads(Path("runs/wild/manifest.json").read_text())["status"] == "diverged"
     assert not Path("runs/wild/model.safetensors").exists()
