@@ -1,26 +1,23 @@
 """The command line: registers the commands and turns errors into one line and an exit code."""
 
+import os
 import sys
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
 from cartl_cli import __version__
-from cartl_cli.commands.attack import attack
-from cartl_cli.commands.pretrain import pretrain
-from cartl_cli.commands.transfer import transfer
 from cartl_cli.core.errors import CartlError, UsageError
 from cartl_cli.display.text import printable
 
-app = typer.Typer(
-    name="cartl",
-    help="Train robust image classifiers by transfer: pretrain, transfer, attack.",
-    pretty_exceptions_enable=False,
-    add_completion=True,
-)
-app.command()(pretrain)
-app.command()(transfer)
-app.command()(attack)
+COMMANDS = {
+    "pretrain": "Train a robust source model: adversarial training and feature distance "
+    "minimization.",
+    "transfer": "Fine-tune the last k blocks of a source model on your images, without "
+    "adversarial images.",
+    "attack": "Attack a run's model with PGD and say how much accuracy is left.",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -29,7 +26,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def cartl(
     context: typer.Context,
     version: Annotated[
@@ -49,6 +45,26 @@ def cartl(
         raise typer.Exit(2)
 
 
+def build_app(arguments: list[str]) -> typer.Typer:
+    """The command line; of the commands only one that is asked for is imported.
+
+    The others are stand-ins with their summaries, so that --help comes at once.
+    """
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True)(cartl)
+    completing = "_CARTL_COMPLETE" in os.environ
+    for name, summary in COMMANDS.items():
+        command = _stand_in
+        if completing or name in arguments:
+            command = getattr(import_module(f"cartl_cli.commands.{name}"), name)
+        app.command(name, help=summary)(command)
+    return app
+
+
+def _stand_in() -> None:
+    """What a command that is not asked for does."""
+
+
 def main() -> NoReturn:
     """Run the command line and exit: 0 success, 2 usage, 1 anything else, 130 interrupted."""
     arguments = sys.argv[1:]
@@ -57,7 +73,7 @@ def main() -> NoReturn:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         _refuse_repeats(arguments)
-        code = typer.main.get_command(app).main(
+        code = typer.main.get_command(build_app(arguments)).main(
             args=arguments, prog_name="cartl", standalone_mode=False
         )
         sys.exit(code if isinstance(code, int) else 0)

@@ -233,7 +233,7 @@ class AttackConfig(BaseModel):
     limit: Annotated[
         Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
     ] = None
-    batch_size: BatchSize = 128
+    batch_size: BatchSize = 64
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
