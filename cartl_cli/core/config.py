@@ -190,7 +190,7 @@ class TransferConfig(BaseModel):
     ] = None
     epochs: Epochs = 60
     batch_size: BatchSize = 64
-    lr: LearningRate = 0.015
+    lr: LearningRate = 0.02
     momentum: Momentum = 0.9
     weight_decay: WeightDecay = 5e-4
     schedule: Schedule = "onecycle"
