@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.commands import attacked, cartl, finished, machine
 
 BLOCKS = 8  # wrn-16-1
+LEARNING_RATE = 0.015
 KEPT = (
     *("n", "eps", "steps", "clean_accuracy", "robust_accuracy", "robust_accuracy_ce"),
     *("robust_accuracy_margin", "interval"),
@@ -34,7 +35,8 @@ def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
     for k in range(1, BLOCKS + 1):
         name = f"vanilla-k{k}-{seed}"
         if not finished(runs_dir, name):
-            cartl("transfer", "--source", source, "--k", k, *common, "--name", name)
+            tuning = ["--k", k, "--lr", LEARNING_RATE]
+            cartl("transfer", "--source", source, *tuning, *common, "--name", name)
         result = attacked(runs_dir, name, "--pgd-steps", 100, *common)
         results.append({"k": k, **{key: result[key] for key in KEPT}})
     return results

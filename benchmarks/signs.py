@@ -28,7 +28,18 @@ def main() -> None:
     common = ["--runs-dir", options.runs_dir]
     source = ["--dataset", options.archive, "--classes", even, "--arch", "wrn-16-2", "--k", K]
     source += ["--epochs", options.epochs]
-    target = ["--dataset", options.archive, "--classes", odd, "--k", K, "--epochs", 8]
+    target = [
+        "--dataset",
+        options.archive,
+        "--classes",
+        odd,
+        "--k",
+        K,
+        "--epochs",
+        8,
+        "--lr",
+        0.015,
+    ]
     cartl("pretrain", *source, "--fdm-lambda", FDM_LAMBDA, "--name", "signs", *common)
     results = {}
     for method, more in {
