@@ -40,20 +40,15 @@ def cartl(*arguments: object, threads: int | None = None) -> dict[str, Any]:
     return result
 
 
-def finished(runs_dir: Path, name: str) -> bool:
-    """Whether a run of this name is there and complete."""
-    path = runs_dir / name / "manifest.json"
-    return path.exists() and json.loads(path.read_text())["status"] == "completed"
-
-
-def attacked(
-    runs_dir: Path, name: str, *arguments: object, threads: int | None = None
+def made(
+    runs_dir: Path, name: str, command: str, *arguments: object, threads: int | None = None
 ) -> dict[str, Any]:
-    """The result of the first attack on a run, which is made now if it is not there."""
-    path = runs_dir / name / "attack-001.json"
-    if path.exists():
-        return {"file": str(path), **json.loads(path.read_text())}
-    return cartl("attack", *arguments, name, threads=threads)
+    """What ``cartl COMMAND`` prints of the run ``name``, made or gone on with if need be."""
+    if (runs_dir / name).exists():
+        settings: tuple[object, ...] = ("--resume", name)
+    else:
+        settings = (*arguments, "--name", name)
+    return cartl(command, "--runs-dir", runs_dir, *settings, threads=threads)
 
 
 def machine() -> str:

@@ -3,8 +3,8 @@
     python -m benchmarks.figure3                 writes docs/figures/figure3.{png,svg,json}
 
 One plain adversarially trained source model, vanilla transfer of its last k = 1..L blocks, PGD-100
-under both losses on each. Finished runs in the folder are used again, those of `benchmarks.gain`
-too.
+under both losses on each. Runs in the folder are used again or gone on with, those of
+`benchmarks.gain` too.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.commands import attacked, cartl, finished, machine
+from benchmarks.commands import machine, made
 
 BLOCKS = 8  # wrn-16-1
 LEARNING_RATE = 0.015
@@ -27,17 +27,14 @@ KEPT = (
 
 def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
     """The attack's result for every k."""
-    common = ["--seed", seed, "--runs-dir", runs_dir]
     source = f"source-at-{seed}"
-    if not finished(runs_dir, source):
-        cartl("pretrain", *common, "--name", source)
+    made(runs_dir, source, "pretrain", "--seed", seed)
     results = []
     for k in range(1, BLOCKS + 1):
         name = f"vanilla-k{k}-{seed}"
-        if not finished(runs_dir, name):
-            tuning = ["--k", k, "--lr", LEARNING_RATE]
-            cartl("transfer", "--source", source, *tuning, *common, "--name", name)
-        result = attacked(runs_dir, name, "--pgd-steps", 100, *common)
+        tuning = ["--source", source, "--k", k, "--lr", LEARNING_RATE, "--seed", seed]
+        made(runs_dir, name, "transfer", *tuning)
+        result = made(runs_dir, f"{name}-attack", "attack", name, "--seed", seed)
         results.append({"k": k, **{key: result[key] for key in KEPT}})
     return results
 

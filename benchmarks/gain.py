@@ -6,13 +6,12 @@
 For each seed: two source models (plain adversarial training, and with FDM), a vanilla target from
 the first and a CARTL target (λ 0.005, β 0.4, affine) from the second at k = 6, and PGD-100 under
 both losses on each. Every step is a `cartl` command, shown as it runs, and can be repeated by hand.
-A finished run in the folder is used again.
+A run in the folder is used again, an unfinished one gone on with.
 """
 
 import argparse
 import os
 import resource
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import attacked, cartl, finished, machine
+from benchmarks.commands import machine, made
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
 SOURCES: dict[str, list[object]] = {"source-at": [], "source-fdm": ["--fdm-lambda", FDM_LAMBDA]}
@@ -55,20 +54,17 @@ def compare(seed: int, runs_dir: Path, methods: list[str]) -> dict[str, dict[str
         f"source-fdm-{seed}": ["cartl"],
     }
     threads = max(1, (os.cpu_count() or 2) // len(lanes))
-    common = ["--seed", seed, "--runs-dir", runs_dir]
 
-    def train(name: str, *command: object) -> None:
-        if not finished(runs_dir, name):
-            shutil.rmtree(runs_dir / name, ignore_errors=True)  # what an interruption left
-            cartl(*command, *common, "--name", name, threads=threads)
+    def run(name: str, command: str, *settings: object) -> dict[str, Any]:
+        return made(runs_dir, name, command, *settings, "--seed", seed, threads=threads)
 
     def lane(source: str) -> dict[str, dict[str, Any]]:
-        train(source, "pretrain", "--k", K, *SOURCES[source.removesuffix(f"-{seed}")])
+        run(source, "pretrain", "--k", K, *SOURCES[source.removesuffix(f"-{seed}")])
         results = {}
         for method in lanes[source]:
             name = f"{method}-{seed}"
-            train(name, "transfer", "--source", source, "--k", K, *TARGETS[method])
-            results[method] = attacked(runs_dir, name, "--pgd-steps", 100, *common, threads=threads)
+            run(name, "transfer", "--source", source, "--k", K, *TARGETS[method])
+            results[method] = run(f"{name}-attack", "attack", name, "--pgd-steps", 100)
         return results
 
     with ThreadPoolExecutor(len(lanes)) as pool:
@@ -117,7 +113,7 @@ def main() -> None:
     console.print(f"{time.monotonic() - began:.0f} s in all, {memory:.1f} GiB at most; {machine()}")
     console.print(f"runs, models and results: {options.runs_dir}/")
     for result in results[-1].values():
-        console.print(f"  {result['file']}")
+        console.print(f"  {result['folder']}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.commands import cartl, machine
+from benchmarks.commands import machine, made
 from benchmarks.gain import FDM_LAMBDA, NEFT_BETA, K, table
 
 
@@ -25,7 +25,6 @@ def main() -> None:
         parts = [Path(info.filename).parts for info in archive.infolist() if not info.is_dir()]
     classes = sorted({part[-2] for part in parts if len(part) >= 3 and "train" in part})
     even, odd = ",".join(classes[::2]), ",".join(classes[1::2])
-    common = ["--runs-dir", options.runs_dir]
     source = ["--dataset", options.archive, "--classes", even, "--arch", "wrn-16-2", "--k", K]
     source += ["--epochs", options.epochs]
     target = [
@@ -40,14 +39,15 @@ def main() -> None:
         "--lr",
         0.015,
     ]
-    cartl("pretrain", *source, "--fdm-lambda", FDM_LAMBDA, "--name", "signs", *common)
+    runs = options.runs_dir
+    made(runs, "signs", "pretrain", *source, "--fdm-lambda", FDM_LAMBDA)
     results = {}
     for method, more in {
         "vanilla": [],
         "cartl": ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"],
     }.items():
-        cartl("transfer", "--source", "signs", *target, *more, "--name", method, *common)
-        results[method] = cartl("attack", method, "--pgd-steps", 100, "--limit", 210, *common)
+        made(runs, method, "transfer", "--source", "signs", *target, *more)
+        results[method] = made(runs, f"{method}-attack", "attack", method, "--limit", 210)
     console = Console(width=100, highlight=False)
     console.print(table([results], [0], "traffic signs, even → odd classes, WRN-16-2"))
     console.print(machine())

@@ -8,7 +8,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from cartl_cli import __version__
-from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.errors import CartlError, StoppedError, UsageError
+from cartl_cli.display.streams import lasting_streams
 from cartl_cli.display.text import printable
 
 COMMANDS = {
@@ -66,7 +67,12 @@ def _stand_in() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 success, 2 usage, 1 anything else, 130 interrupted."""
+    """Run the command line and exit: 0 success, 2 usage, 1 anything else, 128 + n on signal n."""
+    with lasting_streams():
+        _main()
+
+
+def _main() -> NoReturn:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # --debug is understood anywhere on the line
@@ -77,16 +83,16 @@ def main() -> NoReturn:
             args=arguments, prog_name="cartl", standalone_mode=False
         )
         sys.exit(code if isinstance(code, int) else 0)
+    except StoppedError as error:
+        _end(str(error), error.exit_code)
     except CartlError as error:
         if debug:
             raise
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         _fail(error.format_message().rstrip("."), error.exit_code)
-    except typer.Abort:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt):
+        _end("interrupted", 130)
     except Exception as error:
         if debug:
             raise
@@ -102,6 +108,9 @@ def _refuse_repeats(arguments: list[str]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(printable(message).split())
-    print(f"cartl: error: {line}", file=sys.stderr)
+    _end(f"error: {message}", code)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"cartl: {' '.join(printable(message).split())}", file=sys.stderr)
     sys.exit(code)

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from cartl_cli.core.models import build_model
-from cartl_cli.core.storage import weights_to_bytes
+from cartl_cli.core.tensors import to_bytes
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
 
 PRETRAIN = ["pretrain", *TINY_PRETRAIN.split()]
@@ -422,7 +422,7 @@ REFUSED = [
         "R29",
         attack_tensors(lambda t: t.update({"stem.weight": t["stem.weight"].half()})),
         1,
-        "stem.weight is torch.float16, expected torch.float32",
+        "stem.weight is F16, expected F32",
     ),
     row(
         "R30",
@@ -654,7 +654,7 @@ def test_c27_a_folder_that_cannot_be_written(cartl: Command, tmp_path: Path) -> 
         place.parent.mkdir(mode=0o500)
     done = cartl(*PRETRAIN, "--runs-dir", place)
     assert done.code == 1
-    assert "cartl: error: cannot write to" in done.err
+    assert "cartl: error: cannot write " in done.err
 
 
 def test_r34_another_number_of_classes(scene: Scene, cartl: Command) -> None:
@@ -680,4 +680,4 @@ def test_t37_something_is_always_trained() -> None:
     freeze(model, 1, "all")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"blocks.4.linear.weight", "blocks.4.linear.bias"}
-    assert len(weights_to_bytes(model)) > 0
+    assert len(to_bytes(model.state_dict())) > 0

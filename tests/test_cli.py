@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from cartl_cli import __version__
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.configure import is_positional
+from cartl_cli.core.runs import read_run
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command, ImageFolder
 
 
@@ -45,9 +48,15 @@ def test_json_prints_one_object_with_the_promised_keys(cartl: Command, runs_dir:
         attacked["robust_accuracy_ce"], attacked["robust_accuracy_margin"]
     )
     assert attacked["interval"][0] <= attacked["robust_accuracy"] <= attacked["interval"][1]
-    stored = json.loads(Path(attacked["file"]).read_text())
-    assert stored["robust_accuracy"] == attacked["robust_accuracy"]
-    assert stored["config"]["limit"] == 30
+    stored = read_run(Path(attacked["folder"]))
+    assert stored.attack_results.robust_accuracy == attacked["robust_accuracy"]
+    assert (attacked["run"], attacked["attack"]) == ("target", stored.name)
+    assert stored.manifest.config.model_dump()["limit"] == 30
+    outcomes = load_file(stored.folder / "outcomes.safetensors")
+    assert outcomes["standing.ce"].float().mean().item() == pytest.approx(
+        attacked["robust_accuracy_ce"]
+    )
+    assert len(outcomes["indices"].unique()) == 30
 
     done = cartl("pretrain", "--json", *TINY_PRETRAIN.split())
     pretrained = json.loads(done.out)
@@ -140,7 +149,7 @@ def test_every_setting_is_a_flag_with_its_description(
     monkeypatch.setenv("COLUMNS", "300")
     shown = " ".join(cartl(command, "--help").out.split())
     for name, field in config.model_fields.items():
-        assert f"--{name.replace('_', '-')} " in shown
+        assert (f"--{name.replace('_', '-')} " in shown) != is_positional(field)
         assert str(field.description) in shown
 
 

@@ -15,7 +15,7 @@ from cartl_cli.core.attacks.pgd import (
     uniform_start,
 )
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.evaluation import robustness
+from cartl_cli.core.evaluation import Plan, Robustness, clean_correct, robustness, unattacked
 from cartl_cli.core.losses import cross_entropy, margin
 from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
@@ -71,18 +71,13 @@ def test_training_attack_stays_in_the_ball_and_raises_the_loss(
     assert (after > before).all()
 
 
+def measure(model: BlockModel, split: Split, plan: Plan) -> Robustness:
+    begun = unattacked(clean_correct(model, split, plan.batch_size), plan.losses)
+    return robustness(model, split, plan, autocast_for(CPU, "fp32"), begun, lambda number: None)
+
+
 def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None:
-    measured = robustness(
-        model,
-        data.evaluation,
-        Budget(0.0, 0.0, 3),
-        ("ce", "margin"),
-        restarts=2,
-        seed=0,
-        batch_size=5,
-        autocast=autocast_for(CPU, "fp32"),
-        report=lambda count: None,
-    )
+    measured = measure(model, data.evaluation, Plan(Budget(0.0, 0.0, 3), ("ce", "margin"), 2, 0, 5))
     assert torch.equal(measured.worst, measured.clean)
     assert torch.equal(measured.standing_last, measured.clean)
 
@@ -195,16 +190,10 @@ def measured_split(source: Run) -> Split:
 def test_verdicts_do_not_depend_on_the_batch_size(source: Run, restarts: int) -> None:
     model, split = read_model(source), measured_split(source)
     verdicts = [
-        robustness(
+        measure(
             model,
             split,
-            Budget(EPS / 2, EPS / 8, 5),
-            ("ce", "margin"),
-            restarts,
-            seed=0,
-            batch_size=batch_size,
-            autocast=autocast_for(CPU, "fp32"),
-            report=lambda count: None,
+            Plan(Budget(EPS / 2, EPS / 8, 5), ("ce", "margin"), restarts, 0, batch_size),
         )
         for batch_size in (7, 64, 150)
     ]
@@ -229,17 +218,7 @@ def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
     torch.manual_seed(0)
     _, clipped, _ = theirs(wrapped, images, split.labels, epsilons=eps)
     foolbox_accuracy = correct(predict(model, clipped), split.labels).float().mean().item()
-    ours = robustness(
-        model,
-        split,
-        Budget(eps, eps / 4, steps),
-        ("ce",),
-        restarts=1,
-        seed=0,
-        batch_size=64,
-        autocast=autocast_for(CPU, "fp32"),
-        report=lambda count: None,
-    )
+    ours = measure(model, split, Plan(Budget(eps, eps / 4, steps), ("ce",), 1, 0, 64))
     clean = ours.clean.float().mean().item()
     last = ours.standing_last.float().mean().item()
     assert last < clean - 0.05  # the attack did something

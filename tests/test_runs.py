@@ -2,26 +2,41 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
-from cartl_cli.core.errors import DivergedError, RunError, UsageError
-from cartl_cli.core.manifest import Manifest, Run
+from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
+from cartl_cli.core.manifest import Manifest, Run, TrainingResults
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
 from cartl_cli.core.runs import (
+    Session,
     find_run,
+    finish_training,
     list_runs,
-    new_run,
     newest_run,
     read_model,
     read_run,
+    state,
+    written,
 )
+from cartl_cli.core.tensors import to_bytes
 from tests.conftest import Command
 
-UNFINISHED = {"status": "running", "weights": None, "results": None}
+UNFINISHED: dict[str, Any] = {"status": "running", "weights": None, "results": None}
+TRAININGS: Any = ("pretrain", "transfer")
+
+
+def session(runs_dir: Path, name: str | None = None, resume: Run | None = None) -> Session:
+    return Session(runs_dir, name, None, lambda line: None, resume)
+
+
+@pytest.fixture
+def draft(source: Run) -> Manifest:
+    return source.manifest.model_copy(update=UNFINISHED)
 
 
 def test_a_manifest_survives_the_round_trip(source: Run) -> None:
@@ -34,8 +49,8 @@ def test_weights_survive_the_round_trip(source: Run, runs_dir: Path) -> None:
     model = read_model(source)
     assert isinstance(model, BlockModel)
     assert not any(module.training for module in model.modules())
-    data = storage.weights_to_bytes(model)
-    assert storage.sha256(data) == source.manifest.weights.sha256  # type: ignore[union-attr]
+    data = to_bytes(model.state_dict())
+    assert storage.describe("model.safetensors", data) == source.manifest.weights
     loaded = load_model(runs_dir / "source")
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -62,9 +77,9 @@ def test_a_target_run_records_its_source(runs_dir: Path) -> None:
 
 def test_runs_are_found_by_name_number_and_path(runs_dir: Path) -> None:
     for selector in ("source", "1", str(runs_dir / "source")):
-        assert find_run(selector, runs_dir, "RUN").name == "source"
+        assert find_run(selector, runs_dir, "RUN", TRAININGS).name == "source"
     assert newest_run(runs_dir, ("pretrain",), "").name == "source"
-    assert newest_run(runs_dir, ("pretrain", "transfer"), "").name == "target"
+    assert newest_run(runs_dir, TRAININGS, "").name == "target"
 
 
 def test_only_finished_runs_are_newest(runs_dir: Path, tmp_path: Path) -> None:
@@ -74,29 +89,29 @@ def test_only_finished_runs_are_newest(runs_dir: Path, tmp_path: Path) -> None:
     manifest["status"] = "interrupted"
     (runs / "target" / "manifest.json").write_text(json.dumps(manifest))
     (runs / "no-run").mkdir()
-    assert newest_run(runs, ("pretrain", "transfer"), "").name == "source"
+    assert newest_run(runs, TRAININGS, "").name == "source"
     with pytest.raises(UsageError, match="no finished transfer run"):
         newest_run(runs, ("transfer",), "cartl transfer")
-    with pytest.raises(RunError, match="not complete"):
+    with pytest.raises(RunError, match="interrupted; go on with: cartl transfer --resume"):
         read_model(read_run(runs / "target"))
 
 
-def test_numbers_rise_and_names_are_taken_once(source: Run, tmp_path: Path) -> None:
-    draft = source.manifest.model_copy(update=UNFINISHED)
+def test_numbers_rise_and_names_are_taken_once(draft: Manifest, tmp_path: Path) -> None:
     for expected in ("001-pretrain", "002-pretrain"):
-        with new_run(tmp_path, None, draft) as run:
+        with written(session(tmp_path), draft, 0) as run:
             assert run.name == expected
     with (
         pytest.raises(UsageError, match="already holds a run"),
-        new_run(tmp_path, "001-pretrain", draft),
+        written(session(tmp_path, "001-pretrain"), draft, 0),
     ):
         pass
     assert [run.manifest.number for run in list_runs(tmp_path)] == [1, 2]
 
 
 def fail_in_run(runs: Path, draft: Manifest, error: BaseException) -> None:
-    with new_run(runs, "bad", draft):
+    with written(session(runs, "bad"), draft, 0) as run:
         assert read_run(runs / "bad").manifest.status == "running"
+        assert state(run) == "being written now; wait for it"
         raise error
 
 
@@ -105,48 +120,96 @@ def fail_in_run(runs: Path, draft: Manifest, error: BaseException) -> None:
     [
         (DivergedError("x"), "diverged"),
         (ValueError("x"), "failed"),
+        (RunError("x"), "failed"),
         (KeyboardInterrupt(), "interrupted"),
+        (StoppedError("x", 15), "interrupted"),
     ],
 )
 def test_a_run_that_ends_badly_says_so(
-    source: Run, tmp_path: Path, error: BaseException, status: str
+    draft: Manifest, tmp_path: Path, error: BaseException, status: str
 ) -> None:
-    draft = source.manifest.model_copy(update=UNFINISHED)
     with pytest.raises(type(error)):
         fail_in_run(tmp_path, draft, error)
-    assert read_run(tmp_path / "bad").manifest.status == status
+    run = read_run(tmp_path / "bad")
+    assert run.manifest.status == status
+    assert state(run).startswith(status)
 
 
-def test_a_running_run_is_locked(source: Run, tmp_path: Path) -> None:
-    draft = source.manifest.model_copy(update=UNFINISHED)
+def test_running_with_a_free_lock_is_crashed(draft: Manifest, tmp_path: Path) -> None:
+    with written(session(tmp_path, "a"), draft, 0) as run:
+        pass
+    assert read_run(run.folder).manifest.status == "running"
+    assert state(run) == f"crashed; go on with: cartl pretrain --resume {run.folder}"
+
+
+def test_a_running_run_is_locked(draft: Manifest, tmp_path: Path) -> None:
     with (
-        new_run(tmp_path, "busy", draft),
-        pytest.raises(RunError, match="in use"),
-        new_run(tmp_path, "busy", draft),
+        written(session(tmp_path, "busy"), draft, 0) as run,
+        pytest.raises(InUseError, match="in use"),
+        written(session(tmp_path, "busy"), draft, 0),
+    ):
+        pass
+    with (
+        written(session(tmp_path, resume=run), draft, 0),
+        pytest.raises(InUseError, match="in use"),
+        written(session(tmp_path, resume=run), draft, 0),
     ):
         pass
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_orphan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: {"data": d.data.model_copy(update={"fingerprint": "x"})}, "the data changed"),
+        (lambda d: {"k": 2}, "another model"),
+    ],
+)
+def test_going_on_needs_the_same_data_and_model(
+    draft: Manifest, tmp_path: Path, change: Any, says: str
 ) -> None:
-    path = tmp_path / "file"
-    storage.write_whole(path, b"old")
-
-    def refuse(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space"):
-        storage.write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with written(session(tmp_path, "a"), draft, 0) as run:
+        pass
+    other = draft.model_copy(update=change(draft))
+    with (
+        pytest.raises(RunError, match=says),
+        written(session(tmp_path, resume=run), other, 0),
+    ):
+        pass
+    assert read_run(run.folder) == run
 
 
-def test_file_modes_follow_the_umask(source: Run) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    assert (source.folder / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+def test_leftovers_are_swept_by_the_next_writer_and_nothing_else_is(
+    draft: Manifest, tmp_path: Path
+) -> None:
+    with written(session(tmp_path, "a"), draft, 0) as run:
+        pass
+    mine = run.folder / "notes.tmp-file"
+    mine.write_text("the user's own")
+    for folder in (tmp_path, run.folder):
+        (folder / "x.tmp-12-0123abcd").mkdir()
+        (folder / "x.tmp-12-0123abcd" / "half").write_text("")
+        (folder / "manifest.json.tmp-12-0123abcd").write_text("")
+    from cartl_cli.core.runs import check_place
+
+    again = session(tmp_path, resume=run)
+    check_place(again)
+    with written(again, draft, 0):
+        assert not list(tmp_path.rglob("*.tmp-12-*"))
+    assert mine.exists()
+
+
+def test_file_modes_follow_the_umask(draft: Manifest, tmp_path: Path, model: BlockModel) -> None:
+    results = TrainingResults(clean_accuracy=0.5, n=10, seconds=1.0)
+    for mask in (0o077, 0o000, 0o022):
+        before = os.umask(mask)
+        try:
+            with written(session(tmp_path, f"m{mask}"), draft, 0) as run:
+                finish_training(run, model, results)
+        finally:
+            os.umask(before)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in run.folder.iterdir()}
+        assert modes["model.safetensors"] == modes["manifest.json"] == 0o666 & ~mask
+        assert run.folder.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_metrics_have_a_line_an_epoch(source: Run) -> None:

@@ -12,6 +12,7 @@ from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluation import clean_correct
 from cartl_cli.core.losses import cross_entropy
+from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
@@ -26,7 +27,7 @@ from cartl_cli.core.surgery import (
     sub_model,
     weight_modules,
 )
-from cartl_cli.core.training import fit
+from cartl_cli.core.training import fit, sgd
 
 CPU = torch.device("cpu")
 
@@ -35,12 +36,14 @@ def train(model: BlockModel, data: DataSet, seed: int = 0) -> None:
     config = TransferConfig(epochs=1, batch_size=8, lr=0.05, seed=seed)
     fit(
         model,
+        sgd(model, config),
         data.train,
         config,
         (),
         natural_loss(model),
-        lambda p: None,
         autocast_for(CPU, "fp32"),
+        Position(),
+        lambda p: None,
     )
 
 

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ from torch import Tensor
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.configure import configure
-from cartl_cli.core.data.batches import augmented, batches_per_epoch, epoch_batches
+from cartl_cli.core.data.batches import augmented, batches_per_epoch, crop, epoch_batches
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DivergedError, UsageError
+from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.pretraining import adversarial_loss, natural_loss, training_budget
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.training import (
+    LossOfBatch,
     Progress,
     StepLoss,
     count_steps,
@@ -24,9 +27,31 @@ from cartl_cli.core.training import (
     learning_rate,
     one_cycle,
     ramp,
+    sgd,
 )
 
 FP32 = autocast_for(torch.device("cpu"), "fp32")
+
+
+def fitted(
+    model: BlockModel,
+    data: DataSet,
+    config: PretrainConfig | TransferConfig,
+    loss: LossOfBatch,
+    step_done: Callable[[Progress], None],
+    augment: tuple[str, ...] = (),
+) -> None:
+    fit(
+        model,
+        sgd(model, config),
+        data.train,
+        config,
+        augment,
+        loss,
+        FP32,
+        Position(),
+        step_done,
+    )
 
 
 def test_step_schedule_is_the_papers() -> None:
@@ -92,7 +117,7 @@ def test_a_last_batch_of_one_image_is_left_out() -> None:
 
 
 def test_augmentation_moves_flips_and_turns(images: Tensor) -> None:
-    draws = generator(0, "test")
+    draws = torch.rand(8, 4, generator=generator(0, "test"))
     cropped = augmented(images, ("crop",), draws)
     assert cropped.shape == images.shape
     # every crop is the image moved by at most 4 pixels: its centre is somewhere in the original
@@ -103,18 +128,37 @@ def test_augmentation_moves_flips_and_turns(images: Tensor) -> None:
             for x in range(4, 13)
         ]
         assert sum(places) == 1
-    flipped = augmented(images, ("flip",), generator(0, "flip"))
+    flipped = augmented(images, ("flip",), draws)
     kinds = [
         (torch.equal(after, before), torch.equal(after, before.flip(2)))
         for before, after in zip(images, flipped, strict=True)
     ]
     assert set(kinds) == {(True, False), (False, True)}
-    disk = torch.zeros(4, 3, 32, 32)
+    disk = torch.zeros(8, 3, 32, 32)
     disk[:, :, 12:20, 12:20] = 1.0
-    turned = augmented(disk, ("rotate",), generator(0, "turn"))
+    turned = augmented(disk, ("rotate",), draws)
     assert not torch.allclose(turned, disk)
     assert torch.allclose(turned.sum((1, 2, 3)), disk.sum((1, 2, 3)), rtol=0.03)
     assert torch.equal(augmented(images, (), draws), images)
+
+
+def test_crops_reach_every_shift_and_no_other() -> None:
+    image = torch.rand(1, 3, 32, 32).expand(2, -1, -1, -1)
+    corners = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])
+    moved = crop(image, corners[:, 0], corners[:, 1])
+    assert torch.equal(moved[0, :, 4:, 4:], image[0, :, :-4, :-4])
+    assert torch.equal(moved[1, :, :-4, :-4], image[0, :, 4:, 4:])
+
+
+def test_augmentation_belongs_to_the_image_not_to_its_batch(data: DataSet) -> None:
+    def seen(batch_size: int, first: int = 0) -> list[Tensor]:
+        batches = epoch_batches(data.train, batch_size, ("crop", "flip"), 0, 1, first)
+        return [image for images, _ in batches for image in images]
+
+    for one, other in zip(seen(15), seen(6), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(seen(6)[12:], seen(6, first=2), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_same_seed_gives_the_same_weights_byte_for_byte(data: DataSet) -> None:
@@ -128,7 +172,7 @@ def test_the_same_seed_gives_the_same_weights_byte_for_byte(data: DataSet) -> No
             model = build_model(config.arch, 3).train()
         steps = count_steps(config, len(data.train))
         loss = adversarial_loss(model, config, steps)
-        fit(model, data.train, config, ("crop",), loss, lambda p: None, FP32)
+        fitted(model, data, config, loss, lambda p: None, ("crop",))
         return model.state_dict()
 
     first, again, other = trained(0), trained(0), trained(1)
@@ -166,15 +210,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
         return StepLoss(model(images).sum() * float("nan"), {})
 
     with pytest.raises(DivergedError, match="not finite at step 1"):
-        fit(model, data.train, TransferConfig(batch_size=8), (), broken, lambda p: None, FP32)
+        fitted(model, data, TransferConfig(batch_size=8), broken, lambda p: None)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data: DataSet) -> None:
     seen: list[Progress] = []
     config = TransferConfig(epochs=2, batch_size=8)
-    fit(model, data.train, config, (), natural_loss(model), seen.append, FP32)
-    assert [p.step for p in seen] == list(range(1, 9))
+    fitted(model, data, config, natural_loss(model), seen.append)
+    assert [p.position.step for p in seen] == list(range(1, 9))
     assert [p.epoch_ended for p in seen] == [False, False, False, True] * 2
     assert seen[-1].total_steps == 8
     assert 0 <= seen[-1].accuracy["clean"] <= 1

@@ -5,10 +5,11 @@ import inspect
 import json
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -16,15 +17,19 @@ from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config import (
     BUILT_IN_DATA,
-    AttackConfig,
     PretrainConfig,
     TransferConfig,
 )
-from cartl_cli.core.configure import flag
-from cartl_cli.core.errors import UsageError
+from cartl_cli.core.configure import Config, check_same, configure, flag, is_positional
+from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.values import shown_pixels
 
-Located = TypeVar("Located", PretrainConfig, TransferConfig, AttackConfig)
+if TYPE_CHECKING:
+    from cartl_cli.core.manifest import Kind, Run
+    from cartl_cli.core.runs import Session
+
+SOURCE_KINDS: "tuple[Kind, ...]" = ("pretrain",)
+ATTACKED_KINDS: "tuple[Kind, ...]" = ("pretrain", "transfer")
 
 Preset = Annotated[str | None, typer.Option("--preset", help="A built-in set of settings: paper.")]
 ConfigFile = Annotated[
@@ -32,6 +37,13 @@ ConfigFile = Annotated[
     typer.Option("--config", help="Settings from a TOML or JSON file, or from a run's manifest."),
 ]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the new run folder.")]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", help="Go on with an unfinished run: name, number or path."),
+]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="With --resume and more --epochs: train longer.")
+]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -77,6 +89,8 @@ def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., None]], 
 def _option(name: str, field: FieldInfo) -> Any:
     parts = _parts(field.annotation)
     choices = next((part for part in parts if get_origin(part) is Literal), None)
+    if is_positional(field):
+        return Annotated[str | None, typer.Argument(help=field.description, show_default=False)]
     kind: Any = str if choices is None or get_origin(field.annotation) is tuple else choices
     shown = _shown_default(name, field.default)
     return Annotated[
@@ -151,17 +165,119 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else content
 
 
-def cache_dir() -> Path:
-    """Where decoded images are kept: ``$XDG_CACHE_HOME/cartl`` or ``~/.cache/cartl``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path("~/.cache").expanduser()) / "cartl"
+def cache_dir() -> Path | None:
+    """Where decoded images are kept: ``$XDG_CACHE_HOME/cartl`` or ``~/.cache/cartl``, if any."""
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if place.startswith("~") else Path(place) / "cartl"
 
 
-def located(config: Located) -> Located:
-    """The config with a data set given as a path made absolute, so that the run can be read
-    from any folder.
+def homely(path: Path) -> str:
+    """The absolute path with the home directory as ``~``: it can be read from any folder and
+    names no user.
     """
+    absolute, home = path.resolve(), Path(os.path.expanduser("~")).resolve()
+    if len(home.parts) > 1 and absolute.is_relative_to(home):
+        return str("~" / absolute.relative_to(home))
+    return str(absolute)
+
+
+def located(config: Config) -> Config:
+    """The config with a data set that is given as a path made ``homely``."""
     name = config.dataset
-    if name is None or name in BUILT_IN_DATA or not Path(name).exists():
+    if name is None or name in BUILT_IN_DATA or not Path(name).expanduser().exists():
         return config
-    return config.model_copy(update={"dataset": str(Path(name).resolve())})
+    return config.model_copy(update={"dataset": homely(Path(name).expanduser())})
+
+
+def selector(run: "Run", runs_dir: Path) -> str:
+    """What a config keeps of a run: its name in ``runs_dir``, else its path."""
+    inside = run.folder.resolve().parent == runs_dir.resolve()
+    return run.name if inside else homely(run.folder)
+
+
+@dataclass(frozen=True)
+class Opened(Generic[Config]):
+    """What a command begins with: settings, session, and the run whose model it takes.
+
+    ``finished`` is the run that was to be resumed, if there is nothing left to do.
+    """
+
+    config: Config
+    session: "Session"
+    taken: "Run | None"
+    finished: "Run | None"
+
+    @property
+    def source(self) -> "Run":
+        """The run whose model is taken, of the commands that take one."""
+        assert self.taken is not None
+        return self.taken
+
+
+def open_session(
+    config_type: type[Config],
+    kind: Literal["pretrain", "transfer", "attack"],
+    layers: Sequence[Mapping[str, Any]],
+    runs_dir: Path,
+    name: str | None,
+    resume: str | None,
+    extend: bool = False,
+) -> Opened[Config]:
+    """Settings from all layers on top of the defaults or of the run to go on with.
+
+    Raises UsageError for settings that are wrong or differ from the run's, RunError for a run
+    that cannot go on.
+    """
+    if resume is None:
+        if extend:
+            raise UsageError("--extend: goes with --resume RUN")
+        base, stored = {}, None
+        configure(config_type, *layers)  # what is wrong is said before torch is loaded
+    elif name is not None:
+        raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
+    from cartl_cli.core.runs import Session, find_run, state
+    from cartl_cli.display.progress import say
+
+    if resume is not None:
+        stored = find_run(resume, runs_dir, "--resume", (kind,))
+        base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
+    config = located(configure(config_type, base, *layers))
+    config, source = _with_source(config, runs_dir, say)
+    session = Session(runs_dir, name, cache_dir(), say, stored)
+    if stored is None:
+        return Opened(config, session, source, None)
+    check_same(stored.manifest.config, config, extend)
+    same_length = stored.manifest.config.model_dump().get("epochs") == config.model_dump().get(
+        "epochs"
+    )
+    if stored.manifest.status == "diverged":
+        raise RunError(f"run {stored.name!r} diverged and would again; start a new run")
+    if stored.manifest.status == "completed" and same_length:
+        say(f"run {stored.name} is already complete")
+        return Opened(config, session, source, stored)
+    say(f"run {stored.name} was {state(stored).partition(';')[0]}; going on")
+    return Opened(config, session, source, None)
+
+
+def _with_source(
+    config: Config, runs_dir: Path, say: Callable[[str], None]
+) -> tuple[Config, "Run | None"]:
+    """The run whose model is taken: the one named, else the newest finished one, which is said."""
+    from cartl_cli.core.runs import find_run, newest_run, remarks
+
+    if isinstance(config, PretrainConfig):
+        return config, None
+    if isinstance(config, TransferConfig):
+        field, shown, kinds = "source", "--source", SOURCE_KINDS
+    else:
+        field, shown, kinds = "run", "RUN", ATTACKED_KINDS
+    named: str = getattr(config, field)
+    if named:
+        run = find_run(named, runs_dir, shown, kinds)
+    else:
+        run = newest_run(runs_dir, kinds, "cartl pretrain")
+        which = "pretrain " if kinds == SOURCE_KINDS else ""
+        say(f"{field}: {run.folder} (the newest finished {which}run)")
+    for remark in remarks(run):
+        say(remark)
+    return config.model_copy(update={field: selector(run, runs_dir)}), run

@@ -9,13 +9,14 @@ import typer
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
+    Extend,
     Preset,
+    Resume,
     RunName,
     RunsDir,
-    cache_dir,
     flags_from,
     layers,
-    located,
+    open_session,
 )
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.configure import configure
@@ -28,24 +29,25 @@ def pretrain(
     config: ConfigFile = None,
     name: RunName = None,
     runs_dir: RunsDir = Path("runs"),
+    resume: Resume = None,
+    extend: Extend = False,
     as_json: AsJson = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Show the architecture's blocks, and stop.")
     ] = False,
 ) -> None:
     """Train a robust source model: adversarial training and feature distance minimization."""
-    chosen = located(configure(PretrainConfig, *layers("pretrain", preset, config), settings))
-    from cartl_cli.core.models.describe import block_table
+    given = [*layers("pretrain", preset, config), settings]
+    if describe:
+        show_blocks(configure(PretrainConfig, *given))
+        return
+    opened = open_session(PretrainConfig, "pretrain", given, runs_dir, name, resume, extend)
     from cartl_cli.core.pretraining import pretrain as pretrain_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import say, training_progress
 
-    if describe:
-        rows = block_table(chosen.arch, chosen.image_size)
-        tables.show(tables.block_table(chosen.arch, rows))
-        return
     with training_progress() as report:
-        run = pretrain_run(chosen, runs_dir, name, cache_dir(), say, report)
+        run = opened.finished or pretrain_run(opened.config, opened.session, report)
     say(f"saved {run.folder}")
     results = run.results
     if results.clean_accuracy <= 1.5 / len(run.manifest.model.classes):
@@ -54,8 +56,8 @@ def pretrain(
         shown = {
             "run": run.name,
             "folder": str(run.folder),
-            "arch": chosen.arch,
-            "k": chosen.k,
+            "arch": opened.config.arch,
+            "k": opened.config.k,
             "clean_accuracy": results.clean_accuracy,
             "robust_accuracy": results.robust_accuracy,
             "seconds": results.seconds,
@@ -63,3 +65,12 @@ def pretrain(
         print(json.dumps(shown))
     else:
         tables.show(tables.training_table(run))
+
+
+def show_blocks(config: PretrainConfig) -> None:
+    """The blocks of the configured architecture, as a table."""
+    from cartl_cli.core.models.describe import block_table
+    from cartl_cli.display import tables
+
+    rows = block_table(config.arch, config.image_size)
+    tables.show(tables.block_table(config.arch, rows))

@@ -7,17 +7,17 @@ from typing import Any
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
+    Extend,
     Preset,
+    Resume,
     RunName,
     RunsDir,
-    cache_dir,
     flags_from,
     layers,
-    located,
+    open_session,
 )
 from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.config import TransferConfig
-from cartl_cli.core.configure import configure
 
 
 @flags_from(TransferConfig)
@@ -27,23 +27,20 @@ def transfer(
     config: ConfigFile = None,
     name: RunName = None,
     runs_dir: RunsDir = Path("runs"),
+    resume: Resume = None,
+    extend: Extend = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune the last k blocks of a source model on your images, without adversarial images."""
-    chosen = located(configure(TransferConfig, *layers("transfer", preset, config), settings))
-    from cartl_cli.core.runs import find_run, newest_run
+    given = [*layers("transfer", preset, config), settings]
+    opened = open_session(TransferConfig, "transfer", given, runs_dir, name, resume, extend)
     from cartl_cli.core.transferring import transfer as transfer_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import say, training_progress
 
-    if chosen.source:
-        source = find_run(chosen.source, runs_dir, "--source")
-    else:
-        source = newest_run(runs_dir, ("pretrain",), "cartl pretrain")
-        say(f"source: {source.folder} (the newest finished pretrain run)")
-        chosen = chosen.model_copy(update={"source": source.name})
+    chosen, source = opened.config, opened.source
     with training_progress() as report:
-        run = transfer_run(chosen, source, runs_dir, name, cache_dir(), say, report)
+        run = opened.finished or transfer_run(chosen, source, opened.session, report)
     say(f"saved {run.folder}")
     results = run.results
     if as_json:

@@ -8,6 +8,7 @@ import itertools
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,7 +18,13 @@ from pydantic import (
 )
 
 from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.values import parse_list, parse_number, parse_pixels, parse_whole
+from cartl_cli.core.values import (
+    check_interval,
+    parse_list,
+    parse_number,
+    parse_pixels,
+    parse_whole,
+)
 
 BUILT_IN_DATA = ("shapes", "shapes-target")
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -72,6 +79,12 @@ Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps.")]
 PrecisionField = Annotated[
     Precision, Field(description="auto: bfloat16 where it is native. Verdicts are always fp32.")
 ]
+SaveEvery = Annotated[
+    str,
+    AfterValidator(check_interval),
+    Field(description="Save the state every so many minutes (10m) or steps (500), to resume."),
+]
+POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
 
 def _check_step_size(eps: float, step_size: float | None) -> None:
@@ -137,6 +150,7 @@ class PretrainConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
+    save_every: SaveEvery = "10m"
 
     @property
     def attack_step(self) -> float:
@@ -199,6 +213,7 @@ class TransferConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
+    save_every: SaveEvery = "10m"
 
     @property
     def frozen_bn(self) -> FreezeBatchNorm:
@@ -219,6 +234,13 @@ class AttackConfig(BaseModel):
 
     model_config = SETTINGS
 
+    run: Annotated[
+        str,
+        Field(
+            description="Run: name, number or path (default: the newest finished run).",
+            json_schema_extra=POSITIONAL,
+        ),
+    ] = ""
     dataset: Annotated[
         str | None, Field(description="Data set to attack on (default: the run's own).")
     ] = None
@@ -237,6 +259,7 @@ class AttackConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
+    save_every: SaveEvery = "1m"
 
     @property
     def attack_step(self) -> float:

@@ -4,12 +4,15 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.config import POSITIONAL, AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.errors import UsageError
 
 Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig)
+
+HARMLESS = {"device", "save_every"}  # may change when a run goes on
 
 
 def configure(config_type: type[Config], *layers: Mapping[str, Any]) -> Config:
@@ -26,9 +29,34 @@ def configure(config_type: type[Config], *layers: Mapping[str, Any]) -> Config:
         raise UsageError(_explain(error.errors()[0], list(config_type.model_fields))) from None
 
 
+def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:
+    """Refuse to go on with a run under other settings than its own.
+
+    Only what is ``HARMLESS`` may differ and, with ``extend``, ``epochs`` may grow. Raises
+    UsageError naming every difference.
+    """
+    old, new = stored.model_dump(), given.model_dump()
+    changed = {name for name in old if old[name] != new[name]} - HARMLESS
+    if changed == {"epochs"} and new["epochs"] > old["epochs"]:
+        if extend:
+            return
+        raise UsageError(
+            f"--epochs: the run has {old['epochs']}, you gave {new['epochs']}; add --extend to "
+            "train longer"
+        )
+    if changed:
+        listed = ", ".join(f"{flag(name)} {old[name]} -> {new[name]}" for name in sorted(changed))
+        raise UsageError(f"differs from the run: {listed}; drop it, or start a new run")
+
+
 def flag(field: str) -> str:
     """``fdm_lambda`` → ``--fdm-lambda``."""
     return "--" + field.replace("_", "-")
+
+
+def is_positional(field: FieldInfo) -> bool:
+    """Whether a field is an argument of the command line rather than a flag."""
+    return field.json_schema_extra == POSITIONAL
 
 
 def _explain(error: Any, known: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Clean and robust accuracy, image by image."""
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +20,23 @@ Loss = Literal["ce", "margin"]
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Every image is attacked under each loss, ``restarts`` times."""
+
+    budget: Budget
+    losses: tuple[Loss, ...]
+    restarts: int
+    seed: int
+    batch_size: int
+
+    def batches(self, count: int) -> int:
+        """Batches of the whole plan over ``count`` images."""
+        return len(self.losses) * self.restarts * math.ceil(count / self.batch_size)
+
+
+@dataclass(frozen=True)
 class Robustness:
-    """Per-image verdicts, each (N,) bool: right on the clean image, and under each loss.
+    """Per-image verdicts, each (N,) bool: right on the clean image, and under each loss so far.
 
     ``standing[loss]``: right at every iterate of every restart. ``standing_last``: right at the
     last iterate of the first restart under the first loss, the way the paper counts.
@@ -33,6 +50,16 @@ class Robustness:
     def worst(self) -> Tensor:
         """Right under every loss (N,)."""
         return torch.stack(list(self.standing.values())).all(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All verdicts by name, to be stored."""
+        standing = {f"standing.{loss}": tensor for loss, tensor in self.standing.items()}
+        return {"clean": self.clean, "standing_last": self.standing_last, **standing}
+
+
+def unattacked(clean: Tensor, losses: tuple[Loss, ...]) -> Robustness:
+    """The verdicts before any attack: what is right on the clean image (N,) stands."""
+    return Robustness(clean, {loss: clean.clone() for loss in losses}, clean.clone())
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
@@ -51,42 +78,67 @@ def clean_correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
 def robustness(
     model: nn.Module,
     split: Split,
-    budget: Budget,
-    losses: tuple[Loss, ...],
-    restarts: int,
-    seed: int,
-    batch_size: int,
+    plan: Plan,
     autocast: torch.autocast,
-    report: Callable[[int], None],
+    verdicts: Robustness,
+    batch_done: Callable[[int], None],
+    done: int = 0,
 ) -> Robustness:
-    """Attack every image that is right when clean; an image that has fallen is left alone.
+    """Attack every image that still stands, batch by batch; ``verdicts`` are updated in place.
 
     Only the first restart of the first loss runs to its last step for everybody, to count last
-    iterates. The verdicts do not depend on ``batch_size``: losses are summed over the batch and
-    random starts drawn per image. ``report`` gets the number of attacks done, of
-    ``len(losses) · restarts · N``.
+    iterates. The verdicts do not depend on the batch size: losses are summed over the batch and
+    random starts drawn per image. ``batch_done`` gets the number of batches done, of
+    ``plan.batches(N)``; the first ``done`` of them are taken as done before.
     """
-    clean = clean_correct(model, split, batch_size)
-    standing = {loss: clean.clone() for loss in losses}
-    standing_last = clean.clone()
-    for loss in losses:
-        for restart in range(restarts):
-            first = loss == losses[0] and restart == 0
-            for rows in torch.arange(len(split), device=clean.device).split(batch_size):
-                targets = rows[standing[loss][rows]]
-                if len(targets) > 0:
-                    part = split.take(targets)
-                    images = _pixels(part.images)
-                    start = counted_start(images, budget.eps, seed, restart, targets)
-                    with autocast:
-                        outcome = attack(
-                            model, images, part.labels, start, budget, OBJECTIVES[loss], first
-                        )
-                    standing[loss][targets] = ~outcome.fallen
-                    if first:
-                        standing_last[targets] = ~outcome.fallen_last
-                report(len(rows))
-    return Robustness(clean, standing, standing_last)
+    rounds = itertools.product(
+        plan.losses,
+        range(plan.restarts),
+        torch.arange(len(split), device=split.labels.device).split(plan.batch_size),
+    )
+    for number, (loss, restart, rows) in enumerate(rounds):
+        if number < done:
+            continue
+        standing = verdicts.standing[loss]
+        first = loss == plan.losses[0] and restart == 0
+        targets = rows[standing[rows]]
+        if len(targets) > 0:
+            outcome = _attack(model, split, plan, loss, restart, targets, autocast, first)
+            standing[targets] = ~outcome[0]
+            if first:
+                verdicts.standing_last[targets] = ~outcome[1]
+        batch_done(number + 1)
+    return verdicts
+
+
+def _attack(
+    model: nn.Module,
+    split: Split,
+    plan: Plan,
+    loss: Loss,
+    restart: int,
+    targets: Tensor,
+    autocast: torch.autocast,
+    to_the_end: bool,
+) -> tuple[Tensor, Tensor]:
+    """Which ``targets`` fall, and which at their last iterate; in halves if memory is too small."""
+    part = split.take(targets)
+    images = _pixels(part.images)
+    start = counted_start(images, plan.budget.eps, plan.seed, restart, targets)
+    try:
+        with autocast:
+            outcome = attack(
+                model, images, part.labels, start, plan.budget, OBJECTIVES[loss], to_the_end
+            )
+        return outcome.fallen, outcome.fallen_last
+    except torch.OutOfMemoryError:
+        if len(targets) == 1:
+            raise
+    halves = [
+        _attack(model, split, plan, loss, restart, half, autocast, to_the_end)
+        for half in targets.tensor_split(2)
+    ]
+    return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
 
 
 def share(verdicts: Tensor) -> float:

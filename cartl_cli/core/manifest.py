@@ -1,25 +1,32 @@
-"""What a run knows of itself: the validated content of its ``manifest.json``."""
+"""What a run knows of itself: the validated content of its JSON files, and older schemas."""
 
+import hashlib
+import json
 import os
 import platform
+import re
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torchvision
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cartl_cli import __version__
-from cartl_cli.core.config import SETTINGS, PretrainConfig, TransferConfig
+from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import RunError
+from cartl_cli.core.storage import NAME, FileRecord
 
-NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+SCHEMA_VERSION = 2
 
-Kind = Literal["pretrain", "transfer"]
+Kind = Literal["pretrain", "transfer", "attack"]
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
+Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -49,27 +56,20 @@ class DataRecord(BaseModel):
 
 
 class SourceRecord(BaseModel):
-    """The run a target model started from, and the sha256 of that model."""
+    """The run that a target model started from or that an attack attacks, and its model's sha256.
+
+    ``k`` and ``fdm_lambda`` are those of the source model's training.
+    """
 
     model_config = SETTINGS
 
     run: str
     sha256: str
     k: int
-    fdm_lambda: float
+    fdm_lambda: float | None
 
 
-class FileRecord(BaseModel):
-    """Size in bytes and sha256 of a file of the run."""
-
-    model_config = SETTINGS
-
-    name: Annotated[str, Field(pattern=rf"^{NAME}$")]
-    size: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Results(BaseModel):
+class TrainingResults(BaseModel):
     """What a finished training measured. Accuracies are fractions; robust under PGD, n images."""
 
     model_config = SETTINGS
@@ -77,29 +77,146 @@ class Results(BaseModel):
     clean_accuracy: Fraction
     robust_accuracy: Fraction | None = None
     pgd_steps: int | None = None
-    n: int
+    n: Annotated[int, Field(ge=1)]
     seconds: float
     spectral_norms: dict[str, float] = {}
 
 
-class Manifest(BaseModel):
-    """A run, as stored in its ``manifest.json``."""
+Interval = tuple[Fraction, Fraction]
+
+
+class AttackResults(BaseModel):
+    """What an attack found. Accuracies are fractions of ``n``; intervals are 95 % Wilson.
+
+    ``robust_accuracy`` is the per-image worst over losses, restarts and iterates: an upper bound
+    under this attack. ``final_iterate_accuracy`` counts only the last iterate of the first restart
+    under the first loss, as the paper does.
+    """
 
     model_config = SETTINGS
 
-    schema_version: Literal[1] = 1
+    n: Annotated[int, Field(ge=1)]
+    clean_accuracy: Fraction
+    robust_accuracy: Fraction
+    robust_accuracy_ce: Fraction | None
+    robust_accuracy_margin: Fraction | None
+    final_iterate_accuracy: Fraction
+    interval: Interval
+    clean_interval: Interval
+    seconds: float
+
+
+class Position(BaseModel):
+    """Where a run stands: steps done (batches, of an attack) and seconds spent on them.
+
+    A training also keeps its sums over the images of the epoch so far, and the line of
+    ``metrics.jsonl`` of each finished epoch.
+    """
+
+    model_config = SETTINGS
+
+    step: Count = 0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    seen: Count = 0
+    loss_sum: float = 0.0
+    correct: dict[str, int] = {}
+    metrics: tuple[dict[str, int | float], ...] = ()
+
+
+class Checkpoint(BaseModel):
+    """A saved state of the run ``run`` (its id), as stored in ``checkpoint.json``."""
+
+    model_config = SETTINGS
+
+    schema_version: Literal[2] = 2
+    run: Identity
+    position: Position
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=10)]
+
+
+class Manifest(BaseModel):
+    """A run, as stored in its ``manifest.json``. ``k`` and ``model`` are those of its model."""
+
+    model_config = SETTINGS
+
+    schema_version: Literal[2] = 2
+    id: Identity = Field(default_factory=lambda: secrets.token_hex(6))
     kind: Kind
-    number: Annotated[int, Field(ge=0)] = 0
+    number: Count = 0
     status: Status = "running"
     created: str
-    config: PretrainConfig | TransferConfig
+    config: PretrainConfig | TransferConfig | AttackConfig
     k: Annotated[int, Field(ge=1)]
     model: ModelSpec
     data: DataRecord
     source: SourceRecord | None = None
     weights: FileRecord | None = None
-    results: Results | None = None
+    outcomes: FileRecord | None = None
+    results: TrainingResults | AttackResults | None = None
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        config, results = {
+            "pretrain": (PretrainConfig, TrainingResults),
+            "transfer": (TransferConfig, TrainingResults),
+            "attack": (AttackConfig, AttackResults),
+        }[self.kind]
+        if not isinstance(self.config, config):
+            raise ValueError(f"config is not that of a {self.kind} run")
+        if self.results is not None and not isinstance(self.results, results):
+            raise ValueError(f"results are not those of a {self.kind} run")
+        return self
+
+
+def parse_manifest(content: Any, path: Path) -> Manifest:
+    """The manifest in a JSON value, of this schema or an older one.
+
+    Raises RunError with the first thing that is wrong.
+    """
+    schema = content.get("schema_version") if isinstance(content, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise RunError(f"manifest has a bad schema_version: {path}")
+    if schema > SCHEMA_VERSION:
+        raise RunError(
+            f"manifest was written by a newer cartl (schema {schema}, this one reads "
+            f"1-{SCHEMA_VERSION}); upgrade: {path}"
+        )
+    if schema == 1:
+        content = _from_schema_1(content)
+    weights = content.get("weights")
+    if isinstance(weights, dict) and not _bare(weights.get("name")):
+        raise RunError(f"manifest names a file outside the run ({weights.get('name')!r}): {path}")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise RunError(f"manifest is not valid: {_first(error)}: {path}") from None
+
+
+def parse_checkpoint(content: Any, path: Path) -> Checkpoint:
+    """The checkpoint in a JSON value. Raises RunError with the first thing that is wrong."""
+    try:
+        return Checkpoint.model_validate(content)
+    except ValidationError as error:
+        raise RunError(f"checkpoint.json is not valid: {_first(error)}: {path}") from None
+
+
+def _from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Cartl 0.1.0: runs had no id; it is made from what they have, the same at every reading."""
+    identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return content | {"schema_version": SCHEMA_VERSION, "id": identity}
+
+
+def _bare(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(NAME, name) is not None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["input"] is None:
+        return f"{where} is missing; the run diverged or was edited"
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 @dataclass(frozen=True)
@@ -115,10 +232,24 @@ class Run:
         return self.folder.name
 
     @property
-    def results(self) -> Results:
-        """What it measured. Raises RunError if the run has not finished."""
-        if self.manifest.results is None:
-            raise RunError(f"run {self.name!r} is not complete (status {self.manifest.status})")
+    def training(self) -> PretrainConfig | TransferConfig:
+        """The settings of a training. Raises RunError if the run is none."""
+        if isinstance(self.manifest.config, AttackConfig):
+            raise RunError(f"run {self.name!r} is an attack, not a training")
+        return self.manifest.config
+
+    @property
+    def results(self) -> TrainingResults:
+        """What a training measured. Raises RunError if the run is no finished training."""
+        if not isinstance(self.manifest.results, TrainingResults):
+            raise RunError(f"run {self.name!r} has no training results ({self.manifest.status})")
+        return self.manifest.results
+
+    @property
+    def attack_results(self) -> AttackResults:
+        """What an attack found. Raises RunError if the run is no finished attack."""
+        if not isinstance(self.manifest.results, AttackResults):
+            raise RunError(f"run {self.name!r} has no attack results ({self.manifest.status})")
         return self.manifest.results
 
 
@@ -137,6 +268,7 @@ def versions(device: torch.device, precision: str) -> dict[str, str]:
         "device": str(device),
         "hardware": hardware,
         "precision": precision,
+        "threads": str(torch.get_num_threads()),
     }
 
 
@@ -154,15 +286,16 @@ def data_record(data: DataSet, augment: tuple[str, ...]) -> DataRecord:
 
 
 def source_record(source: Run) -> SourceRecord:
-    """What a target run keeps of its source run. Raises RunError if that has no weights."""
+    """What a run keeps of the run whose model it takes. Raises RunError if that has no weights."""
     manifest = source.manifest
-    if manifest.weights is None or not isinstance(manifest.config, PretrainConfig):
-        raise RunError(f"run {source.name!r} is not a finished pretrain run")
+    if manifest.weights is None:
+        raise RunError(f"run {source.name!r} has no weights ({manifest.status})")
+    config = manifest.config
     return SourceRecord(
         run=source.name,
         sha256=manifest.weights.sha256,
         k=manifest.k,
-        fdm_lambda=manifest.config.fdm_lambda,
+        fdm_lambda=config.fdm_lambda if isinstance(config, PretrainConfig) else None,
     )
 
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,56 +10,71 @@ from torch.nn import functional as F
 
 from cartl_cli.core import runs
 from cartl_cli.core.attacks.pgd import Budget, perturb, uniform_start
+from cartl_cli.core.checkpoints import stop_if_asked
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.devices import resolve_device
-from cartl_cli.core.evaluation import Robustness, robustness, share
+from cartl_cli.core.evaluation import (
+    Plan,
+    Robustness,
+    clean_correct,
+    robustness,
+    share,
+    unattacked,
+)
 from cartl_cli.core.losses import feature_distance
-from cartl_cli.core.manifest import Manifest, ModelSpec, Results, Run, data_record, now, versions
+from cartl_cli.core.manifest import (
+    Manifest,
+    ModelSpec,
+    Run,
+    TrainingResults,
+    data_record,
+    now,
+    versions,
+)
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.randomness import generator, seeded
-from cartl_cli.core.training import LossOfBatch, Progress, StepLoss, count_steps, fit, ramp
+from cartl_cli.core.running import state_size, train
+from cartl_cli.core.runs import Session
+from cartl_cli.core.stopping import stop_signals
+from cartl_cli.core.training import LossOfBatch, Progress, StepLoss, count_steps, ramp
 
 FINAL_PGD_STEPS = 20
 
 
-def pretrain(
-    config: PretrainConfig,
-    runs_dir: Path,
-    name: str | None,
-    cache_dir: Path | None,
-    say: Callable[[str], None],
-    report: Callable[[Progress], None],
-) -> Run:
-    """Train a source model into a new run folder and measure it.
+def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progress], None]) -> Run:
+    """Train a source model into a run folder, new or to go on with, and measure it.
 
-    ``say`` gets one line for everything worth knowing, ``report`` the progress of each step.
-    Raises UsageError before any work, DataError for bad images, DivergedError if the loss is not
-    finite (the run folder then says ``diverged``).
+    ``report`` gets the progress of each step. Raises UsageError before any work, DataError for bad
+    images, DivergedError if the loss is not finite, StoppedError once a signal asked to stop and
+    the state is saved.
     """
     device = resolve_device(config.device)
-    runs.check_place(runs_dir, name)
+    runs.check_place(session)
     data = load_data_set(
         config.dataset,
         config.classes,
         config.image_size,
         config.val_fraction,
         config.seed,
-        cache_dir,
+        session.cache_dir,
     )
     total_steps = count_steps(config, len(data.train))
     augment = augmentation(config.dataset, config.augment)
     precision = resolve_precision(config.precision, device)
+    autocast = autocast_for(device, precision)
     for note in data.notes:
-        say(note)
+        session.say(note)
 
     with seeded(config.seed, "source weights"):
         model = build_model(config.arch, len(data.classes))
     model.normalize.fix(*channel_statistics(data.train))
     model = model.to(device).to(memory_format=torch.channels_last).train()
+    natural = config.method == "natural"
+    loss = natural_loss(model) if natural else adversarial_loss(model, config, total_steps)
 
     draft = Manifest(
         kind="pretrain",
@@ -71,47 +85,41 @@ def pretrain(
         data=data_record(data, augment),
         versions=versions(device, precision),
     )
-    with runs.new_run(runs_dir, name, draft) as run:
-        say(f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images")
-        began = time.monotonic()
-        autocast = autocast_for(device, precision)
-        fit(
-            model,
-            data.train.to(device),
-            config,
-            augment,
-            natural_loss(model)
-            if config.method == "natural"
-            else adversarial_loss(model, config, total_steps),
-            runs.recorder(run, report),
-            autocast,
+    with runs.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+        session.say(
+            f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images"
         )
-        measured = measure(model, data.evaluation.to(device), config, autocast)
-        results = Results(
+        images = data.train.to(device)
+        done = train(run, model, images, config, augment, loss, autocast, session, asked, report)
+        began = time.monotonic()
+        measured = measure(model, data.evaluation.to(device), config, autocast, run, asked)
+        results = TrainingResults(
             clean_accuracy=share(measured.clean),
             robust_accuracy=share(measured.worst),
             pgd_steps=FINAL_PGD_STEPS,
             n=len(data.evaluation),
-            seconds=time.monotonic() - began,
+            seconds=done.seconds + time.monotonic() - began,
         )
-        return runs.finish_run(run, model, results)
+        return runs.finish_training(run, model, results)
 
 
 def measure(
-    model: BlockModel, split: Split, config: PretrainConfig, autocast: torch.autocast
+    model: BlockModel,
+    split: Split,
+    config: PretrainConfig,
+    autocast: torch.autocast,
+    run: Run,
+    asked: Callable[[], int | None],
 ) -> Robustness:
     """A first look at the finished model: PGD-20 under cross-entropy at the training eps."""
-    return robustness(
-        model,
-        split,
-        Budget(config.eps, config.attack_step, FINAL_PGD_STEPS),
-        ("ce",),
-        restarts=1,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        autocast=autocast,
-        report=lambda done: None,
-    )
+    budget = Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
+    plan = Plan(budget, ("ce",), 1, config.seed, config.batch_size)
+    clean = clean_correct(model, split, config.batch_size)
+
+    def batch_done(number: int) -> None:
+        stop_if_asked(run, asked, "while measuring, after the last step")
+
+    return robustness(model, split, plan, autocast, unattacked(clean, plan.losses), batch_done)
 
 
 def natural_loss(model: BlockModel) -> LossOfBatch:

@@ -1,65 +1,68 @@
-"""Run folders: one config → one run → one folder with a manifest, weights and metrics.
+"""Run folders: one config → one run → one folder with a manifest and what the run made.
 
 runs/001-pretrain/
-manifest.json        config, model, data, results, versions, sha256 of the weights
-model.safetensors    plain weights; normalization is the model's first layer
-metrics.jsonl        one line an epoch
-attack-001.json      one file an attack
+manifest.json         config, model, data, results, versions, sha256 of the weights
+model.safetensors     plain weights; normalization is the model's first layer
+metrics.jsonl         one line an epoch
+ckpt-000120/          the whole state after step 120 (``checkpoints``)
+.lock                 held by the process that writes the run
+
+An attack is a run too: ``003-attack/`` has ``outcomes.safetensors``, one verdict an image.
 """
 
-import fcntl
-import os
 import re
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ValidationError
 
-from cartl_cli.core import storage
+from cartl_cli import __version__
+from cartl_cli.core import storage, tensors
 from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.errors import CartlError, DivergedError, RunError, UsageError
-from cartl_cli.core.manifest import NAME, FileRecord, Kind, Manifest, Results, Run
+from cartl_cli.core.checkpoints import resuming
+from cartl_cli.core.errors import CartlError, InUseError, RunError, UsageError
+from cartl_cli.core.manifest import (
+    AttackResults,
+    Kind,
+    Manifest,
+    Run,
+    TrainingResults,
+    parse_manifest,
+)
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.surgery import make_convex
-from cartl_cli.core.training import Progress
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-METRICS = "metrics.jsonl"
+OUTCOMES = "outcomes.safetensors"
+SPARE = 3  # checkpoints that must fit on the disk before a run begins
 
 
-def recorder(run: Run, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    """Pass progress on, and append a line to ``metrics.jsonl`` at the end of every epoch."""
+@dataclass(frozen=True)
+class Session:
+    """Where a command keeps its run and whom it tells; ``resume`` is the run to go on with."""
 
-    def record(progress: Progress) -> None:
-        if progress.epoch_ended:
-            accuracy = {f"{name}_accuracy": value for name, value in progress.accuracy.items()}
-            storage.append_line(
-                run.folder / METRICS,
-                {
-                    "epoch": progress.epoch,
-                    "step": progress.step,
-                    "loss": progress.loss,
-                    **accuracy,
-                    "learning_rate": progress.learning_rate,
-                    "images_per_second": progress.images_per_second,
-                },
-            )
-        report(progress)
-
-    return record
+    runs_dir: Path
+    name: str | None
+    cache_dir: Path | None
+    say: Callable[[str], None]
+    resume: Run | None = None
 
 
-def check_place(runs_dir: Path, name: str | None) -> None:
+# Beginning, going on, ending
+
+
+def check_place(session: Session) -> None:
     """Make sure a run can be written, before any work; creates ``runs_dir``.
 
-    Raises UsageError for a path that cannot be a folder or a name that is taken, CartlError where
-    the system refuses.
+    Raises UsageError for a path that cannot be a folder or a name that is taken, StorageError
+    where the system refuses.
     """
+    runs_dir = session.runs_dir
     shown = f"--runs-dir: {str(runs_dir)!r}"
     try:
         str(runs_dir).encode("utf-8")
@@ -72,126 +75,159 @@ def check_place(runs_dir: Path, name: str | None) -> None:
             raise UsageError(f"{shown} is a file, not a folder; give another --runs-dir")
         if not runs_dir.exists() and not runs_dir.parent.is_dir():
             raise UsageError(f"{shown}: parent folder missing; create {str(runs_dir.parent)!r}")
-        runs_dir.mkdir(exist_ok=True)
-        probe = runs_dir / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        if error.errno in (36, 40):  # ENAMETOOLONG, ELOOP
-            raise UsageError(f"{shown}: {error.strerror}") from None
-        raise CartlError(f"cannot write to {str(runs_dir)!r}: {error.strerror}") from None
-    if name is not None:
-        _check_free(runs_dir / name)
+    except OSError as error:  # a name too long, a loop of links
+        raise UsageError(f"{shown}: {error.strerror}") from None
+    storage.make_folder(runs_dir)
+    with storage.locked(runs_dir, wait=True):
+        storage.sweep(runs_dir)
+    if kind := storage.unreliable_locks(runs_dir):
+        session.say(
+            f"warning: {runs_dir} is on {kind}, where locks are unreliable: never write "
+            "one run from two machines"
+        )
+    if session.resume is None and session.name is not None:
+        _check_free(runs_dir / session.name)
 
 
 @contextmanager
-def new_run(runs_dir: Path, name: str | None, draft: Manifest) -> Iterator[Run]:
-    """Create a run folder, locked and marked ``running``; on an error, record how it ended.
+def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator[Run]:
+    """A run folder that is this process's to write: a new one, or the one to go on with.
 
-    ``draft.number`` is replaced by the next free number, which also names the folder by default.
-    Raises UsageError if ``name`` is taken, RunError if another process is writing it.
+    It is marked ``running`` and locked; on an error the manifest records how it ended. Raises
+    StorageError without ``SPARE`` times ``checkpoint_size`` bytes of free disk, UsageError if the
+    name is taken, RunError if the run to go on with is another than ``draft`` describes.
     """
-    manifest = draft.model_copy(update={"number": _next_number(runs_dir)})
-    folder = runs_dir / (name or f"{manifest.number:03d}-{manifest.kind}")
-    _check_free(folder)
-    folder.mkdir()
-    run = Run(folder, manifest)
-    with _lock(folder):
-        write_manifest(run)
+    storage.check_space(session.runs_dir, SPARE * checkpoint_size)
+    with ExitStack() as held:
+        if session.resume is None:
+            run = _begin(session, draft, held)
+        else:
+            held.enter_context(storage.locked(session.resume.folder))
+            run = _go_on(session, read_run(session.resume.folder), draft)
         try:
             yield run
         except BaseException as error:
-            if isinstance(error, DivergedError):
-                status = "diverged"
-            else:
-                status = "failed" if isinstance(error, Exception) else "interrupted"
-            write_manifest(Run(folder, manifest.model_copy(update={"status": status})))
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            if isinstance(error, CartlError):
+                status = error.status
+            with suppress(CartlError):  # the first error is the one to tell
+                _write(run, status=status)
             raise
 
 
+def _begin(session: Session, draft: Manifest, held: ExitStack) -> Run:
+    runs_dir = session.runs_dir
+    for other in same_runs(runs_dir, draft):
+        if other.manifest.status != "completed":
+            session.say(f"note: run {other.name} has the same settings; {state(other)}")
+    with storage.locked(runs_dir, wait=True):
+        manifest = draft.model_copy(update={"number": _next_number(runs_dir)})
+        folder = runs_dir / (session.name or f"{manifest.number:03d}-{manifest.kind}")
+        _check_free(folder)
+        storage.commit_folder(folder, {MANIFEST: _text(manifest)})
+        held.enter_context(storage.locked(folder))
+    return Run(folder, manifest)
+
+
+def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
+    ours, theirs = stored.manifest, draft
+    if ours.data.fingerprint != theirs.data.fingerprint:
+        raise RunError(f"the data changed since run {stored.name!r} began; start a new run")
+    if (ours.source and ours.source.sha256) != (theirs.source and theirs.source.sha256):
+        raise RunError(
+            f"run {stored.name!r} was started from another source model; start a new run"
+        )
+    if ours.model != theirs.model or ours.k != theirs.k:
+        raise RunError(f"run {stored.name!r} has another model; start a new run")
+    other = [
+        f"{name} {ours.versions.get(name, '?')} → {found}"
+        for name, found in theirs.versions.items()
+        if ours.versions.get(name) != found
+    ]
+    if other:
+        session.say(f"note: not bit-exact here: {', '.join(other)}")
+    storage.sweep(stored.folder)
+    return _write(
+        stored, status="running", config=draft.config, weights=None, outcomes=None, results=None
+    )
+
+
 def _check_free(folder: Path) -> None:
-    """Refuse a run folder that is already there. Raises UsageError or, while in use, RunError."""
-    if not re.fullmatch(NAME, folder.name):
+    """Refuse a run folder that is already there. Raises UsageError or, while in use, InUseError."""
+    if not re.fullmatch(storage.NAME, folder.name) or re.fullmatch(storage.TEMPORARY, folder.name):
         raise UsageError(
             f"--name: {folder.name!r} is not a run name; use letters, digits, '.', '_' and '-'"
         )
-    if not os.path.lexists(folder):
+    if not storage.exists(folder):
         return
-    if folder.is_dir():
-        with _lock(folder):
-            pass
-    raise UsageError(f"--name: {str(folder)!r} already holds a run; give another --name")
+    with suppress(RunError):
+        existing = read_run(folder)
+        if storage.is_locked(folder):
+            raise InUseError(f"run {folder.name!r} is in use by another cartl process")
+        raise UsageError(
+            f"--name: {str(folder)!r} already holds a run, {state(existing)}; give another --name"
+        )
+    raise UsageError(f"--name: {str(folder)!r} already exists; give another --name")
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(folder / ".lock", flags, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"run {folder.name!r} is in use by another cartl process") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def finish_run(run: Run, model: BlockModel, results: Results) -> Run:
+def finish_training(run: Run, model: BlockModel, results: TrainingResults) -> Run:
     """Write the weights, then the manifest that names them and says ``completed``."""
-    data = storage.weights_to_bytes(model)
+    data = tensors.to_bytes(model.state_dict())
     storage.write_whole(run.folder / WEIGHTS, data)
-    record = FileRecord(name=WEIGHTS, size=len(data), sha256=storage.sha256(data))
-    manifest = run.manifest.model_copy(
-        update={"status": "completed", "weights": record, "results": results}
-    )
-    finished = Run(run.folder, manifest)
-    write_manifest(finished)
+    weights = storage.describe(WEIGHTS, data)
+    tensors.read_recorded(run.folder, weights)
+    return _write(run, status="completed", weights=weights, results=results)
+
+
+def finish_attack(run: Run, outcomes: dict[str, torch.Tensor], results: AttackResults) -> Run:
+    """Write the per-image outcomes, then the manifest that names them; drop the checkpoints."""
+    data = tensors.to_bytes(outcomes)
+    storage.write_whole(run.folder / OUTCOMES, data)
+    record = storage.describe(OUTCOMES, data)
+    finished = _write(run, status="completed", outcomes=record, results=results)
+    for folder in run.folder.glob("ckpt-*"):
+        storage.remove_folder(folder)
     return finished
 
 
-def write_manifest(run: Run) -> None:
-    """Replace the run's manifest."""
-    text = run.manifest.model_dump_json(indent=1)
-    storage.write_whole(run.folder / MANIFEST, text.encode())
+def _write(run: Run, **changes: object) -> Run:
+    """The run with some fields of its manifest replaced, in memory and on the disk."""
+    changed = Run(run.folder, run.manifest.model_copy(update=changes))
+    storage.write_whole(run.folder / MANIFEST, _text(changed.manifest))
+    return changed
 
 
-def write_attack(run: Run, result: BaseModel) -> Path:
-    """Store an attack's result beside the run, under the next free number."""
-    number = 1
-    while (path := run.folder / f"attack-{number:03d}.json").exists():
-        number += 1
-    storage.write_whole(path, result.model_dump_json(indent=1).encode())
-    return path
+def _text(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode()
+
+
+# Finding and reading
 
 
 def read_run(folder: Path) -> Run:
     """Read and validate a run folder's manifest. Raises RunError with the reason if it is bad."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not storage.exists(path):
         raise RunError(f"{str(folder)!r} is not a cartl run (no {MANIFEST})")
-    content = storage.read_json(path, "manifest")
-    schema = content.get("schema_version") if isinstance(content, dict) else None
-    if type(schema) is not int or schema < 1:
-        raise RunError(f"manifest has a bad schema_version: {path}")
-    if schema > SCHEMA_VERSION:
-        raise RunError(
-            f"manifest was written by a newer cartl (schema {schema}, this one reads "
-            f"{SCHEMA_VERSION}); upgrade: {path}"
-        )
-    weights = content.get("weights")
-    if isinstance(weights, dict) and not re.fullmatch(NAME, str(weights.get("name"))):
-        raise RunError(f"manifest names a file outside the run ({weights.get('name')!r}): {path}")
+    manifest = parse_manifest(storage.read_json(path, "manifest"), path)
     try:
-        manifest = Manifest.model_validate(content)
-        parse_architecture(manifest.model.arch)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"manifest is not valid: {where}: {first['msg']}: {path}") from None
+        blocks = parse_architecture(manifest.model.arch).block_count
     except UsageError as error:
         raise RunError(f"manifest: {error}: {path}") from None
+    if max(manifest.k, manifest.model.convex_blocks) > blocks:
+        raise RunError(f"manifest: {manifest.model.arch} has only {blocks} blocks: {path}")
     return Run(folder, manifest)
+
+
+def state(run: Run) -> str:
+    """How a run stands, in words for a message, and how to go on with it."""
+    status = run.manifest.status
+    if storage.is_locked(run.folder):
+        return "being written now; wait for it"
+    if status in ("completed", "diverged"):
+        return status
+    ended = "crashed" if status == "running" else status
+    return f"{ended}; go on with: {resuming(run)}"
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
@@ -199,11 +235,20 @@ def list_runs(runs_dir: Path) -> list[Run]:
     runs = []
     folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
     for folder in folders:
-        try:
-            runs.append(read_run(folder))
-        except RunError:
-            continue
+        if not re.fullmatch(storage.TEMPORARY, folder.name):
+            with suppress(RunError):
+                runs.append(read_run(folder))
     return sorted(runs, key=lambda run: run.manifest.number)
+
+
+def same_runs(runs_dir: Path, draft: Manifest) -> list[Run]:
+    """The runs of the same kind with the same settings, on the same data and source model."""
+
+    def key(manifest: Manifest) -> tuple[object, ...]:
+        source = manifest.source.sha256 if manifest.source else None
+        return manifest.kind, manifest.config, manifest.data.fingerprint, source
+
+    return [run for run in list_runs(runs_dir) if key(run.manifest) == key(draft)]
 
 
 def _next_number(runs_dir: Path) -> int:
@@ -214,20 +259,35 @@ def _next_number(runs_dir: Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def find_run(selector: str, runs_dir: Path, flag: str) -> Run:
-    """The run that a name, number or path means. Raises UsageError if there is none."""
+def find_run(selector: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...]) -> Run:
+    """The run that a name, number or path means.
+
+    Raises UsageError if there is none or it is of another kind, RunError if it is damaged.
+    """
     if selector.endswith((".pt", ".pth", ".ckpt", ".pkl")):
         raise UsageError(
             f"{flag}: {selector!r} is a pickle file; pickle can run code and is never loaded; "
             "give a run folder"
         )
+    run = _look_up(selector, runs_dir, flag)
+    kind = run.manifest.kind
+    if kind in kinds:
+        return run
+    if kind == "attack" and run.manifest.source is not None:
+        attacked = run.manifest.source.run
+        raise UsageError(f"{flag}: {run.name!r} is an attack result; its run is {attacked!r}")
+    raise UsageError(f"{flag}: {run.name!r} is a {kind} run, not {' or '.join(kinds)}")
+
+
+def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
     if selector.isdecimal():
         runs = [run for run in list_runs(runs_dir) if run.manifest.number == int(selector)]
         if len(runs) > 1:
-            raise UsageError(f"{flag}: several runs have the number {selector}; give a name")
+            names = ", ".join(run.name for run in runs)
+            raise UsageError(f"{flag}: run {selector} found twice: {names}; give a name")
         if runs:
             return runs[0]
-    for folder in (runs_dir / selector, Path(selector)):
+    for folder in (runs_dir / selector, Path(selector).expanduser()):
         if folder.is_dir():
             return read_run(folder)
     names = ", ".join(run.name for run in list_runs(runs_dir)) or "none"
@@ -244,19 +304,34 @@ def newest_run(runs_dir: Path, kinds: tuple[Kind, ...], command: str) -> Run:
     )
 
 
+def remarks(run: Run) -> list[str]:
+    """What a user should know about a run before its model is used."""
+    found = []
+    for name, here in (("cartl", __version__), ("torch", torch.__version__)):
+        there = run.manifest.versions.get(name, "?")
+        if there != here:
+            found.append(f"note: run {run.name} was made with {name} {there}, here is {here}")
+    if run.folder.stat().st_mode & stat.S_IWOTH:
+        found.append(f"warning: every user of this machine may write {run.folder}")
+    return found
+
+
 def read_model(run: Run) -> BlockModel:
     """The trained network of a finished run, in evaluation mode. Raises RunError.
 
-    Every byte is checked against the manifest before it is used.
+    Every byte is checked against the manifest before it is used, and every tensor against the
+    architecture before memory is given to it.
     """
     manifest = run.manifest
     if manifest.status != "completed" or manifest.weights is None:
-        raise RunError(f"run {run.name!r} is not complete (status {manifest.status})")
+        raise RunError(f"run {run.name!r} is not complete: {state(run)}")
     path = run.folder / manifest.weights.name
-    data = storage.read_bytes(path, f"checkpoint {manifest.weights.name}")
-    storage.check_weights(data, path, manifest.weights.size, manifest.weights.sha256)
+    data = tensors.read_recorded(run.folder, manifest.weights)
+    with torch.device("meta"):
+        expected = build_model(manifest.model.arch, len(manifest.model.classes)).state_dict()
+    found = tensors.from_bytes(data, expected, path)
     with torch.random.fork_rng(devices=[]):
         model = build_model(manifest.model.arch, len(manifest.model.classes))
     make_convex(model, manifest.model.convex_blocks)
-    storage.load_weights(model, data, path)
+    model.load_state_dict(found)
     return model.eval().to(memory_format=torch.channels_last)

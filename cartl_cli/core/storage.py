@@ -1,159 +1,341 @@
-"""Files: the only module that writes them, and the only one that trusts their bytes.
+"""Files: the only module that changes any, so that a crash at any moment loses nothing saved.
 
-Weights are safetensors, everything else is JSON text. A file appears under its name only when it
-is whole (temporary file, fsync, rename). What is read back is checked before it is believed.
+A file or folder appears under its name only when it is whole and on the disk: written under a
+temporary name, fsynced, renamed, its parent fsynced. Nothing but a regular file is ever replaced,
+and no link inside a run folder is followed. ``os`` is called for every change one by one, so that
+the tests can fail, record or drop any single operation.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
-from torch import Tensor, nn
+from pydantic import BaseModel, Field
 
-from cartl_cli.core.errors import RunError
+from cartl_cli.core.config import SETTINGS
+from cartl_cli.core.errors import InUseError, RunError, StorageError
 
 MAX_JSON = 1_000_000
-MAX_HEADER = 1_000_000
-FOREIGN = (
-    (b"version https://git-lfs", "a git-lfs pointer"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x80\x02", "a pickle file"),
-)
+NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+TEMPORARY = r".+\.tmp-\d+-[0-9a-f]{8}"
+LOCK = ".lock"
+MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+PAUSES = (1.0, 2.0, 4.0)  # seconds before each further try
+UNLOCKABLE = ("nfs", "cifs", "smb", "fuse.sshfs")
 
 
-def sha256(data: bytes) -> str:
-    """Hexadecimal digest."""
-    return hashlib.sha256(data).hexdigest()
+class FileRecord(BaseModel):
+    """Bare name, size in bytes and sha256 of a file, as the JSON file beside it keeps them."""
+
+    model_config = SETTINGS
+
+    name: Annotated[str, Field(pattern=rf"^{NAME}$")]
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def describe(name: str, data: bytes) -> FileRecord:
+    """The record of a file that holds ``data``."""
+    return FileRecord(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+# Writing
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` so that a crash leaves the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """Write a file so that a crash leaves the old one or the new one, never half of it.
+
+    Raises StorageError if the system refuses, after some patience where waiting may help.
+    """
+    _refuse_special(path)
+
+    def write() -> None:
+        temporary = _temporary(path)
+        try:
+            _write_synced(temporary, data)
+            os.rename(temporary, path)
+        except OSError:
+            _discard(temporary)
+            raise
+        _sync_folder(path.parent)
+
+    _patiently(path, write)
+
+
+def commit_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Create a folder with all its files at once, the last named written last.
+
+    A folder already under that name is replaced. Raises StorageError as ``write_whole`` does.
+    """
+
+    def commit() -> None:
+        temporary, old = _temporary(path), _temporary(path)
+        try:
+            os.mkdir(temporary)
+            for name, data in contents.items():
+                _write_synced(temporary / name, data)
+            _sync_folder(temporary)
+            if os.path.lexists(path):
+                os.rename(path, old)
+            os.rename(temporary, path)
+        except OSError:
+            _discard(temporary)
+            raise
+        _sync_folder(path.parent)
+        _discard(old)
+
+    _patiently(path, commit)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, unless it is there. Raises StorageError."""
+
+    def make() -> None:
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return
+        _sync_folder(path.parent)
+
+    _patiently(path, make)
+
+
+def make_cache(path: Path) -> None:
+    """Create a private folder and its parents. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of files; one that cannot be removed is left for the next sweep."""
+    aside = _temporary(path)  # first out of the way: a half-removed folder has no name
+    with suppress(OSError):
+        os.rename(path, aside)
+        _discard(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted writer left. Only its lock's holder may sweep a folder."""
+    for entry in list(os.scandir(folder)):
+        if re.fullmatch(TEMPORARY, entry.name):
+            _discard(Path(entry.path))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold. Raises StorageError."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"not enough disk space in {str(folder)!r}: need about {_megabytes(needed)}, "
+            f"{_megabytes(free)} free; make room or give another --runs-dir"
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+def _discard(path: Path) -> None:
+    """Remove a temporary file or flat folder as far as the system lets us; follows no link."""
+    with suppress(OSError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            for entry in list(os.scandir(path)):
+                os.unlink(entry.path)
+            os.rmdir(path)
+        else:
+            os.unlink(path)
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """The whole file. Raises RunError where it is missing or unreadable."""
+def _refuse_special(path: Path) -> None:
     try:
-        return path.read_bytes()
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise StorageError(f"refusing to follow the link {str(path)!r}; remove it")
+    if not stat.S_ISREG(mode):
+        raise StorageError(f"refusing to replace {str(path)!r}: not a regular file; remove it")
+
+
+def _patiently(path: Path, action: Callable[[], None]) -> None:
+    """Try again where the fault may pass: a full disk, a quota, a hiccup of the storage."""
+    for pause in (*PAUSES, None):
+        try:
+            action()
+        except OSError as error:
+            if pause is None or error.errno not in MAY_PASS:
+                reason = error.strerror or str(error)
+                raise StorageError(f"cannot write {str(path)!r}: {reason}") from error
+            time.sleep(pause)
+        else:
+            return
+
+
+# Locks
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for this process: ``flock`` on its ``.lock``, free again when we end or die.
+
+    Raises InUseError while another process holds it, unless told to ``wait`` for it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(folder / LOCK, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StorageError(f"refusing to follow the link {str(folder / LOCK)!r}") from None
+        raise StorageError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InUseError(
+                f"run {folder.name!r} is in use by another cartl process on this machine; "
+                "wait for it or stop it"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder at this moment."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def unreliable_locks(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of a network file system that the folder lies on, where locks may not hold."""
+    place, kind = "", ""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, point, system, *_ = line.split()
+        if folder.resolve().is_relative_to(point) and len(point) >= len(place):
+            place, kind = point, system
+    return kind if kind.startswith(UNLOCKABLE) else None
+
+
+# Reading
+
+
+def exists(path: Path) -> bool:
+    """Whether anything, even a broken link, has this name."""
+    return os.path.lexists(path)
+
+
+def read(path: Path, what: str, at_most: int) -> tuple[bytes, int]:
+    """The first ``at_most`` bytes of a regular file, and its whole size in bytes.
+
+    Raises RunError, naming ``what``, where there is none or it cannot be read; a link is not
+    followed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise RunError(f"{what} is missing: {path}") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RunError(f"{what} is a link, refusing to follow it: {path}") from None
         raise RunError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RunError(f"{what} is not a regular file: {path}")
+        found = bytearray()
+        while len(found) < at_most and (part := os.read(descriptor, at_most - len(found))):
+            found += part
+        return bytes(found), status.st_size
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path, what: str) -> Any:
-    """A JSON file of at most 1 MB. Raises RunError, naming ``what``, where it is damaged."""
-    data = read_bytes(path, what)
+    """A JSON file of at most 1 MB, without repeated keys, NaN or infinity.
+
+    Raises RunError, naming ``what``, where it is damaged.
+    """
+    data, size = read(path, what, MAX_JSON)
+    if size > MAX_JSON:
+        raise RunError(f"{what} is too large: {path} has {size} bytes, at most {MAX_JSON}")
+    return parse_json(data, what, path)
+
+
+def parse_json(data: bytes, what: str, path: Path) -> Any:
+    """The value of a JSON text. Raises RunError, naming ``what``, where it is damaged."""
+
+    def no_constant(name: str) -> None:
+        raise RunError(f"{what} holds {name}, which isn't finite; the run diverged: {path}")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise RunError(f"{what}: key {twice!r} appears twice: {path}")
+        return found
+
     if not data:
         raise RunError(f"{what} is empty: {path}; the run was damaged")
-    if len(data) > MAX_JSON:
-        raise RunError(f"{what} is too large: {path} has {len(data)} bytes, at most {MAX_JSON}")
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise RunError(f"{what} must be UTF-8 without BOM: {path}")
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=unique)
     except UnicodeDecodeError:
         raise RunError(f"{what} must be UTF-8 without BOM: {path}") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise RunError(f"{what} is not valid JSON ({where}): {path}") from None
-    except RecursionError:
-        raise RunError(f"{what} is nested too deep: {path}") from None
-
-
-def weights_to_bytes(model: nn.Module) -> bytes:
-    """The state of a model as a safetensors file."""
-    return format_tensors(
-        {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    )
-
-
-def check_weights(data: bytes, path: Path, size: int, digest: str) -> None:
-    """Refuse a weights file that is not, byte for byte, the one its manifest describes.
-
-    Raises RunError with the most telling reason found.
-    """
-    if not data:
-        raise RunError(f"checkpoint is empty: {path}")
-    for prefix, name in FOREIGN:
-        if data[: len(prefix)].lower() == prefix.lower():
-            raise RunError(f"checkpoint is {name}, not safetensors: {path}")
-    if data[257:262] == b"ustar":
-        raise RunError(f"checkpoint is a tar archive, not safetensors: {path}")
-    if not any(data):
-        raise RunError(f"checkpoint is all zeros (damaged by a crash): {path}")
-    if len(data) < size:
-        raise RunError(f"checkpoint is truncated ({len(data)} of {size} bytes): {path}")
-    if len(data) > size:
-        raise RunError(f"checkpoint has {len(data) - size} surplus bytes; not trusted: {path}")
-    if sha256(data) != digest:
-        raise RunError(f"checkpoint changed since it was written (sha256 differs): {path}")
-
-
-def load_weights(model: nn.Module, data: bytes, path: Path) -> None:
-    """Load a safetensors file into ``model``, every tensor present, alike and finite.
-
-    Raises RunError naming the first tensors that do not fit.
-    """
-    if int.from_bytes(data[:8], "little") > MAX_HEADER:
-        raise RunError(f"checkpoint header too large: {path}")
-    try:
-        found: dict[str, Tensor] = parse_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"checkpoint has a damaged header ({error}): {path}") from None
-    expected = model.state_dict()
-    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
-    if missing or surplus:
-        raise RunError(
-            f"checkpoint does not fit the model: {_some(missing)} missing, "
-            f"{_some(surplus)} unexpected: {path}"
-        )
-    for name, tensor in found.items():
-        like = expected[name]
-        if tensor.shape != like.shape:
-            is_, needs = _shape(tensor), _shape(like)
-            raise RunError(f"checkpoint: {name} is {is_}, this model needs {needs}: {path}")
-        if tensor.dtype != like.dtype:
-            raise RunError(f"checkpoint: {name} is {tensor.dtype}, expected {like.dtype}: {path}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            count = int((~tensor.isfinite()).sum())
-            raise RunError(f"checkpoint: {count} non-finite values in {name}: {path}")
-    model.load_state_dict(found)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: set[str]) -> str:
-    if not names:
-        return "0 tensors"
-    listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(names)} tensors ({listed})"
+    except (RecursionError, ValueError) as error:  # ValueError: a number of too many digits
+        raise RunError(f"{what} is not usable JSON ({error}): {path}") from None

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from cartl_cli.core.config import TrainingConfig
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
 from cartl_cli.core.data.split import Split
 from cartl_cli.core.errors import DivergedError, UsageError
+from cartl_cli.core.manifest import Position
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,25 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a step. Means are over the epoch so far; accuracies 0..1."""
+    """Where training stands after a step."""
 
+    position: Position
     epoch: int
     epochs: int
-    step: int
     total_steps: int
     epoch_ended: bool
-    loss: float
-    accuracy: dict[str, float]
     learning_rate: float
     images_per_second: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the images of the epoch so far."""
+        return self.position.loss_sum / self.position.seen
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """By what was predicted; fractions of the images of the epoch so far."""
+        return {name: count / self.position.seen for name, count in self.position.correct.items()}
 
 
 LossOfBatch = Callable[[Tensor, Tensor, int], StepLoss]
@@ -79,61 +88,96 @@ def count_steps(config: TrainingConfig, images: int) -> int:
     return config.epochs * batches_per_epoch(images, config.batch_size)
 
 
-def fit(
-    model: nn.Module,
-    split: Split,
-    config: TrainingConfig,
-    augment: Sequence[str],
-    loss_of_batch: LossOfBatch,
-    report: Callable[[Progress], None],
-    autocast: torch.autocast,
-) -> None:
-    """Minimise ``loss_of_batch`` over the trainable parameters with SGD, in place.
-
-    The caller has set each module's training flag; nothing here changes it. Raises DivergedError
-    before the optimizer takes a step on a loss that is not finite.
-    """
-    total_steps = count_steps(config, len(split))
-    steps_per_epoch = total_steps // config.epochs
-    optimizer = torch.optim.SGD(
+def sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
+    """The optimizer of everything in ``model`` that is to be trained."""
+    return torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    step = 0
-    for epoch in range(config.epochs):
-        began, seen, loss_sum = time.monotonic(), 0, 0.0
-        correct: dict[str, int] = {}
-        for images, labels in epoch_batches(split, config.batch_size, augment, config.seed, epoch):
-            rate = learning_rate(config, step, steps_per_epoch)
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    split: Split,
+    config: TrainingConfig,
+    augment: Sequence[str],
+    loss_of_batch: LossOfBatch,
+    autocast: torch.autocast,
+    begun: Position,
+    step_done: Callable[[Progress], None],
+) -> Position:
+    """Minimise ``loss_of_batch`` in place, from a position on to the last step.
+
+    Given the model and optimizer of that position, what follows does not depend on how it was
+    reached: every random draw and the learning rate are functions of epoch, batch and step. The
+    caller has set each module's training flag; nothing here changes it. Raises DivergedError
+    before the optimizer takes a step on a loss that is not finite.
+    """
+    total_steps = count_steps(config, len(split))
+    steps_per_epoch = total_steps // config.epochs
+    position, session = begun, time.monotonic()
+    for epoch in range(begun.step // steps_per_epoch, config.epochs):
+        first = position.step - epoch * steps_per_epoch
+        if first == 0:
+            position = position.model_copy(update={"seen": 0, "loss_sum": 0.0, "correct": {}})
+        epoch_began, seen_before = time.monotonic(), position.seen
+        for images, labels in epoch_batches(
+            split, config.batch_size, augment, config.seed, epoch, first
+        ):
+            rate = learning_rate(config, position.step, steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast:
-                result = loss_of_batch(images.to(memory_format=torch.channels_last), labels, step)
+                result = loss_of_batch(
+                    images.to(memory_format=torch.channels_last), labels, position.step
+                )
             loss = result.loss.item()
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"loss: not finite at step {step + 1} (epoch {epoch + 1}); try a smaller --lr"
+                    f"loss: not finite at step {position.step + 1} (epoch {epoch + 1}); start a "
+                    "new run with a smaller --lr"
                 )
             optimizer.zero_grad()
             result.loss.backward()
             optimizer.step()
-            step += 1
-            seen += len(labels)
-            loss_sum += loss * len(labels)
-            for name, count in result.correct.items():
-                correct[name] = correct.get(name, 0) + int(count)
-            report(
-                Progress(
-                    epoch=epoch + 1,
-                    epochs=config.epochs,
-                    step=step,
-                    total_steps=total_steps,
-                    epoch_ended=step % steps_per_epoch == 0,
-                    loss=loss_sum / seen,
-                    accuracy={name: count / seen for name, count in correct.items()},
-                    learning_rate=rate,
-                    images_per_second=seen / max(time.monotonic() - began, 1e-9),
-                )
+            correct = {
+                name: position.correct.get(name, 0) + int(count)
+                for name, count in result.correct.items()
+            }
+            now = time.monotonic()
+            position = Position(
+                step=position.step + 1,
+                seconds=begun.seconds + now - session,
+                seen=position.seen + len(labels),
+                loss_sum=position.loss_sum + loss * len(labels),
+                correct=correct,
+                metrics=position.metrics,
             )
+            progress = Progress(
+                position=position,
+                epoch=epoch + 1,
+                epochs=config.epochs,
+                total_steps=total_steps,
+                epoch_ended=position.step == (epoch + 1) * steps_per_epoch,
+                learning_rate=rate,
+                images_per_second=(position.seen - seen_before) / max(now - epoch_began, 1e-9),
+            )
+            if progress.epoch_ended:
+                line = _metrics(progress)
+                position = position.model_copy(update={"metrics": (*position.metrics, line)})
+                progress = replace(progress, position=position)
+            step_done(progress)
+    return position
+
+
+def _metrics(progress: Progress) -> dict[str, int | float]:
+    return {
+        "epoch": progress.epoch,
+        "step": progress.position.step,
+        "loss": progress.loss,
+        **{f"{name}_accuracy": value for name, value in progress.accuracy.items()},
+        "learning_rate": progress.learning_rate,
+    }

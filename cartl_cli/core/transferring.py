@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -15,8 +14,8 @@ from cartl_cli.core.evaluation import clean_correct, share
 from cartl_cli.core.manifest import (
     Manifest,
     ModelSpec,
-    Results,
     Run,
+    TrainingResults,
     data_record,
     now,
     source_record,
@@ -25,29 +24,25 @@ from cartl_cli.core.manifest import (
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.pretraining import natural_loss
 from cartl_cli.core.randomness import seeded
+from cartl_cli.core.running import state_size, train
+from cartl_cli.core.runs import Session
+from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
-from cartl_cli.core.training import Progress, count_steps, fit
+from cartl_cli.core.training import Progress, count_steps
 
 
 def transfer(
-    config: TransferConfig,
-    source: Run,
-    runs_dir: Path,
-    name: str | None,
-    cache_dir: Path | None,
-    say: Callable[[str], None],
-    report: Callable[[Progress], None],
+    config: TransferConfig, source: Run, session: Session, report: Callable[[Progress], None]
 ) -> Run:
-    """Fine-tune a source model on a target data set into a new run folder and measure it.
+    """Fine-tune a source model on a target data set, in a run new or to go on with; measure it.
 
-    The source's normalization stays with the model. Raises UsageError before any work, RunError
-    for a source run that cannot be trusted, DataError for bad images, DivergedError if the loss is
-    not finite (the run folder then says ``diverged``).
+    The source's normalization stays with the model. ``report`` gets the progress of each step.
+    Raises UsageError before any work, RunError for a source run that cannot be trusted, DataError
+    for bad images, DivergedError if the loss is not finite, StoppedError once a signal asked to
+    stop and the state is saved.
     """
-    if source.manifest.kind != "pretrain":
-        raise UsageError(f"--source: {source.name!r} is a {source.manifest.kind} run, not pretrain")
     device = resolve_device(config.device)
-    runs.check_place(runs_dir, name)
+    runs.check_place(session)
     spec = source.manifest.model
     model = runs.read_model(source)
     blocks = len(model.blocks)
@@ -55,13 +50,19 @@ def transfer(
     if k > blocks:
         raise UsageError(f"--k: {k}, but {spec.arch} has {blocks} blocks; use 1..{blocks}")
     data = load_data_set(
-        config.dataset, config.classes, spec.image_size, config.val_fraction, config.seed, cache_dir
+        config.dataset,
+        config.classes,
+        spec.image_size,
+        config.val_fraction,
+        config.seed,
+        session.cache_dir,
     )
     count_steps(config, len(data.train))
     augment = augmentation(config.dataset, config.augment)
     precision = resolve_precision(config.precision, device)
+    autocast = autocast_for(device, precision)
     for note in [*data.notes, *remarks(source, k, blocks, config.dataset)]:
-        say(note)
+        session.say(note)
 
     with seeded(config.seed, "head"):
         replace_head(model, len(data.classes))
@@ -69,6 +70,7 @@ def transfer(
     freeze(model, k, config.frozen_bn)
     if config.neft_beta is not None:
         apply_neft(model, k, config.neft_beta)
+    loss = natural_loss(model)
 
     draft = Manifest(
         kind="transfer",
@@ -85,28 +87,21 @@ def transfer(
         source=source_record(source),
         versions=versions(device, precision),
     )
-    with runs.new_run(runs_dir, name, draft) as run:
-        say(f"run {run.name}: from {source.name}, {len(data.train):,} training images")
+    with runs.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+        session.say(f"run {run.name}: from {source.name}, {len(data.train):,} training images")
+        images = data.train.to(device)
+        done = train(run, model, images, config, augment, loss, autocast, session, asked, report)
         began = time.monotonic()
-        fit(
-            model,
-            data.train.to(device),
-            config,
-            augment,
-            natural_loss(model),
-            runs.recorder(run, report),
-            autocast_for(device, precision),
-        )
         if config.neft_beta is not None:
             bake(model, k)
         clean = clean_correct(model, data.evaluation.to(device), config.batch_size)
-        results = Results(
+        results = TrainingResults(
             clean_accuracy=share(clean),
             n=len(data.evaluation),
-            seconds=time.monotonic() - began,
+            seconds=done.seconds + time.monotonic() - began,
             spectral_norms=spectral_norms(model, k),
         )
-        return runs.finish_run(run, model, results)
+        return runs.finish_training(run, model, results)
 
 
 def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:

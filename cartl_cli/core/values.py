@@ -52,3 +52,19 @@ def shown_pixels(value: float) -> str:
     """0.0314 → ``8/255`` where it is a whole number of 255ths."""
     steps = value * 255
     return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 else f"{value:g}"
+
+
+def check_interval(text: str) -> str:
+    """``"10m"`` (minutes) or ``"500"`` (steps), above zero. Raises ValueError."""
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?m|\d{1,9}", text):
+        raise ValueError("must be minutes such as 10m, or a number of steps such as 500")
+    if float(text.removesuffix("m")) == 0:
+        raise ValueError("must be above 0, such as 10m or 500")
+    return text
+
+
+def is_due(interval: str, steps: int, seconds: float) -> bool:
+    """Whether an interval (see ``check_interval``) has passed."""
+    if interval.endswith("m"):
+        return seconds >= 60 * float(interval.removesuffix("m"))
+    return steps >= int(interval)

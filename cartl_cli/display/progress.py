@@ -35,7 +35,7 @@ def training_progress() -> Iterator[Callable[["Training"], None]]:
             bar.update(
                 task,
                 total=step.total_steps,
-                completed=step.step,
+                completed=step.position.step,
                 description=f"epoch {step.epoch}/{step.epochs}",
                 numbers=numbers,
             )

@@ -7,13 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.statistics import wilson_interval
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
-    from cartl_cli.core.attacking import AttackResult
     from cartl_cli.core.manifest import Run
     from cartl_cli.core.models.describe import BlockRow
 
@@ -81,22 +80,26 @@ def tuned_table(run: "Run", blocks: int) -> Table:
     return table
 
 
-def attack_table(result: "AttackResult") -> Table:
+def attack_table(run: "Run") -> Table:
     """Clean and robust accuracy under each loss and their per-image worst."""
+    manifest, results = run.manifest, run.attack_results
+    config, data = manifest.config, manifest.data
+    assert isinstance(config, AttackConfig)
+    assert manifest.source is not None
     table = _accuracy_table(
-        f"{result.run}: PGD-{result.steps}, eps {shown_pixels(result.eps)}, "
-        f"restarts {result.restarts}",
-        f"n = {result.n} {result.measured} images of {result.data}; step "
-        f"{shown_pixels(result.step_size)}; seed {result.config.seed}; {result.seconds:.0f} s; "
+        f"{manifest.source.run}: PGD-{config.pgd_steps}, eps {shown_pixels(config.eps)}, "
+        f"restarts {config.restarts}",
+        f"n = {results.n} {data.measured} images of {data.name}; step "
+        f"{shown_pixels(config.attack_step)}; seed {config.seed}; {results.seconds:.0f} s; "
         "robust accuracies are upper bounds under this attack; 95 % Wilson intervals",
     )
-    _add_row(table, "clean", result.clean_accuracy, result.n)
-    if result.robust_accuracy_ce is not None:
-        _add_row(table, "robust, cross-entropy", result.robust_accuracy_ce, result.n)
-    if result.robust_accuracy_margin is not None:
-        _add_row(table, "robust, margin", result.robust_accuracy_margin, result.n)
-    _add_row(table, "robust, worst of all", result.robust_accuracy, result.n)
-    _add_row(table, "last iterate only", result.final_iterate_accuracy, result.n)
+    _add_row(table, "clean", results.clean_accuracy, results.n)
+    if results.robust_accuracy_ce is not None:
+        _add_row(table, "robust, cross-entropy", results.robust_accuracy_ce, results.n)
+    if results.robust_accuracy_margin is not None:
+        _add_row(table, "robust, margin", results.robust_accuracy_margin, results.n)
+    _add_row(table, "robust, worst of all", results.robust_accuracy, results.n)
+    _add_row(table, "last iterate only", results.final_iterate_accuracy, results.n)
     return table
 
 

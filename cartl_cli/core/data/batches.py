@@ -21,47 +21,56 @@ def batches_per_epoch(count: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    split: Split, batch_size: int, augment: Sequence[str], seed: int, epoch: int
+    split: Split, batch_size: int, augment: Sequence[str], seed: int, epoch: int, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in its own random order: images (B, C, H, W) in [0, 1] and labels (B,)."""
+    """One epoch from batch ``first`` on: images (B, C, H, W) in [0, 1] and labels (B,).
+
+    The order belongs to the epoch, the augmentation to the epoch and the image: neither depends
+    on the batch size or on which batches came before.
+    """
     order = torch.randperm(len(split), generator=generator(seed, "order", epoch))
-    for batch in range(batches_per_epoch(len(split), batch_size)):
-        indices = order[batch * batch_size : (batch + 1) * batch_size].to(split.labels.device)
-        part = split.take(indices)
-        draws = generator(seed, "augmentation", epoch, batch)
-        yield augmented(to_pixels(part.images), augment, draws), part.labels
+    draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch))
+    for batch in range(first, batches_per_epoch(len(split), batch_size)):
+        indices = order[batch * batch_size : (batch + 1) * batch_size]
+        part = split.take(indices.to(split.labels.device))
+        yield augmented(to_pixels(part.images), augment, draws[indices]), part.labels
 
 
-def augmented(images: Tensor, augment: Sequence[str], draws: torch.Generator) -> Tensor:
-    """Each named augmentation in a fixed order, drawn per image; shape unchanged."""
-    for name, apply in (("crop", crop), ("flip", flip), ("rotate", rotate)):
-        if name in augment:
-            images = apply(images, draws)
+def augmented(images: Tensor, augment: Sequence[str], draws: Tensor) -> Tensor:
+    """Each named augmentation in a fixed order; shape unchanged.
+
+    ``draws`` (B, 4) from U(0, 1): two shifts of the crop, the flip, the angle of each image.
+    """
+    down, right, mirror, turn = draws.to(images.device).unbind(1)
+    if "crop" in augment:
+        images = crop(images, down, right)
+    if "flip" in augment:
+        images = flip(images, mirror)
+    if "rotate" in augment:
+        images = rotate(images, turn)
     return images
 
 
-def crop(images: Tensor, draws: torch.Generator) -> Tensor:
-    """A random crop of the original size after zero padding by 4."""
+def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """A random crop of the original size after zero padding by 4; draws (B,) in [0, 1)."""
     count, _, height, width = images.shape
     padded = F.pad(images, [PADDING] * 4)
-    shift = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=draws).to(images.device)
-    rows = shift[0] + torch.arange(height, device=images.device)  # (B, H)
-    columns = shift[1] + torch.arange(width, device=images.device)  # (B, W)
+    choices = 2 * PADDING + 1
+    rows = (down * choices).long()[:, None] + torch.arange(height, device=images.device)
+    columns = (right * choices).long()[:, None] + torch.arange(width, device=images.device)
     image = torch.arange(count, device=images.device)[:, None, None]
     # indexing (B, H, W) around the channel slice gives (B, H, W, C)
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def flip(images: Tensor, draws: torch.Generator) -> Tensor:
-    """A horizontal flip of each image with probability one half."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=draws).to(images.device) < 0.5
-    return torch.where(mirrored, images.flip(3), images)
+def flip(images: Tensor, mirror: Tensor) -> Tensor:
+    """A horizontal flip of each image with probability one half; draws (B,) in [0, 1)."""
+    return torch.where(mirror.view(-1, 1, 1, 1) < 0.5, images.flip(3), images)
 
 
-def rotate(images: Tensor, draws: torch.Generator) -> Tensor:
-    """A rotation of each image by an angle from U(−15°, 15°), bilinear, zero outside."""
-    unit = torch.rand(len(images), generator=draws).to(images.device)
-    angle = MAX_ROTATION * (2 * unit - 1)
+def rotate(images: Tensor, turn: Tensor) -> Tensor:
+    """A rotation by −15°..15°, bilinear, zero outside; draws (B,) in [0, 1)."""
+    angle = MAX_ROTATION * (2 * turn - 1)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)

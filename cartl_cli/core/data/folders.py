@@ -24,7 +24,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cartl_cli.core.data.split import DataSet, Split, choose_classes
 from cartl_cli.core.errors import CartlError, DataError
-from cartl_cli.core.storage import write_whole
+from cartl_cli.core.storage import make_cache, write_whole
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "GIF", "TIFF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
@@ -272,7 +272,7 @@ def _write_cache(path: Path, content: Content) -> None:
     tensors, notes = content
     text = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_cache(path.parent)
         write_whole(path, format_tensors({**tensors, "notes": text}))
     except (OSError, CartlError):
         return  # a cache that cannot be written costs time, not the run

@@ -36,8 +36,8 @@ def load_data_set(
         data = _chosen(BUILT_IN[name](), classes)
         if image_size != data.train.images.shape[-1]:
             raise UsageError(f"--image-size: {name} is drawn at 32 pixels, got {image_size}")
-    elif Path(name).exists():
-        data = image_folder(Path(name), classes, image_size, cache_dir)
+    elif (path := Path(name).expanduser()).exists():
+        data = image_folder(path, classes, image_size, cache_dir)
     elif len(Path(name).parts) > 1 or name.endswith(".zip"):
         raise UsageError(f"--dataset: no image folder or .zip at {name!r}")
     else:

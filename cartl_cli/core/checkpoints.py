@@ -1,0 +1,148 @@
+"""Checkpoints of a run: ``ckpt-000120/`` holds its whole state after step 120.
+
+``checkpoint.json`` is written last and names the other files with their sha256. A checkpoint is
+valid if all of that is true, and the newest is the valid one with the highest step: neither a
+folder's name nor its date is believed.
+"""
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from cartl_cli.core import storage
+from cartl_cli.core.errors import RunError, StoppedError, StorageError
+from cartl_cli.core.manifest import Checkpoint, Position, Run, parse_checkpoint
+from cartl_cli.core.tensors import read_recorded, to_bytes
+from cartl_cli.core.values import is_due
+
+RECORD = "checkpoint.json"
+KEPT = 2
+
+Contents = Mapping[str, Mapping[str, Tensor]]
+"""File name → named tensors."""
+
+
+def save(run: Run, position: Position, contents: Contents) -> None:
+    """Commit a checkpoint, read it back, and only then remove those that are too old.
+
+    Raises StorageError if it cannot be written, RunError if it does not read back.
+    """
+    data = {name: to_bytes(tensors) for name, tensors in contents.items()}
+    checkpoint = Checkpoint(
+        run=run.manifest.id,
+        position=position,
+        files=tuple(storage.describe(name, content) for name, content in data.items()),
+    )
+    folder = run.folder / f"ckpt-{position.step:06d}"
+    storage.commit_folder(folder, {**data, RECORD: checkpoint.model_dump_json(indent=1).encode()})
+    _read_files(folder, checkpoint)
+    older = [(other, path) for other, path in _listed(run)[0] if other < position.step]
+    for _, path in older[KEPT - 1 :]:
+        storage.remove_folder(path)
+
+
+def newest(run: Run, say: Callable[[str], None]) -> tuple[Position, dict[str, bytes]] | None:
+    """Position and files of the newest valid checkpoint, or None if none was ever saved.
+
+    A damaged one is named through ``say`` and passed over. Raises RunError if there are only
+    damaged ones; nothing is removed.
+    """
+    found, damaged = _listed(run)
+    for _, path in found:
+        try:
+            checkpoint = _read_record(run, path)
+            files = _read_files(path, checkpoint)
+        except RunError as error:
+            damaged.append(f"{path.name} is damaged ({error})")
+            continue
+        for line in damaged:
+            say(f"{line}; going on from step {checkpoint.position.step}")
+        return checkpoint.position, files
+    if damaged:
+        raise RunError(
+            f"no usable checkpoint in {str(run.folder)!r}: {'; '.join(damaged)}; nothing was "
+            "removed; start a new run"
+        )
+    return None
+
+
+def _listed(run: Run) -> tuple[list[tuple[int, Path]], list[str]]:
+    """Step and folder of each checkpoint whose record can be read, newest first; and the rest."""
+    found, damaged = [], []
+    for entry in os.scandir(run.folder):
+        if re.fullmatch(r"ckpt-\d{1,12}", entry.name) and entry.is_dir(follow_symlinks=False):
+            path = Path(entry.path)
+            try:
+                found.append((_read_record(run, path).position.step, path))
+            except RunError as error:
+                damaged.append(f"{path.name} is damaged ({error})")
+    return sorted(found, reverse=True), damaged
+
+
+def _read_record(run: Run, folder: Path) -> Checkpoint:
+    path = folder / RECORD
+    checkpoint = parse_checkpoint(storage.read_json(path, RECORD), path)
+    if checkpoint.run != run.manifest.id:
+        raise RunError(f"checkpoint belongs to run {checkpoint.run}, not {run.manifest.id}: {path}")
+    return checkpoint
+
+
+def _read_files(folder: Path, checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {record.name: read_recorded(folder, record) for record in checkpoint.files}
+
+
+class Keeper:
+    """Saves a run's state when it is due, when it is asked to stop, and after the last step."""
+
+    def __init__(
+        self,
+        run: Run,
+        contents: Callable[[], Contents],
+        begun: Position,
+        asked: Callable[[], int | None],
+    ) -> None:
+        self.run = run
+        self.contents = contents
+        self.asked = asked
+        self.saved = begun.step
+        self.clock = time.monotonic()
+
+    def step_done(self, position: Position, total: int) -> None:
+        """To be called after every step, of ``total``.
+
+        Raises StoppedError after saving, if a signal has asked to stop; StorageError if the state
+        cannot be saved.
+        """
+        stopping = self.asked() is not None
+        steps, seconds = position.step - self.saved, time.monotonic() - self.clock
+        due = is_due(self.run.manifest.config.save_every, steps, seconds)
+        if steps > 0 and (due or stopping or position.step == total):
+            self._save(position)
+        stop_if_asked(self.run, self.asked, f"at step {position.step} of {total}")
+
+    def _save(self, position: Position) -> None:
+        try:
+            save(self.run, position, self.contents())
+        except StorageError as error:
+            kept = f"checkpoint {self.saved} is kept" if self.saved else "nothing was saved before"
+            raise StorageError(
+                f"cannot save step {position.step}: {error}; {kept}; make room, then go on with: "
+                f"{resuming(self.run)}"
+            ) from error
+        self.saved, self.clock = position.step, time.monotonic()
+
+
+def stop_if_asked(run: Run, asked: Callable[[], int | None], where: str) -> None:
+    """Raise StoppedError if a signal has come; the run's state must be saved."""
+    if (signal := asked()) is not None:
+        raise StoppedError(f"interrupted {where}; go on with: {resuming(run)}", signal)
+
+
+def resuming(run: Run) -> str:
+    """The command that goes on with an unfinished run."""
+    return f"cartl {run.manifest.kind} --resume {shlex.quote(str(run.folder))}"

@@ -1,0 +1,118 @@
+"""A training as a run: ``fit`` from the newest checkpoint on, with checkpoints and metrics."""
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cartl_cli.core import checkpoints, storage
+from cartl_cli.core.config import TrainingConfig
+from cartl_cli.core.data.split import Split
+from cartl_cli.core.errors import CartlError, RunError
+from cartl_cli.core.manifest import Position, Run
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.runs import Session
+from cartl_cli.core.tensors import from_bytes
+from cartl_cli.core.training import LossOfBatch, Progress, count_steps, fit, learning_rate, sgd
+
+MODEL = "model.safetensors"
+TRAIN = "train.safetensors"  # the optimizer's momentum
+METRICS = "metrics.jsonl"
+
+
+def train(
+    run: Run,
+    model: BlockModel,
+    split: Split,
+    config: TrainingConfig,
+    augment: Sequence[str],
+    loss_of_batch: LossOfBatch,
+    autocast: torch.autocast,
+    session: Session,
+    asked: Callable[[], int | None],
+    report: Callable[[Progress], None],
+) -> Position:
+    """Train to the last step, from the newest checkpoint if there is one.
+
+    The end is byte for byte that of a training that was never interrupted, on the same machine
+    with the same versions. Raises StoppedError once a signal is ``asked`` for and the state is
+    saved, DivergedError, StorageError, or CartlError where memory or the device fails.
+    """
+    optimizer = sgd(model, config)
+    begun = Position()
+    if found := checkpoints.newest(run, session.say):
+        begun, files = found
+        _restore(run, model, optimizer, begun, files)
+        total = count_steps(config, len(split))
+        if begun.step < total:
+            rate = learning_rate(config, begun.step, total // config.epochs)
+            session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
+    last = begun
+
+    def contents() -> checkpoints.Contents:
+        return {MODEL: model.state_dict(), TRAIN: _momentum(model, optimizer)}
+
+    keeper = checkpoints.Keeper(run, contents, begun, asked)
+
+    def step_done(progress: Progress) -> None:
+        nonlocal last
+        last = progress.position
+        if progress.epoch_ended:
+            lines = [json.dumps(line) + "\n" for line in last.metrics]
+            storage.write_whole(run.folder / METRICS, "".join(lines).encode())
+        report(progress)
+        keeper.step_done(last, progress.total_steps)
+
+    try:
+        return fit(
+            model, optimizer, split, config, augment, loss_of_batch, autocast, begun, step_done
+        )
+    except torch.OutOfMemoryError:
+        raise CartlError(
+            f"out of memory at batch size {config.batch_size}; start a new run with "
+            f"--batch-size {max(2, config.batch_size // 2)}"
+        ) from None
+    except torch.AcceleratorError as error:
+        raise CartlError(
+            f"device failed at step {last.step + 1} ({error}); go on with: "
+            f"{checkpoints.resuming(run)}"
+        ) from None
+
+
+def state_size(model: BlockModel) -> int:
+    """Bytes of one checkpoint: the model's state, and the momentum of what is trained."""
+    momentum = [p for p in model.parameters() if p.requires_grad]
+    return sum(t.numel() * t.element_size() for t in [*model.state_dict().values(), *momentum])
+
+
+def _trained(model: BlockModel) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _momentum(model: BlockModel, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    if optimizer.defaults["momentum"] == 0:
+        return {}
+    return {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in _trained(model).items()
+    }
+
+
+def _restore(
+    run: Run,
+    model: BlockModel,
+    optimizer: torch.optim.SGD,
+    begun: Position,
+    files: dict[str, bytes],
+) -> None:
+    where = run.folder / f"ckpt-{begun.step:06d}"
+    if files.keys() != {MODEL, TRAIN}:
+        raise RunError(f"checkpoint is not that of a training: {where}")
+    trained = _trained(model)
+    expected = trained if optimizer.defaults["momentum"] > 0 else {}
+    momentum = from_bytes(files[TRAIN], expected, where)
+    model.load_state_dict(from_bytes(files[MODEL], model.state_dict(), where))
+    for name, tensor in momentum.items():
+        buffer = torch.empty_like(trained[name]).copy_(tensor)  # in the parameter's memory layout
+        optimizer.state[trained[name]]["momentum_buffer"] = buffer.detach()

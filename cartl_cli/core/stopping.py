@@ -1,0 +1,38 @@
+"""Signals: the first one asks to stop after the step, the second one ends the process at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Catch SIGINT, SIGTERM and SIGHUP for a while; gives a function that tells which has come.
+
+    A signal that the caller ignores (``nohup``) stays ignored. Outside the main thread, where
+    Python handles no signals, nothing is caught.
+    """
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + number)  # what is committed stays; the rest is swept at the next start
+        came.append(number)
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+    caught = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                caught[number] = signal.signal(number, handle)
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        for number, before in caught.items():
+            signal.signal(number, before)
