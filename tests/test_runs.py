@@ -204,7 +204,7 @@ def test_file_modes_follow_the_umask(draft: Manifest, tmp_path: Path, model: Blo
         before = os.umask(mask)
         try:
             with written(session(tmp_path, f"m{mask}"), draft, 0) as run:
-                finish_training(run, model, results)
+                finish_training(run, model, results, 0)
         finally:
             os.umask(before)
         modes = {path.name: path.stat().st_mode & 0o777 for path in run.folder.iterdir()}

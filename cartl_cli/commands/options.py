@@ -22,6 +22,7 @@ from cartl_cli.core.config import (
 )
 from cartl_cli.core.configure import Config, check_same, configure, flag, is_positional
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.requirements import check_torch
 from cartl_cli.core.values import shown_pixels
 
 if TYPE_CHECKING:
@@ -184,9 +185,10 @@ def homely(path: Path) -> str:
 def located(config: Config) -> Config:
     """The config with a data set that is given as a path made ``homely``."""
     name = config.dataset
-    if name is None or name in BUILT_IN_DATA or not Path(name).expanduser().exists():
+    path = Path(os.path.expanduser(name or ""))
+    if name is None or name in BUILT_IN_DATA or not path.exists():
         return config
-    return config.model_copy(update={"dataset": homely(Path(name).expanduser())})
+    return config.model_copy(update={"dataset": homely(path)})
 
 
 def selector(run: "Run", runs_dir: Path) -> str:
@@ -226,7 +228,7 @@ def open_session(
     """Settings from all layers on top of the defaults or of the run to go on with.
 
     Raises UsageError for settings that are wrong or differ from the run's, RunError for a run
-    that cannot go on.
+    that cannot go on, CartlError for a torch that will not do.
     """
     if resume is None:
         if extend:
@@ -235,7 +237,8 @@ def open_session(
         configure(config_type, *layers)  # what is wrong is said before torch is loaded
     elif name is not None:
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
-    from cartl_cli.core.runs import Session, find_run, state
+    check_torch()
+    from cartl_cli.core.runs import Session, find_run, state, tidy
     from cartl_cli.display.progress import say
 
     if resume is not None:
@@ -254,6 +257,7 @@ def open_session(
         raise RunError(f"run {stored.name!r} diverged and would again; start a new run")
     if stored.manifest.status == "completed" and same_length:
         say(f"run {stored.name} is already complete")
+        tidy(stored)
         return Opened(config, session, source, stored)
     say(f"run {stored.name} was {state(stored).partition(';')[0]}; going on")
     return Opened(config, session, source, None)

@@ -41,8 +41,13 @@ def save(run: Run, position: Position, contents: Contents) -> None:
     folder = run.folder / f"ckpt-{position.step:06d}"
     storage.commit_folder(folder, {**data, RECORD: checkpoint.model_dump_json(indent=1).encode()})
     _read_files(folder, checkpoint)
-    older = [(other, path) for other, path in _listed(run)[0] if other < position.step]
-    for _, path in older[KEPT - 1 :]:
+    prune(run, position.step)
+
+
+def prune(run: Run, newest_step: int) -> None:
+    """Remove what is older than the ``KEPT`` newest checkpoints, given the newest valid one."""
+    older = [path for step, path in _listed(run)[0] if step < newest_step]
+    for path in older[KEPT - 1 :]:
         storage.remove_folder(path)
 
 
@@ -75,7 +80,7 @@ def _listed(run: Run) -> tuple[list[tuple[int, Path]], list[str]]:
     """Step and folder of each checkpoint whose record can be read, newest first; and the rest."""
     found, damaged = [], []
     for entry in os.scandir(run.folder):
-        if re.fullmatch(r"ckpt-\d{1,12}", entry.name) and entry.is_dir(follow_symlinks=False):
+        if re.fullmatch(r"ckpt-\d{1,12}", entry.name):
             path = Path(entry.path)
             try:
                 found.append((_read_record(run, path).position.step, path))
@@ -86,6 +91,8 @@ def _listed(run: Run) -> tuple[list[tuple[int, Path]], list[str]]:
 
 def _read_record(run: Run, folder: Path) -> Checkpoint:
     path = folder / RECORD
+    if folder.is_symlink():
+        raise RunError(f"a link, refusing to follow it: {folder}")
     checkpoint = parse_checkpoint(storage.read_json(path, RECORD), path)
     if checkpoint.run != run.manifest.id:
         raise RunError(f"checkpoint belongs to run {checkpoint.run}, not {run.manifest.id}: {path}")
@@ -111,6 +118,7 @@ class Keeper:
         self.asked = asked
         self.saved = begun.step
         self.clock = time.monotonic()
+        prune(run, begun.step)  # what an interrupted saving did not come to
 
     def step_done(self, position: Position, total: int) -> None:
         """To be called after every step, of ``total``.

@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
             n=len(data.evaluation),
             seconds=done.seconds + time.monotonic() - began,
         )
-        return runs.finish_training(run, model, results)
+        return runs.finish_training(run, model, results, done.step)
 
 
 def measure(

@@ -10,6 +10,7 @@ ckpt-000120/          the whole state after step 120 (``checkpoints``)
 An attack is a run too: ``003-attack/`` has ``outcomes.safetensors``, one verdict an image.
 """
 
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import torch
 from cartl_cli import __version__
 from cartl_cli.core import storage, tensors
 from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.checkpoints import resuming
+from cartl_cli.core.checkpoints import prune, resuming
 from cartl_cli.core.errors import CartlError, InUseError, RunError, UsageError
 from cartl_cli.core.manifest import (
     AttackResults,
@@ -65,10 +66,6 @@ def check_place(session: Session) -> None:
     runs_dir = session.runs_dir
     shown = f"--runs-dir: {str(runs_dir)!r}"
     try:
-        str(runs_dir).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError(f"{shown} is not valid UTF-8; rename the folder") from None
-    try:
         if runs_dir.is_symlink() and not runs_dir.exists():
             raise UsageError(f"{shown} is a link that points nowhere")
         if runs_dir.exists() and not runs_dir.is_dir():
@@ -106,6 +103,7 @@ def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator
             run = _go_on(session, read_run(session.resume.folder), draft)
         try:
             yield run
+            _tidy(read_run(run.folder))
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             if isinstance(error, CartlError):
@@ -170,24 +168,35 @@ def _check_free(folder: Path) -> None:
     raise UsageError(f"--name: {str(folder)!r} already exists; give another --name")
 
 
-def finish_training(run: Run, model: BlockModel, results: TrainingResults) -> Run:
+def finish_training(run: Run, model: BlockModel, results: TrainingResults, last_step: int) -> Run:
     """Write the weights, then the manifest that names them and says ``completed``."""
     data = tensors.to_bytes(model.state_dict())
     storage.write_whole(run.folder / WEIGHTS, data)
     weights = storage.describe(WEIGHTS, data)
     tensors.read_recorded(run.folder, weights)
+    prune(run, last_step)
     return _write(run, status="completed", weights=weights, results=results)
 
 
 def finish_attack(run: Run, outcomes: dict[str, torch.Tensor], results: AttackResults) -> Run:
-    """Write the per-image outcomes, then the manifest that names them; drop the checkpoints."""
+    """Write the per-image outcomes, then the manifest that names them."""
     data = tensors.to_bytes(outcomes)
     storage.write_whole(run.folder / OUTCOMES, data)
     record = storage.describe(OUTCOMES, data)
-    finished = _write(run, status="completed", outcomes=record, results=results)
-    for folder in run.folder.glob("ckpt-*"):
-        storage.remove_folder(folder)
-    return finished
+    return _write(run, status="completed", outcomes=record, results=results)
+
+
+def tidy(run: Run) -> None:
+    """Remove what a finished run does not need and its last process could not remove."""
+    with suppress(CartlError), storage.locked(run.folder):
+        _tidy(run)
+
+
+def _tidy(run: Run) -> None:
+    storage.sweep(run.folder)
+    if run.manifest.kind == "attack" and run.manifest.status == "completed":
+        for folder in run.folder.glob("ckpt-*"):
+            storage.remove_folder(folder)
 
 
 def _write(run: Run, **changes: object) -> Run:
@@ -287,7 +296,7 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
             raise UsageError(f"{flag}: run {selector} found twice: {names}; give a name")
         if runs:
             return runs[0]
-    for folder in (runs_dir / selector, Path(selector).expanduser()):
+    for folder in (runs_dir / selector, Path(os.path.expanduser(selector))):
         if folder.is_dir():
             return read_run(folder)
     names = ", ".join(run.name for run in list_runs(runs_dir)) or "none"
@@ -330,6 +339,9 @@ def read_model(run: Run) -> BlockModel:
     with torch.device("meta"):
         expected = build_model(manifest.model.arch, len(manifest.model.classes)).state_dict()
     found = tensors.from_bytes(data, expected, path)
+    for name, tensor in found.items():
+        if name.endswith("weight") and tensor.dim() > 1 and not tensor.any():
+            raise RunError(f"checkpoint: {name} is all zero: {path}")
     with torch.random.fork_rng(devices=[]):
         model = build_model(manifest.model.arch, len(manifest.model.classes))
     make_convex(model, manifest.model.convex_blocks)

@@ -101,7 +101,7 @@ def transfer(
             seconds=done.seconds + time.monotonic() - began,
             spectral_norms=spectral_norms(model, k),
         )
-        return runs.finish_training(run, model, results)
+        return runs.finish_training(run, model, results, done.step)
 
 
 def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:
