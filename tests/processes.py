@@ -45,6 +45,7 @@ class Sabotage:
 
     step: int = 0
     signal: int = 0
+    times: int = 1
     forget: str = ""
 
 
@@ -119,7 +120,8 @@ def _during_step(sabotage: Sabotage) -> Callable[..., float]:
 
     def learning_rate(config: Any, step: int, steps_per_epoch: int) -> float:
         if step + 1 == sabotage.step:
-            os.kill(os.getpid(), sabotage.signal)
+            for _ in range(sabotage.times):
+                os.kill(os.getpid(), sabotage.signal)
         return real(config, step, steps_per_epoch)
 
     return learning_rate
