@@ -78,6 +78,7 @@ def _main() -> NoReturn:
     # --debug is understood anywhere on the line
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        _refuse_bytes(arguments)
         _refuse_repeats(arguments)
         code = typer.main.get_command(build_app(arguments)).main(
             args=arguments, prog_name="cartl", standalone_mode=False
@@ -97,6 +98,15 @@ def _main() -> NoReturn:
         if debug:
             raise
         _fail(f"{type(error).__name__}: {error}; run again with --debug to see where", 1)
+
+
+def _refuse_bytes(arguments: list[str]) -> None:
+    """A path that is no text could not be kept in a manifest."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument!r} is not valid UTF-8; rename it") from None
 
 
 def _refuse_repeats(arguments: list[str]) -> None:

@@ -40,8 +40,10 @@ from cartl_cli.core.runs import Session
 from cartl_cli.core.statistics import wilson_interval
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.tensors import from_bytes
+from cartl_cli.core.values import shown_pixels
 
 SMALL = 100  # images below which an interval is too wide to say much
+LARGE_EPS = 16 / 255  # above it, a change of a colour image is plain to see
 
 
 def attack(
@@ -96,6 +98,8 @@ def attack(
         _refuse_repeat(session, draft)
     for note in data.notes:
         session.say(note)
+    if config.eps > LARGE_EPS:
+        session.say(f"note: eps {shown_pixels(config.eps)} is unusual for images of this kind")
     with runs.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
         began = time.monotonic()

@@ -186,7 +186,9 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         content = _from_schema_1(content)
     weights = content.get("weights")
     if isinstance(weights, dict) and not _bare(weights.get("name")):
-        raise RunError(f"manifest names a file outside the run ({weights.get('name')!r}): {path}")
+        name = str(weights.get("name"))
+        where = "outside the run" if "/" in name else "by a bad name"
+        raise RunError(f"manifest names a file {where} ({name!r}): {path}")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
