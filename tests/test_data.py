@@ -4,14 +4,15 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cartl_cli.core.data import folders
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.shapes import PATTERN, shapes, shapes_target
-from cartl_cli.core.data.split import DataSet, channel_statistics
+from cartl_cli.core.data.split import DataSet, Split, channel_statistics, shared_images
 from cartl_cli.core.errors import DataError, UsageError
 
 ImageFolder = Callable[..., Path]
@@ -126,11 +127,47 @@ def test_what_was_converted_is_counted(image_folder: ImageFolder) -> None:
         "12 of 13 images were grayscale, made RGB",
         "12 of 13 images were resized to 32x32",
         "1 of 13 images were transparent, laid on black",
+        "warning: 4 of 4 test images are also in train",
     )
     clear = data.train.images[data.train.labels == 0][-1]
     assert not clear.any()
     grey = data.train.images[0]
     assert torch.equal(grey[0], grey[1])
+
+
+def test_d23_exif_orientation_is_applied(image_folder: ImageFolder) -> None:
+    """One picture, stored in each of the seven ways that a camera may have to turn it."""
+    folder = image_folder(("a", "b"), test=0)
+    upright = Image.new("RGB", (32, 32))
+    upright.paste("red", (0, 0, 16, 32))
+    upright.paste("blue", (0, 0, 16, 8))
+    stored = {  # orientation → how the pixels lie in the file
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    for orientation, turn in stored.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = folder / "train" / "a" / f"turned-{orientation}.png"
+        upright.transpose(turn).save(path, exif=exif)
+    data = folders.image_folder(folder, (), 32, None)
+    expected = torch.from_numpy(numpy.array(upright)).permute(2, 0, 1)
+    assert all(torch.equal(image, expected) for image in data.train.images[4:11])
+    assert data.notes == ("7 of 15 images were turned upright (EXIF)",)
+
+
+def test_d24_shared_images_are_counted_pixel_for_pixel(data: DataSet) -> None:
+    assert shared_images(data.train, data.evaluation) == 0
+    mixed = data.evaluation.images.clone()
+    mixed[1], mixed[5] = data.train.images[7], data.train.images[0]
+    mixed[6] = data.train.images[3]
+    mixed[6, 2, 31, 31] ^= 1  # all but the same
+    assert shared_images(data.train, Split(mixed, data.evaluation.labels)) == 2
 
 
 def test_image_size_resizes(image_folder: ImageFolder) -> None:

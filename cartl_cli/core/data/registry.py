@@ -1,6 +1,8 @@
 """A data set by name or path."""
 
 import difflib
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +10,7 @@ import torch
 from cartl_cli.core.config import BUILT_IN_DATA
 from cartl_cli.core.data.folders import image_folder
 from cartl_cli.core.data.shapes import shapes, shapes_target
-from cartl_cli.core.data.split import DataSet, Split, choose_classes
+from cartl_cli.core.data.split import DataSet, Split, choose_classes, shared_images
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.randomness import generator
 
@@ -36,7 +38,7 @@ def load_data_set(
         data = _chosen(BUILT_IN[name](), classes)
         if image_size != data.train.images.shape[-1]:
             raise UsageError(f"--image-size: {name} is drawn at 32 pixels, got {image_size}")
-    elif (path := Path(name).expanduser()).exists():
+    elif (path := Path(os.path.expanduser(name))).exists():
         data = image_folder(path, classes, image_size, cache_dir)
     elif len(Path(name).parts) > 1 or name.endswith(".zip"):
         raise UsageError(f"--dataset: no image folder or .zip at {name!r}")
@@ -51,6 +53,10 @@ def load_data_set(
         raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}")
     if val_fraction > 0 or len(data.evaluation) == 0:
         data = _hold_out(data, val_fraction or DEFAULT_HELD_OUT, seed)
+    if shared := shared_images(data.train, data.evaluation):
+        total = len(data.evaluation)
+        note = f"warning: {shared:,} of {total:,} {data.measured} images are also in train"
+        data = replace(data, notes=(*data.notes, note))
     return data
 
 

@@ -53,6 +53,16 @@ class DataSet:
         return digest.hexdigest()
 
 
+def shared_images(train: Split, evaluation: Split) -> int:
+    """How many images of ``evaluation`` are in ``train``, pixel for pixel."""
+
+    def digests(split: Split) -> list[bytes]:
+        return [hashlib.sha256(image.tobytes()).digest() for image in split.images.numpy()]
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(evaluation))
+
+
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 0..255 to float32 in [0, 1], same shape."""
     return images.float() / 255
