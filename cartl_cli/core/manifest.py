@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cartl_cli import __version__
 from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import DataSet
-from cartl_cli.core.errors import RunError
+from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.storage import NAME, FileRecord
 
 SCHEMA_VERSION = 2
@@ -26,7 +26,8 @@ SCHEMA_VERSION = 2
 Kind = Literal["pretrain", "transfer", "attack"]
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=10**12)]
+LayerName = Annotated[str, Field(pattern=r"^blocks\.\d{1,3}(\.\w+)+$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -77,9 +78,9 @@ class TrainingResults(BaseModel):
     clean_accuracy: Fraction
     robust_accuracy: Fraction | None = None
     pgd_steps: int | None = None
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[Count, Field(ge=1)]
     seconds: float
-    spectral_norms: dict[str, float] = {}
+    spectral_norms: dict[LayerName, float] = {}
 
 
 Interval = tuple[Fraction, Fraction]
@@ -95,7 +96,7 @@ class AttackResults(BaseModel):
 
     model_config = SETTINGS
 
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[Count, Field(ge=1)]
     clean_accuracy: Fraction
     robust_accuracy: Fraction
     robust_accuracy_ce: Fraction | None
@@ -119,7 +120,7 @@ class Position(BaseModel):
     seconds: Annotated[float, Field(ge=0)] = 0.0
     seen: Count = 0
     loss_sum: float = 0.0
-    correct: dict[str, int] = {}
+    correct: dict[str, Count] = {}
     metrics: tuple[dict[str, int | float], ...] = ()
 
 
@@ -191,6 +192,8 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         raise RunError(f"manifest names a file {where} ({name!r}): {path}")
     try:
         return Manifest.model_validate(content)
+    except UsageError as error:  # an unknown architecture
+        raise RunError(f"manifest: {error}: {path}") from None
     except ValidationError as error:
         raise RunError(f"manifest is not valid: {_first(error)}: {path}") from None
 

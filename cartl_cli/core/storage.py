@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,10 @@ from cartl_cli.core.config import SETTINGS
 from cartl_cli.core.errors import InUseError, RunError, StorageError
 
 MAX_JSON = 1_000_000
+MAX_VALUES = 50_000
+MAX_DEPTH = 20
+MAX_SIZE = 2**63 - 1
+PART = 2**24  # bytes asked for at once: a file may be far smaller than its record claims
 NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 TEMPORARY = r".+\.tmp-\d+-[0-9a-f]{8}"
 LOCK = ".lock"
@@ -41,7 +45,7 @@ class FileRecord(BaseModel):
     model_config = SETTINGS
 
     name: Annotated[str, Field(pattern=rf"^{NAME}$")]
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, le=MAX_SIZE)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -239,7 +243,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the folder at this moment."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(
+            folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
     except OSError:
         return False
     try:
@@ -292,7 +298,7 @@ def read(path: Path, what: str, at_most: int) -> tuple[bytes, int]:
         if not stat.S_ISREG(status.st_mode):
             raise RunError(f"{what} is not a regular file: {path}")
         found = bytearray()
-        while len(found) < at_most and (part := os.read(descriptor, at_most - len(found))):
+        while part := os.read(descriptor, min(at_most - len(found), PART)):
             found += part
         return bytes(found), status.st_size
     except OSError as error:
@@ -302,7 +308,7 @@ def read(path: Path, what: str, at_most: int) -> tuple[bytes, int]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """A JSON file of at most 1 MB, without repeated keys, NaN or infinity.
+    """A JSON file of at most 1 MB, without repeated keys, NaN, infinity or absurd nesting.
 
     Raises RunError, naming ``what``, where it is damaged.
     """
@@ -319,11 +325,11 @@ def parse_json(data: bytes, what: str, path: Path) -> Any:
         raise RunError(f"{what} holds {name}, which isn't finite; the run diverged: {path}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise RunError(f"{what}: key {twice!r} appears twice: {path}")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise RunError(f"{what}: key {name!r} appears twice: {path}")
+            found[name] = value
         return found
 
     if not data:
@@ -331,11 +337,34 @@ def parse_json(data: bytes, what: str, path: Path) -> Any:
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise RunError(f"{what} must be UTF-8 without BOM: {path}")
     try:
-        return json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=unique)
+        value = json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=unique)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could never be written
     except UnicodeDecodeError:
         raise RunError(f"{what} must be UTF-8 without BOM: {path}") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise RunError(f"{what} is not valid JSON ({where}): {path}") from None
-    except (RecursionError, ValueError) as error:  # ValueError: a number of too many digits
+    except (RecursionError, ValueError) as error:  # a number of too many digits, a surrogate
         raise RunError(f"{what} is not usable JSON ({error}): {path}") from None
+    if _is_bomb(value):
+        raise RunError(f"{what} holds too many values, or too deeply nested ones: {path}")
+    return value
+
+
+def _is_bomb(value: Any) -> bool:
+    """Whether a JSON value is larger than any of ours, so that only to refuse it would cost much.
+
+    Each wrong value costs a kilobyte or more when it is validated, and deep nesting ends in a
+    RecursionError wherever it is shown.
+    """
+    count, level = 1, [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+        count += len(level)
+    return bool(level) or count > MAX_VALUES
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
