@@ -19,15 +19,21 @@ from unittest import mock
 import torch
 
 from cartl_cli import app
-from cartl_cli.core import attacking, checkpoints, pretraining, running, training, transferring
+from cartl_cli.core import checkpoints, pretraining, running, training
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
 from cartl_cli.core.manifest import Position
 from cartl_cli.core.randomness import generator
 from cartl_cli.core.tensors import from_bytes
 
-LOADED = (attacking, pretraining, transferring)  # what the server loads for its children
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.processes"])
+SERVER.set_forkserver_preload(
+    [
+        "tests.processes",
+        *(f"cartl_cli.commands.{name}" for name in ("pretrain", "transfer", "attack")),
+        *(f"cartl_cli.core.{name}" for name in ("pretraining", "transferring", "attacking")),
+        "cartl_cli.display.tables",
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.runs import Session
 from cartl_cli.core.statistics import wilson_interval
 from cartl_cli.core.stopping import stop_signals
-from cartl_cli.core.tensors import from_bytes
+from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.values import shown_pixels
 
 SMALL = 100  # images below which an interval is too wide to say much
@@ -105,7 +105,7 @@ def attack(
         began = time.monotonic()
         position, verdicts = _begun(run, model, split, plan, session)
         check_clean(attacked, data, verdicts, session.say)
-        keeper = Keeper(run, lambda: {VERDICTS: verdicts.tensors()}, position, asked)
+        keeper = Keeper(run, lambda: {VERDICTS: to_bytes(verdicts.tensors())}, position, asked)
         total = plan.batches(len(split))
 
         def seconds() -> float:

@@ -12,19 +12,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from cartl_cli.core import storage
 from cartl_cli.core.errors import RunError, StoppedError, StorageError
 from cartl_cli.core.manifest import Checkpoint, Position, Run, parse_checkpoint
-from cartl_cli.core.tensors import read_recorded, to_bytes
+from cartl_cli.core.tensors import read_recorded
 from cartl_cli.core.values import is_due
 
 RECORD = "checkpoint.json"
 KEPT = 2
 
-Contents = Mapping[str, Mapping[str, Tensor]]
-"""File name → named tensors."""
+Contents = Mapping[str, bytes]
+"""File name → what it holds."""
 
 
 def save(run: Run, position: Position, contents: Contents) -> None:
@@ -32,14 +30,15 @@ def save(run: Run, position: Position, contents: Contents) -> None:
 
     Raises StorageError if it cannot be written, RunError if it does not read back.
     """
-    data = {name: to_bytes(tensors) for name, tensors in contents.items()}
     checkpoint = Checkpoint(
         run=run.manifest.id,
         position=position,
-        files=tuple(storage.describe(name, content) for name, content in data.items()),
+        files=tuple(storage.describe(name, data) for name, data in contents.items()),
     )
     folder = run.folder / f"ckpt-{position.step:06d}"
-    storage.commit_folder(folder, {**data, RECORD: checkpoint.model_dump_json(indent=1).encode()})
+    storage.commit_folder(
+        folder, {**contents, RECORD: checkpoint.model_dump_json(indent=1).encode()}
+    )
     _read_files(folder, checkpoint)
     prune(run, position.step)
 

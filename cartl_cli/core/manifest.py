@@ -110,8 +110,7 @@ class AttackResults(BaseModel):
 class Position(BaseModel):
     """Where a run stands: steps done (batches, of an attack) and seconds spent on them.
 
-    A training also keeps its sums over the images of the epoch so far, and the line of
-    ``metrics.jsonl`` of each finished epoch.
+    A training also keeps its sums over the images of the epoch so far.
     """
 
     model_config = SETTINGS
@@ -121,7 +120,6 @@ class Position(BaseModel):
     seen: Count = 0
     loss_sum: float = 0.0
     correct: dict[str, Count] = {}
-    metrics: tuple[dict[str, int | float], ...] = ()
 
 
 class Checkpoint(BaseModel):

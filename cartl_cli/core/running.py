@@ -13,7 +13,7 @@ from cartl_cli.core.errors import CartlError, RunError
 from cartl_cli.core.manifest import Position, Run
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import Session
-from cartl_cli.core.tensors import from_bytes
+from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.training import LossOfBatch, Progress, count_steps, fit, learning_rate, sgd
 
 MODEL = "model.safetensors"
@@ -40,10 +40,10 @@ def train(
     saved, DivergedError, StorageError, or CartlError where memory or the device fails.
     """
     optimizer = sgd(model, config)
-    begun = Position()
+    begun, metrics = Position(), b""
     if found := checkpoints.newest(run, session.say):
         begun, files = found
-        _restore(run, model, optimizer, begun, files)
+        metrics = _restore(run, model, optimizer, begun, files)
         total = count_steps(config, len(split))
         if begun.step < total:
             rate = learning_rate(config, begun.step, total // config.epochs)
@@ -51,16 +51,21 @@ def train(
     last = begun
 
     def contents() -> checkpoints.Contents:
-        return {MODEL: model.state_dict(), TRAIN: _momentum(model, optimizer)}
+        momentum = _momentum(model, optimizer)
+        return {
+            MODEL: to_bytes(model.state_dict()),
+            TRAIN: to_bytes(momentum),
+            METRICS: metrics,
+        }
 
     keeper = checkpoints.Keeper(run, contents, begun, asked)
 
     def step_done(progress: Progress) -> None:
-        nonlocal last
+        nonlocal last, metrics
         last = progress.position
         if progress.epoch_ended:
-            lines = [json.dumps(line) + "\n" for line in last.metrics]
-            storage.write_whole(run.folder / METRICS, "".join(lines).encode())
+            metrics += json.dumps(progress.metrics).encode() + b"\n"
+            storage.write_whole(run.folder / METRICS, metrics)
         report(progress)
         keeper.step_done(last, progress.total_steps)
 
@@ -105,9 +110,10 @@ def _restore(
     optimizer: torch.optim.SGD,
     begun: Position,
     files: dict[str, bytes],
-) -> None:
+) -> bytes:
+    """Put a checkpoint into model and optimizer; give back its metrics."""
     where = run.folder / f"ckpt-{begun.step:06d}"
-    if files.keys() != {MODEL, TRAIN}:
+    if files.keys() != {MODEL, TRAIN, METRICS}:
         raise RunError(f"checkpoint is not that of a training: {where}")
     trained = _trained(model)
     expected = trained if optimizer.defaults["momentum"] > 0 else {}
@@ -116,3 +122,4 @@ def _restore(
     for name, tensor in momentum.items():
         buffer = torch.empty_like(trained[name]).copy_(tensor)  # in the parameter's memory layout
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.detach()
+    return files[METRICS]

@@ -62,7 +62,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises StorageError if the system refuses, after some patience where waiting may help.
     """
-    _refuse_special(path)
+    _refuse_other(path, stat.S_ISREG, "a regular file")
 
     def write() -> None:
         temporary = _temporary(path)
@@ -82,6 +82,7 @@ def commit_folder(path: Path, contents: Mapping[str, bytes]) -> None:
 
     A folder already under that name is replaced. Raises StorageError as ``write_whole`` does.
     """
+    _refuse_other(path, stat.S_ISDIR, "a folder")
 
     def commit() -> None:
         temporary, old = _temporary(path), _temporary(path)
@@ -186,15 +187,16 @@ def _discard(path: Path) -> None:
             os.unlink(path)
 
 
-def _refuse_special(path: Path) -> None:
+def _refuse_other(path: Path, is_right: Callable[[int], bool], right: str) -> None:
+    """Only what is ours is replaced: never a link, a device, or a file where a folder belongs."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if stat.S_ISLNK(mode):
         raise StorageError(f"refusing to follow the link {str(path)!r}; remove it")
-    if not stat.S_ISREG(mode):
-        raise StorageError(f"refusing to replace {str(path)!r}: not a regular file; remove it")
+    if not is_right(mode):
+        raise StorageError(f"refusing to replace {str(path)!r}: not {right}; remove it")
 
 
 def _patiently(path: Path, action: Callable[[], None]) -> None:

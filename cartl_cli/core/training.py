@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,17 @@ class Progress:
     def accuracy(self) -> dict[str, float]:
         """By what was predicted; fractions of the images of the epoch so far."""
         return {name: count / self.position.seen for name, count in self.position.correct.items()}
+
+    @property
+    def metrics(self) -> dict[str, int | float]:
+        """The line of ``metrics.jsonl`` at the end of an epoch."""
+        return {
+            "epoch": self.epoch,
+            "step": self.position.step,
+            "loss": self.loss,
+            **{f"{name}_accuracy": value for name, value in self.accuracy.items()},
+            "learning_rate": self.learning_rate,
+        }
 
 
 LossOfBatch = Callable[[Tensor, Tensor, int], StepLoss]
@@ -122,7 +133,7 @@ def fit(
     for epoch in range(begun.step // steps_per_epoch, config.epochs):
         first = position.step - epoch * steps_per_epoch
         if first == 0:
-            position = position.model_copy(update={"seen": 0, "loss_sum": 0.0, "correct": {}})
+            position = Position(step=position.step, seconds=position.seconds)
         epoch_began, seen_before = time.monotonic(), position.seen
         for images, labels in epoch_batches(
             split, config.batch_size, augment, config.seed, epoch, first
@@ -154,30 +165,16 @@ def fit(
                 seen=position.seen + len(labels),
                 loss_sum=position.loss_sum + loss * len(labels),
                 correct=correct,
-                metrics=position.metrics,
             )
-            progress = Progress(
-                position=position,
-                epoch=epoch + 1,
-                epochs=config.epochs,
-                total_steps=total_steps,
-                epoch_ended=position.step == (epoch + 1) * steps_per_epoch,
-                learning_rate=rate,
-                images_per_second=(position.seen - seen_before) / max(now - epoch_began, 1e-9),
+            step_done(
+                Progress(
+                    position=position,
+                    epoch=epoch + 1,
+                    epochs=config.epochs,
+                    total_steps=total_steps,
+                    epoch_ended=position.step == (epoch + 1) * steps_per_epoch,
+                    learning_rate=rate,
+                    images_per_second=(position.seen - seen_before) / max(now - epoch_began, 1e-9),
+                )
             )
-            if progress.epoch_ended:
-                line = _metrics(progress)
-                position = position.model_copy(update={"metrics": (*position.metrics, line)})
-                progress = replace(progress, position=position)
-            step_done(progress)
     return position
-
-
-def _metrics(progress: Progress) -> dict[str, int | float]:
-    return {
-        "epoch": progress.epoch,
-        "step": progress.position.step,
-        "loss": progress.loss,
-        **{f"{name}_accuracy": value for name, value in progress.accuracy.items()},
-        "learning_rate": progress.learning_rate,
-    }
