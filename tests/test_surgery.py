@@ -98,13 +98,17 @@ def test_power_iteration_follows_the_weights(
         assert torch.linalg.svdvals(used)[0].item() == pytest.approx(0.6, rel=0.01)
 
 
-def test_baked_and_parametrized_logits_agree(model: BlockModel, images: Tensor) -> None:
+def test_x22_x23_a_baked_model_is_plain_and_its_logits_agree(
+    model: BlockModel, images: Tensor
+) -> None:
+    plain = model.state_dict().keys()
     apply_neft(model, 4, 0.6)
     model.eval()
     with torch.no_grad():
         parametrized = model(images)
         bake(model, 4)
         assert (model(images) - parametrized).abs().max() < 1e-5
+    assert model.state_dict().keys() == plain
 
 
 def test_evaluation_runs_no_power_iteration(model: BlockModel, images: Tensor) -> None:

@@ -1,0 +1,76 @@
+"""The catalogue of bad input: its rows, those that cannot be given, and those that tests cover.
+
+A row is C (command line and environment), R (runs and checkpoints), D (data), T (training),
+X (transfer) or A (attack). A test covers the rows that its function name lists,
+``test_c16_c17_…``, and the row that its parametrize id begins with, ``C01-pretrain``.
+"""
+
+import re
+from collections.abc import Iterable
+
+SECTIONS = {"C": 58, "R": 43, "D": 36, "T": 40, "X": 26, "A": 41}
+ROWS = [f"{section}{row:02d}" for section, count in SECTIONS.items() for row in range(1, count + 1)]
+
+INAPPLICABLE = {
+    "C21": "there is no --deterministic flag",
+    "C22": "there are no data workers: images are resident in memory",
+    "C23": "there are no data workers: images are resident in memory",
+    "C24": "there are no data workers: images are resident in memory",
+    "C52": "no CARTL_* variable is a setting",
+    "D02": "public data sets by download come later",
+    "D03": "public data sets by download come later",
+    "D04": "public data sets by download come later",
+    "D05": "public data sets by download come later",
+    "D06": "public data sets by download come later",
+    "D09": "public data sets by download come later",
+    "D28": "labels are folder names; no label file is read",
+    "D29": "labels are folder names; no label file is read",
+    "D34": "normalization is measured on the training images; it is no setting",
+    "D36": "all images are read before the first step and stay in memory",
+    "T14": "there is no fp16 and no loss scale",
+    "T15": "bfloat16 runs on every device, emulated where it is not native",
+    "T35": "one process on one device",
+    "T36": "one process on one device",
+    "T38": "the log is a file of the run folder; there is no TensorBoard",
+    "T39": "there is no limit of steps",
+    "T40": "there is no subset ratio",
+    "X12": "one power iteration a step; it is no setting",
+    "X14": "normalization is the model's first layer; it is no setting",
+    "X18": "blocks are frozen by k alone, there is no range",
+    "X24": "a source run is a pretrain run, so that there is no chain",
+    "X25": "a run has one model; there is no checkpoint to choose",
+    "A11": "the norm is l-infinity; there is no flag",
+    "A12": "the attack is PGD; there is no flag",
+    "A13": "no DLR loss yet",
+    "A14": "no targeted attack yet",
+    "A19": "checks of trust come later",
+    "A22": "checks of trust come later",
+    "A23": "checks of trust come later",
+    "A24": "checks of trust come later",
+    "A25": "every iterate is clamped into the ball and the pixel range; no input changes that",
+    "A31": "no transfer attack from a surrogate yet",
+    "A32": "there is no limit of time",
+    "A35": "an attack takes all classes of its run",
+    "A36": "one seed, not a list",
+    "A39": "verdicts are float32 from the start; there is no second look",
+    "A40": "adversarial images are not saved",
+}
+
+
+def rows_of(test: str) -> set[str]:
+    """The rows that a test covers, by its node id."""
+    function, _, parameter = test.rpartition("::")[2].partition("[")
+    named = re.findall(r"_([crdtxa]\d\d)(?=_|$)", function)
+    return {row.upper() for row in [*named, *re.findall(r"^([CRDTXA]\d\d)\b", parameter)]}
+
+
+def coverage(passed: Iterable[str]) -> str:
+    """One line on what the passed tests, given by node ids, cover of the catalogue."""
+    applicable = [row for row in ROWS if row not in INAPPLICABLE]
+    covered = set().union(*map(rows_of, passed))
+    missing = [row for row in applicable if row not in covered]
+    shown = f" (missing: {' '.join(missing)})" if missing else ""
+    return (
+        f"bad-input catalogue: {len(applicable) - len(missing)} of {len(applicable)} applicable "
+        f"rows covered{shown}; {len(INAPPLICABLE)} rows do not apply, see tests/catalogue.py"
+    )

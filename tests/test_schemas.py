@@ -1,0 +1,64 @@
+"""Run folders of every released schema stay readable, usable and as they are.
+
+``tests/data/schema-N`` was written by the release that brought schema N.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cartl_cli import load_model
+from cartl_cli.core.manifest import SCHEMA_VERSION
+from cartl_cli.core.runs import read_run
+from tests.conftest import Command
+
+DATA = Path(__file__).parent / "data"
+SCHEMAS = sorted(path.name for path in DATA.iterdir())
+
+
+@pytest.fixture
+def corpus(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of one schema's runs, as ``runs`` in the current folder."""
+    return Path(shutil.copytree(DATA / request.param, tmp_path / "runs"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_there_is_one_of_every_schema() -> None:
+    assert [f"schema-{number + 1}" for number in range(SCHEMA_VERSION)] == SCHEMAS
+
+
+@pytest.mark.parametrize("corpus", SCHEMAS, indirect=True)
+def test_r10_old_runs_are_read_and_used_and_never_rewritten(corpus: Path, cartl: Command) -> None:
+    before = digests(corpus)
+    first, again = read_run(corpus / "source"), read_run(corpus / "source")
+    assert first == again
+    assert first.results.n == 150
+    with torch.no_grad():
+        assert load_model(corpus / "source")(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+    for command in (
+        ("transfer", "--source", "source", "--epochs", 1, "--classes", "ring,frame", "--k", 1),
+        ("attack", "target", "--pgd-steps", 1, "--limit", 12, "--force"),
+    ):
+        done = cartl(*command)
+        assert done.code == 0, done.err
+    after = digests(corpus)
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("corpus", ["schema-2"], indirect=True)
+def test_an_old_interrupted_run_can_go_on(corpus: Path, cartl: Command) -> None:
+    assert read_run(corpus / "interrupted").manifest.status == "interrupted"
+    done = cartl("transfer", "--resume", "interrupted")
+    assert done.code == 0, done.err
+    assert "going on after step 2 of 4" in done.err
+    assert read_run(corpus / "attacked").attack_results.n == 12
