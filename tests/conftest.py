@@ -16,6 +16,7 @@ from cartl_cli.core.manifest import Run
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import read_run
+from tests.catalogue import coverage
 
 TINY_PRETRAIN = "--arch wrn-10-1 --k 3 --epochs 2 --pgd-steps 1 --classes disk,square,bar --lr 0.1"
 TINY_TRANSFER = "--epochs 2 --classes ring,frame,grid"
@@ -139,3 +140,10 @@ def image_folder(tmp_path: Path) -> ImageFolder:
         return root
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of the catalogue of bad input the passed tests cover, if they were to cover it."""
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
+    if any("test_bad_input.py" in test for test in passed):
+        terminalreporter.write_line(coverage(passed))
