@@ -1,6 +1,9 @@
 import json
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -31,15 +34,18 @@ settings.register_profile(
     database=None,
     derandomize=True,
     deadline=None,
-    max_examples=300,
+    max_examples=200,
     suppress_health_check=[HealthCheck.too_slow],
 )
 fuzzed = settings.get_profile("fuzzing")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzzing")
+def place() -> Iterator[Path]:
+    """A folder, in memory where there is one: many thousand files are written over."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 # JSON that its writer would never write
@@ -63,6 +69,7 @@ values = st.one_of(
     st.text(max_size=20).map(json.dumps),
     st.lists(st.integers(0, 9), max_size=5).map(json.dumps),
 )
+KINDS = ("pretrain of the first release", "transfer", "attack")
 Spot = tuple[Any, Any]
 
 
@@ -120,7 +127,7 @@ def test_any_manifest_is_read_or_refused(place: Path, data: bytes) -> None:
     assert watch(lambda: read_manifest(place / "manifest", data)).fault is None
 
 
-@pytest.mark.parametrize("text", SOUND.manifests)
+@pytest.mark.parametrize("text", [SOUND.manifests[number] for number in (0, 3, 4)], ids=KINDS)
 def test_any_odd_value_anywhere_is_refused_or_can_be_written_again(
     place: Path, text: bytes
 ) -> None:
