@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save
 
 from cartl_cli.app import main
 from cartl_cli.core import storage
-from cartl_cli.core.data import folders
+from cartl_cli.core.data import listings
 from cartl_cli.core.models import build_model
 from cartl_cli.core.requirements import OLDEST_TORCH, check_torch
 from cartl_cli.core.runs import read_model, read_run
@@ -1349,7 +1349,7 @@ def test_archives_have_limits(
     value: int,
     says: str,
 ) -> None:
-    monkeypatch.setattr(folders, limit, value)
+    monkeypatch.setattr(listings, limit, value)
     done = cartl(*archived(lambda archive: None)(scene))
     assert done.code == 1
     assert says in done.err

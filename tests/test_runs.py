@@ -198,7 +198,9 @@ def test_leftovers_are_swept_by_the_next_writer_and_nothing_else_is(
     assert mine.exists()
 
 
-def test_c55_file_modes_follow_the_umask(draft: Manifest, tmp_path: Path, model: BlockModel) -> None:
+def test_c55_file_modes_follow_the_umask(
+    draft: Manifest, tmp_path: Path, model: BlockModel
+) -> None:
     results = TrainingResults(clean_accuracy=0.5, n=10, seconds=1.0)
     for mask in (0o077, 0o000, 0o022):
         before = os.umask(mask)

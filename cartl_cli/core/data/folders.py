@@ -4,51 +4,32 @@ Decoded once into one uint8 tensor and kept in a cache under a fingerprint of wh
 """
 
 import hashlib
-import io
 import json
-import os
-import stat
 import unicodedata
-import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
+from cartl_cli.core.data.decoding import decode_image
+from cartl_cli.core.data.listings import Entry, Listing, is_hidden, list_folder, list_zip
 from cartl_cli.core.data.split import DataSet, Split, choose_classes
 from cartl_cli.core.errors import CartlError, DataError
-from cartl_cli.core.storage import make_cache, read, write_whole
+from cartl_cli.core.storage import make_cache, write_whole
 
-FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "GIF", "TIFF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 200_000_000  # of one image file
-MAX_MEMBERS = 200_000  # of an archive
-MAX_EXPANSION = 20  # times the archive's own size; images are compressed already
-MIN_SIDE = 8
 DECODER = "2"  # part of the cache key: raise it when decoding changes
 
-
-@dataclass(frozen=True)
-class Listing:
-    """What a folder or archive holds: every entry as path parts and a key that tells change.
-
-    ``origin`` tells apart two folders whose files have the same names, sizes and times.
-    """
-
-    origin: str
-    entries: tuple[tuple[tuple[str, ...], str], ...]
-    folders: tuple[tuple[str, ...], ...]
-    read: Callable[[tuple[str, ...]], bytes]
+Group = tuple[str, str]
+"""Split and class."""
+Content = tuple[dict[str, Tensor], tuple[str, ...]]
+"""Tensors by name, and notes."""
 
 
 def image_folder(
@@ -60,7 +41,7 @@ def image_folder(
     counted in ``notes``. Raises DataError naming the first file that cannot be used.
     """
     if path.is_dir():
-        return _data_set(path, _list_folder(path), classes, image_size, cache_dir)
+        return _data_set(path, list_folder(path), classes, image_size, cache_dir)
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise DataError(f"{str(path)!r} is neither an image folder nor a .zip of one")
     try:
@@ -68,73 +49,7 @@ def image_folder(
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from None
     with archive:
-        return _data_set(path, _list_zip(archive), classes, image_size, cache_dir)
-
-
-def _list_folder(root: Path) -> Listing:
-    entries, folders = [], []
-    for folder, names, files in os.walk(root, onerror=_refuse_unreadable):
-        parts = Path(folder).relative_to(root).parts
-        names.sort()
-        folders.append(parts)
-        for name in [*names, *files]:
-            if Path(folder, name).is_symlink() and not _hidden((*parts, name)):
-                shown = "/".join((*parts, name))
-                raise DataError(f"link: {shown!r}; links are not followed, copy the images there")
-        for name in sorted(files):
-            status = os.lstat(os.path.join(folder, name))
-            entries.append(((*parts, name), f"{status.st_size}/{status.st_mtime_ns}"))
-
-    def read_image(parts: tuple[str, ...]) -> bytes:
-        name = "/".join(parts)
-        data, size = read(root.joinpath(*parts), f"image {name!r}", MAX_BYTES)
-        if size > MAX_BYTES:
-            raise DataError(f"image too large: {name!r} has {size:,} bytes")
-        return data
-
-    return Listing(str(root.resolve()), tuple(entries), tuple(folders), read_image)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise DataError(f"cannot read {error.filename!r}: {error.strerror}") from None
-
-
-def _list_zip(archive: zipfile.ZipFile) -> Listing:
-    infos = sorted(archive.infolist(), key=lambda info: info.filename)
-    _check_members(infos, os.path.getsize(archive.filename or ""))
-    entries = [
-        (tuple(info.filename.split("/")), f"{info.file_size}/{info.CRC}")
-        for info in infos
-        if not info.is_dir()
-    ]
-    folders = {tuple(info.filename.rstrip("/").split("/")) for info in infos if info.is_dir()}
-
-    def read_image(parts: tuple[str, ...]) -> bytes:
-        try:
-            return archive.read("/".join(parts))
-        except Exception as error:  # each compression has errors of its own
-            raise DataError(f"cannot read {'/'.join(parts)!r}: {error}") from None
-
-    return Listing("", tuple(entries), tuple(sorted(folders)), read_image)
-
-
-def _check_members(infos: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse an archive of ``size`` bytes that is no honest set of images. Raises DataError."""
-    if len(infos) > MAX_MEMBERS:
-        raise DataError(f"archive has {len(infos):,} members; at most {MAX_MEMBERS:,}")
-    for info in infos:
-        name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
-        if is_link or name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"archive contains an unsafe member: {name!r}; nothing was read")
-    largest = max((info.file_size for info in infos), default=0)
-    total = sum(info.file_size for info in infos)
-    if largest > MAX_BYTES or total > MAX_EXPANSION * size + 1_000_000:
-        raise DataError(f"archive would expand to {total / 1e6:,.0f} MB from {size / 1e6:,.1f} MB")
-
-
-Entry = tuple[tuple[str, ...], str]
-Group = tuple[str, str]
-Content = tuple[dict[str, Tensor], tuple[str, ...]]
+        return _data_set(path, list_zip(archive), classes, image_size, cache_dir)
 
 
 def _data_set(
@@ -213,9 +128,9 @@ def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set
     visible = [
         (parts, state)
         for parts, state in listing.entries
-        if not _hidden(parts) and parts[-1].lower().endswith(ENDINGS)
+        if not is_hidden(parts) and parts[-1].lower().endswith(ENDINGS)
     ]
-    folders = [parts for parts in listing.folders if parts and not _hidden(parts)]
+    folders = [parts for parts in listing.folders if parts and not is_hidden(parts)]
     folders += [parts[:-1] for parts, _ in visible if len(parts) > 1]
     tops = {parts[0] for parts in folders}
     outer = int(len(tops) == 1 and not tops & {"train", "test"})
@@ -233,10 +148,6 @@ def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set
             images.setdefault(found, []).append((parts, state))
     groups = {found for folder in folders if (found := group(folder))}
     return images, groups, split_named and "test" in tops
-
-
-def _hidden(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _decode(
@@ -258,63 +169,6 @@ def _decode(
     total = len(tensors["train_labels"]) + len(tensors["test_labels"])
     notes = [f"{count:,} of {total:,} images {what}" for what, count in sorted(converted.items())]
     return tensors, tuple(notes)
-
-
-def decode_image(data: bytes, name: str, image_size: int) -> tuple[Tensor, list[str]]:
-    """One image as uint8 (3, S, S) and what had to be changed. Raises DataError naming it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own; what matters is checked here
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_image(opened, name)
-            opened.load()
-            image, changes = _upright_rgb(opened)
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"image too large: {name!r}") from None
-    except UnidentifiedImageError:
-        raise DataError(f"not an image: {name!r}") from None
-    except Exception as error:  # a decoder may fail in any way on a damaged file
-        raise DataError(f"damaged image: {name!r} ({error})") from None
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        changes.append(f"were resized to {image_size}x{image_size}")
-    return pil_to_tensor(image), changes
-
-
-def _check_image(image: Image.Image, name: str) -> None:
-    """Refuse, by what its header says, an image that is not taken. Raises DataError."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"image too large: {name!r} has {width}x{height} pixels")
-    if getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"multi-frame image: {name!r}; keep one frame")
-    if image.mode == "CMYK":
-        raise DataError(f"CMYK image: {name!r}; convert it to RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        bits = 16 if ";16" in image.mode else 32
-        raise DataError(f"{bits}-bit image: {name!r}; convert it to 8 bits a channel")
-    if min(width, height) < MIN_SIDE:
-        raise DataError(
-            f"image too small: {name!r} is {width}x{height}; images must be at least "
-            f"{MIN_SIDE}x{MIN_SIDE}"
-        )
-
-
-def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The image as RGB, turned as its EXIF asks, and what had to be changed."""
-    changes = []
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-        changes.append("were turned upright (EXIF)")
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
-        changes.append("were transparent, laid on black")
-    elif image.mode in ("L", "1"):
-        changes.append("were grayscale, made RGB")
-    return image.convert("RGB"), changes
 
 
 def _read_cache(path: Path) -> Content | None:
