@@ -105,6 +105,7 @@ def fault(
     with disk(bad), watch.watching():
         code, said = call(tiny.command(run.name), folder)
     if bad.faults == 0:
+        shutil.rmtree(folder)
         return None
     wrong = [] if code in (0, 1) else [f"exit code {code}: {said}"]
     if code and not said.splitlines()[-1].startswith("cartl: error: "):

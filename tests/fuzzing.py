@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cartl_cli.core import checkpoints, runs, tensors
+from cartl_cli.core import checkpoints, recording, runs, tensors
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.manifest import (
@@ -101,7 +101,7 @@ def corpus() -> Corpus:
     old = [(run.folder / runs.MANIFEST).read_bytes() for run in released]
     new = [run.manifest.model_dump_json(indent=1).encode() for run in released]
     attack = attack_of(released[0]).model_dump_json(indent=1).encode()
-    weights = [(run.folder / runs.WEIGHTS).read_bytes() for run in released]
+    weights = [(run.folder / recording.WEIGHTS).read_bytes() for run in released]
     saved = [checkpoint_files(step, released[0].manifest.id) for step in (10, 20)]
     return Corpus(
         manifests=(*old, *new, attack),
@@ -185,8 +185,8 @@ def read_tiny(data: bytes) -> dict[str, Tensor]:
 
 def read_weights(folder: Path, run: Run, data: bytes, agree: bool) -> torch.nn.Module:
     """``read_model`` on changed weights, to which the manifest may ``agree``."""
-    put(folder, {runs.WEIGHTS: data})
-    record: FileRecord | None = describe(runs.WEIGHTS, data) if agree else run.manifest.weights
+    put(folder, {recording.WEIGHTS: data})
+    record: FileRecord | None = describe(recording.WEIGHTS, data) if agree else run.manifest.weights
     return runs.read_model(Run(folder, run.manifest.model_copy(update={"weights": record})))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartl_cli.core import runs, storage
+from cartl_cli.core import recording, runs, storage
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.manifest import Manifest, Run
 from tests.fuzzing import (
@@ -224,8 +224,8 @@ def test_a_manifest_that_would_cost_much_is_refused(tmp_path: Path, data: bytes)
 @pytest.mark.parametrize("size", [10**9, 10**15, 2**63 - 1])
 def test_a_size_is_believed_of_no_file(tmp_path: Path, size: int) -> None:
     weights = SOUND.models[0][1]
-    (tmp_path / runs.WEIGHTS).write_bytes(weights)
-    record = storage.describe(runs.WEIGHTS, weights).model_copy(update={"size": size})
+    (tmp_path / recording.WEIGHTS).write_bytes(weights)
+    record = storage.describe(recording.WEIGHTS, weights).model_copy(update={"size": size})
     lying = Run(tmp_path, RUN.manifest.model_copy(update={"weights": record}))
     assert watch(lambda: runs.read_model(lying)).fault is None
     with pytest.raises(RunError, match="checkpoint is truncated"):

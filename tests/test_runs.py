@@ -12,16 +12,14 @@ from cartl_cli.core import storage
 from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
 from cartl_cli.core.manifest import Manifest, Run, TrainingResults
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
+from cartl_cli.core.recording import Session, check_place, finish_training, written
 from cartl_cli.core.runs import (
-    Session,
     find_run,
-    finish_training,
     list_runs,
     newest_run,
     read_model,
     read_run,
     state,
-    written,
 )
 from cartl_cli.core.tensors import to_bytes
 from tests.conftest import Command
@@ -189,8 +187,6 @@ def test_leftovers_are_swept_by_the_next_writer_and_nothing_else_is(
         (folder / "x.tmp-12-0123abcd").mkdir()
         (folder / "x.tmp-12-0123abcd" / "half").write_text("")
         (folder / "manifest.json.tmp-12-0123abcd").write_text("")
-    from cartl_cli.core.runs import check_place
-
     again = session(tmp_path, resume=run)
     check_place(again)
     with written(again, draft, 0):

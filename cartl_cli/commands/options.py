@@ -27,7 +27,7 @@ from cartl_cli.core.values import shown_pixels
 
 if TYPE_CHECKING:
     from cartl_cli.core.manifest import Kind, Run
-    from cartl_cli.core.runs import Session
+    from cartl_cli.core.recording import Session
 
 SOURCE_KINDS: "tuple[Kind, ...]" = ("pretrain",)
 ATTACKED_KINDS: "tuple[Kind, ...]" = ("pretrain", "transfer")
@@ -238,7 +238,8 @@ def open_session(
     elif name is not None:
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
     check_torch()
-    from cartl_cli.core.runs import Session, find_run, state, tidy
+    from cartl_cli.core.recording import Session, tidy
+    from cartl_cli.core.runs import find_run, state
     from cartl_cli.display.progress import say
 
     if resume is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cartl_cli.core import runs
+from cartl_cli.core import recording, runs
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig
@@ -36,7 +36,7 @@ from cartl_cli.core.manifest import (
     versions,
 )
 from cartl_cli.core.precision import autocast_for, resolve_precision
-from cartl_cli.core.runs import Session
+from cartl_cli.core.recording import Session
 from cartl_cli.core.statistics import wilson_interval
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.tensors import from_bytes, to_bytes
@@ -60,7 +60,7 @@ def attack(
     stop and the verdicts so far are saved.
     """
     device = resolve_device(config.device)
-    runs.check_place(session)
+    recording.check_place(session)
     model = runs.read_model(attacked).to(device)
     trained = attacked.manifest
     data = load_data_set(
@@ -100,7 +100,7 @@ def attack(
         session.say(note)
     if config.eps > LARGE_EPS:
         session.say(f"note: eps {shown_pixels(config.eps)} is unusual for images of this kind")
-    with runs.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
+    with recording.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
         began = time.monotonic()
         position, verdicts = _begun(run, model, split, plan, session)
@@ -118,7 +118,7 @@ def attack(
         autocast = autocast_for(device, precision)
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
         results = summary(verdicts, seconds())
-        return runs.finish_attack(run, {**verdicts.tensors(), "indices": indices}, results)
+        return recording.finish_attack(run, {**verdicts.tensors(), "indices": indices}, results)
 
 
 VERDICTS = "verdicts.safetensors"

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from cartl_cli.core import storage
 from cartl_cli.core.errors import RunError, StoppedError, StorageError
-from cartl_cli.core.manifest import Checkpoint, Position, Run, parse_checkpoint
+from cartl_cli.core.jsons import read_json
+from cartl_cli.core.manifest import Checkpoint, Position, Run
+from cartl_cli.core.schemas import parse_checkpoint
 from cartl_cli.core.tensors import read_recorded
 from cartl_cli.core.values import is_due
 
@@ -92,7 +94,7 @@ def _read_record(run: Run, folder: Path) -> Checkpoint:
     path = folder / RECORD
     if folder.is_symlink():
         raise RunError(f"a link, refusing to follow it: {folder}")
-    checkpoint = parse_checkpoint(storage.read_json(path, RECORD), path)
+    checkpoint = parse_checkpoint(read_json(path, RECORD), path)
     if checkpoint.run != run.manifest.id:
         raise RunError(f"checkpoint belongs to run {checkpoint.run}, not {run.manifest.id}: {path}")
     return checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cartl_cli.core import runs
+from cartl_cli.core import recording
 from cartl_cli.core.attacks.pgd import Budget, perturb, uniform_start
 from cartl_cli.core.checkpoints import stop_if_asked
 from cartl_cli.core.config import PretrainConfig
@@ -37,8 +37,8 @@ from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.randomness import generator, seeded
+from cartl_cli.core.recording import Session
 from cartl_cli.core.running import state_size, train
-from cartl_cli.core.runs import Session
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.training import LossOfBatch, Progress, StepLoss, count_steps, ramp
 
@@ -53,7 +53,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
     the state is saved.
     """
     device = resolve_device(config.device)
-    runs.check_place(session)
+    recording.check_place(session)
     data = load_data_set(
         config.dataset,
         config.classes,
@@ -85,7 +85,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         data=data_record(data, augment),
         versions=versions(device, precision),
     )
-    with runs.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+    with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
         session.say(
             f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images"
         )
@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
             n=len(data.evaluation),
             seconds=done.seconds + time.monotonic() - began,
         )
-        return runs.finish_training(run, model, results, done.step)
+        return recording.finish_training(run, model, results, done.step)
 
 
 def measure(

@@ -12,7 +12,7 @@ from cartl_cli.core.data.split import Split
 from cartl_cli.core.errors import CartlError, RunError
 from cartl_cli.core.manifest import Position, Run
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.runs import Session
+from cartl_cli.core.recording import Session
 from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.training import LossOfBatch, Progress, count_steps, fit, learning_rate, sgd
 

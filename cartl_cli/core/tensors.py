@@ -12,7 +12,8 @@ from safetensors.torch import save as format_
 from torch import Tensor
 
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.storage import FileRecord, parse_json, read
+from cartl_cli.core.jsons import parse_json
+from cartl_cli.core.storage import FileRecord, read
 
 MAX_HEADER = 1_000_000
 MAX_TENSORS = 5_000

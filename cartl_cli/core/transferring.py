@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from cartl_cli.core import runs
+from cartl_cli.core import recording, runs
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.devices import resolve_device
@@ -24,8 +24,8 @@ from cartl_cli.core.manifest import (
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.pretraining import natural_loss
 from cartl_cli.core.randomness import seeded
+from cartl_cli.core.recording import Session
 from cartl_cli.core.running import state_size, train
-from cartl_cli.core.runs import Session
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
 from cartl_cli.core.training import Progress, count_steps
@@ -42,7 +42,7 @@ def transfer(
     stop and the state is saved.
     """
     device = resolve_device(config.device)
-    runs.check_place(session)
+    recording.check_place(session)
     spec = source.manifest.model
     model = runs.read_model(source)
     blocks = len(model.blocks)
@@ -87,7 +87,7 @@ def transfer(
         source=source_record(source),
         versions=versions(device, precision),
     )
-    with runs.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+    with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
         session.say(f"run {run.name}: from {source.name}, {len(data.train):,} training images")
         images = data.train.to(device)
         done = train(run, model, images, config, augment, loss, autocast, session, asked, report)
@@ -101,7 +101,7 @@ def transfer(
             seconds=done.seconds + time.monotonic() - began,
             spectral_norms=spectral_norms(model, k),
         )
-        return runs.finish_training(run, model, results, done.step)
+        return recording.finish_training(run, model, results, done.step)
 
 
 def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:
