@@ -57,6 +57,12 @@ def test_numbers_are_read_as_people_write_them() -> None:
     assert shown_pixels(0.15) == "0.15"
 
 
+def test_whole_numbers_have_an_end() -> None:
+    for value in (10**18, "1" + 18 * "0"):
+        with pytest.raises(UsageError, match="--epochs: must be a whole number"):
+            configure(PretrainConfig, {"epochs": value})
+
+
 def test_batch_norm_default_is_that_of_the_official_scripts() -> None:
     assert TransferConfig().frozen_bn == "all"
     assert TransferConfig(neft_beta=0.4).frozen_bn == "affine"

@@ -216,6 +216,7 @@ def hostile_source(tmp_path: Path) -> Path:
 def test_printable_leaves_nothing_that_acts() -> None:
     assert_harmless(printable(LONE))
     assert printable("größe 日本語 [red]") == "größe 日本語 [red]"
+    assert len(printable("x" * 1_000_000)) < 3_000
 
 
 def test_c36_a_hostile_run_and_data_set_are_shown_as_escapes(

@@ -72,17 +72,12 @@ def attack(
         session.cache_dir,
     )
     check_classes(attacked, data)
-    split, indices = data.evaluation, torch.arange(len(data.evaluation))
-    if config.limit is not None:
-        if config.limit > len(split):
-            raise UsageError(f"--limit: must be 1..{len(split)}, got {config.limit}")
-        indices = stratified(split.labels, config.limit, config.seed, "limit")
-        split = split.take(indices)
+    indices = chosen_images(config, data.evaluation)
+    split = data.evaluation.take(indices).to(device)
     losses: tuple[Loss, ...] = ("ce", "margin") if config.loss == "both" else (config.loss,)
     budget = Budget(config.eps, config.attack_step, config.pgd_steps)
     plan = Plan(budget, losses, config.restarts, config.seed, config.batch_size)
     precision = resolve_precision(config.precision, device)
-    split = split.to(device)
 
     draft = Manifest(
         kind="attack",
@@ -122,6 +117,18 @@ def attack(
 
 
 VERDICTS = "verdicts.safetensors"
+
+
+def chosen_images(config: AttackConfig, split: Split) -> torch.Tensor:
+    """Indices of the images to attack: all, or a seeded stratified ``limit`` of them.
+
+    Raises UsageError if there are not so many.
+    """
+    if config.limit is None:
+        return torch.arange(len(split))
+    if config.limit > len(split):
+        raise UsageError(f"--limit: must be 1..{len(split)}, got {config.limit}")
+    return stratified(split.labels, config.limit, config.seed, "limit")
 
 
 def summary(verdicts: Robustness, seconds: float) -> AttackResults:

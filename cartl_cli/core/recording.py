@@ -77,7 +77,6 @@ def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator
             run = _go_on(session, read_run(session.resume.folder), draft)
         try:
             yield run
-            _tidy(read_run(run.folder))
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             if isinstance(error, CartlError):
@@ -85,6 +84,8 @@ def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator
             with suppress(CartlError):  # the first error is the one to tell
                 _write(run, status=status)
             raise
+        with suppress(CartlError):
+            _tidy(read_run(run.folder))
 
 
 def _begin(session: Session, draft: Manifest, held: ExitStack) -> Run:

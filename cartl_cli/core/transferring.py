@@ -21,6 +21,7 @@ from cartl_cli.core.manifest import (
     source_record,
     versions,
 )
+from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.pretraining import natural_loss
 from cartl_cli.core.randomness import seeded
@@ -64,12 +65,7 @@ def transfer(
     for note in [*data.notes, *remarks(source, k, blocks, config.dataset)]:
         session.say(note)
 
-    with seeded(config.seed, "head"):
-        replace_head(model, len(data.classes))
-    model = model.to(device).to(memory_format=torch.channels_last)
-    freeze(model, k, config.frozen_bn)
-    if config.neft_beta is not None:
-        apply_neft(model, k, config.neft_beta)
+    model = prepare(model.to(device), config, k, len(data.classes))
     loss = natural_loss(model)
 
     draft = Manifest(
@@ -102,6 +98,17 @@ def transfer(
             spectral_norms=spectral_norms(model, k),
         )
         return recording.finish_training(run, model, results, done.step)
+
+
+def prepare(model: BlockModel, config: TransferConfig, k: int, num_classes: int) -> BlockModel:
+    """The source model made ready to be tuned: a new head, frozen parts, and NEFT if wanted."""
+    with seeded(config.seed, "head"):
+        replace_head(model, num_classes)
+    model = model.to(memory_format=torch.channels_last)
+    freeze(model, k, config.frozen_bn)
+    if config.neft_beta is not None:
+        apply_neft(model, k, config.neft_beta)
+    return model
 
 
 def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:

@@ -4,13 +4,18 @@ import re
 
 
 def parse_whole(value: object) -> object:
-    """``"12"`` → 12; ``"3.5"``, ``"1e3"`` and ``""`` are refused rather than rounded."""
+    """``"12"`` → 12; ``"3.5"``, ``"1e3"`` and ``""`` are refused rather than rounded.
+
+    So is what has more than 18 digits: nothing is counted that far.
+    """
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError("must be a whole number")
     if isinstance(value, str):
         if not re.fullmatch(r"[+-]?\d{1,18}", value):
             raise ValueError("must be a whole number")
         return int(value)
+    if isinstance(value, int) and abs(value) >= 10**18:
+        raise ValueError("must be a whole number of at most 18 digits")
     return value
 
 
