@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.pgd import Budget, attack, correct, counted_start, predict
+from cartl_cli.core.attacks.geometry import scatter
+from cartl_cli.core.attacks.pgd import Budget, attack, correct, counted_noise, predict
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.losses import cross_entropy, margin
 from cartl_cli.core.models.blocks import eval_mode
@@ -124,7 +125,8 @@ def _attack(
     """Which ``targets`` fall, and which at their last iterate; in halves if memory is too small."""
     part = split.take(targets)
     images = _pixels(part.images)
-    start = counted_start(images, plan.budget.eps, plan.seed, restart, targets)
+    noise = counted_noise(images, plan.seed, "attack start", restart, targets)
+    start = scatter(images, noise, plan.budget.eps, plan.budget.norm)
     try:
         with autocast:
             outcome = attack(

@@ -1,7 +1,7 @@
-"""Projected gradient descent in the ℓ∞ ball (Madry et al. 2018; CARTL Eq. 5).
+"""Projected gradient descent in the ℓ∞ or ℓ₂ ball (Madry et al. 2018; CARTL Eq. 5).
 
 Pixels stay in [0, 1]. The iterate is kept rather than δ = adversarial − images, so that the ball
-and the pixel range are one clamp.
+and the pixel range are one projection.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cartl_cli.core.attacks.geometry import Norm, project, scatter, uphill
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.precision import float32
 from cartl_cli.core.randomness import generator
+
+STANDS = -1
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) → what the attack maximises for each image (B,)."""
@@ -21,11 +24,12 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """eps and step_size as pixel fractions on the 0..1 scale; ``steps`` of gradient ascent."""
+    """eps and step_size in ``norm``, pixels on the 0..1 scale; ``steps`` of gradient ascent."""
 
     eps: float
     step_size: float
     steps: int
+    norm: Norm = "linf"
 
 
 @dataclass(frozen=True)
@@ -33,29 +37,35 @@ class Outcome:
     """What one attack found, image by image, judged in float32.
 
     ``adversarial`` (B, C, H, W): the first misclassified iterate, else the last one.
-    ``fallen`` (B,): misclassified at some iterate. ``fallen_last`` (B,): at the last one.
+    ``fell_at`` (B,): the number of that iterate, 0 for the start, ``STANDS`` where there is none.
+    ``fallen_last`` (B,): misclassified at the last iterate.
     """
 
     adversarial: Tensor
-    fallen: Tensor
+    fell_at: Tensor
     fallen_last: Tensor
+
+    @property
+    def fallen(self) -> Tensor:
+        """Misclassified at some iterate (B,)."""
+        return self.fell_at != STANDS
 
 
 def uniform_start(images: Tensor, eps: float, draws: torch.Generator) -> Tensor:
     """Random start for a whole batch: images plus U(−ε, ε), clipped to [0, 1]."""
     noise = torch.rand(images.shape, generator=draws).to(images.device)
-    return (images + eps * (2 * noise - 1)).clamp(0, 1)
+    return scatter(images, noise, eps, "linf")
 
 
-def counted_start(images: Tensor, eps: float, seed: int, restart: int, indices: Tensor) -> Tensor:
-    """Random start drawn per image index, so that it does not depend on the batch."""
+def counted_noise(images: Tensor, seed: int, purpose: str, number: int, indices: Tensor) -> Tensor:
+    """U(0, 1) of the images' shape, drawn per image index: it does not depend on the batch."""
     noise = torch.stack(
         [
-            torch.rand(images.shape[1:], generator=generator(seed, "attack start", restart, index))
+            torch.rand(images.shape[1:], generator=generator(seed, purpose, number, index))
             for index in indices.tolist()
         ]
-    ).to(images.device)
-    return (images + eps * (2 * noise - 1)).clamp(0, 1)
+    )
+    return noise.to(images.device)
 
 
 def perturb(
@@ -65,7 +75,7 @@ def perturb(
     adversarial = start
     with eval_mode(model):
         for _ in range(budget.steps):
-            _, gradient = _ascent(model, adversarial, labels, cross_entropy)
+            _, gradient = ascent(model, adversarial, labels, cross_entropy)
             adversarial = _step(adversarial, gradient, images, budget)
     return adversarial
 
@@ -85,30 +95,31 @@ def attack(
     image leaves the batch, unless ``to_the_end`` asks for everybody's last iterate.
     """
     found, adversarial = start.clone(), start
-    fallen = torch.zeros_like(labels, dtype=torch.bool)
+    fell_at = torch.full_like(labels, STANDS)
     standing = torch.arange(len(labels), device=labels.device)
 
-    def judge(suspects: Tensor) -> None:
-        suspects = suspects & ~fallen[standing]
+    def judge(suspects: Tensor, step: int) -> None:
+        suspects = suspects & (fell_at[standing] == STANDS)
         rows, candidates = standing[suspects], adversarial[suspects]
         if len(rows) > 0:
             found[rows] = candidates
-            fallen[rows] = ~correct(predict(model, candidates), labels[rows])
+            wrong = ~correct(predict(model, candidates), labels[rows])
+            fell_at[rows[wrong]] = step
 
     with eval_mode(model):
-        for _ in range(budget.steps):
-            logits, gradient = _ascent(model, adversarial, labels[standing], objective)
-            judge(~correct(logits, labels[standing]))
+        for step in range(budget.steps):
+            logits, gradient = ascent(model, adversarial, labels[standing], objective)
+            judge(~correct(logits, labels[standing]), step)
             adversarial = _step(adversarial, gradient, images[standing], budget)
-            if not to_the_end and fallen[standing].any():
-                still = ~fallen[standing]
+            if not to_the_end and (fell_at[standing] != STANDS).any():
+                still = fell_at[standing] == STANDS
                 standing, adversarial = standing[still], adversarial[still]
             if len(standing) == 0:
-                return Outcome(found, fallen, fallen)
-        judge(torch.ones_like(standing, dtype=torch.bool))
+                return Outcome(found, fell_at, fell_at != STANDS)
+        judge(torch.ones_like(standing, dtype=torch.bool), budget.steps)
         if not to_the_end:
-            return Outcome(found, fallen, fallen)
-        return Outcome(found, fallen, ~correct(predict(model, adversarial), labels))
+            return Outcome(found, fell_at, fell_at != STANDS)
+        return Outcome(found, fell_at, ~correct(predict(model, adversarial), labels))
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -123,7 +134,7 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
-def _ascent(
+def ascent(
     model: nn.Module, adversarial: Tensor, labels: Tensor, objective: Objective
 ) -> tuple[Tensor, Tensor]:
     """Logits and ∇ of the summed objective; parameters get no gradient."""
@@ -135,6 +146,6 @@ def _ascent(
 
 
 def _step(adversarial: Tensor, gradient: Tensor, images: Tensor, budget: Budget) -> Tensor:
-    """x̃ ← Π(x̃ + α·sign(∇)), Π onto the ε-ball around ``images`` and onto [0, 1]."""
-    moved = adversarial + budget.step_size * gradient.sign()
-    return moved.clamp(images - budget.eps, images + budget.eps).clamp(0, 1)
+    """x̃ ← Π(x̃ + α·∇/‖∇‖), in ℓ∞ the sign of ∇; Π onto the ε-ball and onto [0, 1]."""
+    moved = adversarial + budget.step_size * uphill(gradient, budget.norm)
+    return project(moved, images, budget.eps, budget.norm)
