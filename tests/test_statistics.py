@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from cartl_cli.core.evaluation import share, stratified
-from cartl_cli.core.statistics import wilson_interval
+from cartl_cli.core.statistics import (
+    accuracy_interval,
+    clopper_pearson,
+    mcnemar,
+    paired_difference,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +46,73 @@ def test_a_limited_set_is_stratified_and_seeded() -> None:
 
 def test_share_counts_exactly() -> None:
     assert share(torch.tensor([True, False, True, True])) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.3085),
+        (1, 10, 0.0025, 0.4450),
+        (10, 10, 0.6915, 1.0),
+        (0, 1000, 0.0, 0.0037),
+        (15, 148, 0.0578, 0.1617),  # Newcombe 1998, Stat. Med. 17:857
+        (81, 263, 0.2527, 0.3676),  # the same
+        (1, 29, 0.0009, 0.1776),  # the same
+    ],
+)
+def test_clopper_pearson_gives_published_values(
+    successes: int, n: int, low: float, high: float
+) -> None:
+    assert clopper_pearson(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_clopper_pearson_at_the_ends_has_a_closed_form() -> None:
+    high = 1 - 0.025 ** (1 / 10_000)
+    assert clopper_pearson(0, 10_000) == pytest.approx((0, high), rel=1e-9)
+    assert clopper_pearson(10_000, 10_000) == pytest.approx((1 - high, 1), rel=1e-9)
+
+
+def test_the_exact_interval_is_taken_where_wilsons_is_not_to_be_trusted() -> None:
+    for successes, n in ((40, 99), (0, 1000), (1000, 1000)):
+        assert accuracy_interval(successes, n) == clopper_pearson(successes, n)
+    assert accuracy_interval(40, 100) == wilson_interval(40, 100)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"), [(30, 60, 0.002), (6, 0, 0.031), (5, 0, 0.0625), (7, 7, 1.0), (0, 0, 1.0)]
+)
+def test_mcnemar_gives_published_values(b: int, c: int, p: float) -> None:
+    assert mcnemar(b, c) == pytest.approx(p, abs=5e-4)
+    assert mcnemar(c, b) == mcnemar(b, c)
+
+
+def verdicts(both: int, b: int, c: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
+    first = [1] * both + [1] * b + [0] * c + [0] * neither
+    second = [1] * both + [0] * b + [1] * c + [0] * neither
+    return torch.tensor(first, dtype=torch.bool), torch.tensor(second, dtype=torch.bool)
+
+
+def test_paired_difference_gives_published_values() -> None:
+    """Bentur et al. 2009, as in Fagerland, Lydersen & Laake 2014, Stat. Med. 33:2850."""
+    found = paired_difference(*verdicts(1, 1, 7, 12))
+    assert (found.b, found.c) == (1, 7)
+    assert found.value == pytest.approx(-0.286, abs=5e-4)
+    assert (found.low, found.high) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert found.p == pytest.approx(0.0703, abs=5e-5)
+
+
+@pytest.mark.parametrize("table", [(420, 30, 60, 490), (0, 0, 0, 40), (3, 0, 12, 20)])
+def test_paired_difference_is_consistent(table: tuple[int, int, int, int]) -> None:
+    found = paired_difference(*verdicts(*table))
+    assert -1 <= found.low < found.value < found.high <= 1
+    assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+    turned = paired_difference(*reversed(verdicts(*table)))
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=1e-12)
+
+
+def test_paired_difference_at_the_ends() -> None:
+    assert paired_difference(*verdicts(0, 10, 0, 0)).high == 1
+    assert paired_difference(*verdicts(0, 0, 10, 0)).low == -1
+    # no image tells the models apart: p̃ = 0, and the limit solves n·d² = z²·(1 − d)·d
+    z2 = 1.959964**2
+    assert paired_difference(*verdicts(5, 0, 0, 5)).high == pytest.approx(z2 / (10 + z2), rel=1e-5)

@@ -1,7 +1,12 @@
-"""Intervals for accuracies."""
+"""Intervals for accuracies, and for the difference of two on the same images."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from torch import Tensor
+
+FEW = 100  # images below which Wilson's interval may cover less than it says
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -12,3 +17,87 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     centre = (fraction + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (fraction * (1 - fraction) + spread / 4)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
+    """95 % exact interval (Clopper & Pearson 1934) of a fraction: covers at least 95 %.
+
+    Each end is the fraction that gives so many successes, or so few, a probability of 2.5 %.
+    """
+    low = 0.0 if successes == 0 else _root(lambda p: _at_most(n - successes, n, 1 - p) - 0.025)
+    high = 1.0 if successes == n else _root(lambda p: 0.025 - _at_most(successes, n, p))
+    return low, high
+
+
+def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a fraction: exact where Wilson's is not to be trusted, else Wilson's."""
+    exact = n < FEW or successes in (0, n)
+    return clopper_pearson(successes, n) if exact else wilson_interval(successes, n)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p value (McNemar 1947) that b and c, out of b + c, are as likely.
+
+    ``b`` and ``c`` count the images that only one and only the other of two models gets right.
+    """
+    n = b + c
+    tail = sum(math.comb(n, i) for i in range(min(b, c) + 1))
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two models differ on the same images; ``value`` = (b − c) / n with its 95 % interval."""
+
+    b: int
+    c: int
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(first: Tensor, second: Tensor) -> Difference:
+    """Accuracy of ``first`` minus that of ``second``, verdicts (N,) bool on the same images.
+
+    The interval is Tango's score interval (Tango 1998, Stat. Med. 17:891), the differences d with
+    |b − c − nd| ≤ z·√(n(2p̃ + d(1 − d))), p̃ the likeliest share of c given d. It stays within ±1
+    and, unlike Wald's, has a width where b = c = 0. p is McNemar's.
+    """
+    n, b, c = len(first), int((first & ~second).sum()), int((~first & second).sum())
+
+    def score(d: float) -> float:
+        linear = (2 * n - b + c) * d - b - c
+        share = (math.sqrt(linear**2 + 8 * n * c * d * (1 - d)) - linear) / (4 * n)
+        variance = n * (2 * share + d * (1 - d))
+        distance = b - c - n * d
+        return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+    value = (b - c) / n
+    low = -1.0 if c == n else _root(lambda d: Z95 - score(d), -1.0, value)
+    high = 1.0 if b == n else _root(lambda d: -Z95 - score(d), value, 1.0)
+    return Difference(b, c, value, low, high, mcnemar(b, c))
+
+
+def _at_most(successes: int, n: int, p: float) -> float:
+    """P(X ≤ successes) for X from Binomial(n, p), 0 < p < 1."""
+    logs = (
+        math.lgamma(n + 1)
+        - math.lgamma(i + 1)
+        - math.lgamma(n - i + 1)
+        + i * math.log(p)
+        + (n - i) * math.log1p(-p)
+        for i in range(successes + 1)
+    )
+    return math.fsum(map(math.exp, logs))
+
+
+def _root(rising: Callable[[float], float], low: float = 0.0, high: float = 1.0) -> float:
+    """Where a function that rises from ``low`` to ``high`` is zero, by bisection."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        if rising(middle) < 0:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
