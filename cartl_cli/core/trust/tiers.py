@@ -1,0 +1,82 @@
+"""Which checks a run makes, by what they may cost.
+
+In passes (forward, most of them backward as well) of B images and a PGD-N of two losses, at most:
+*fast* K1 39·B, K2 44·B, K4 2·B, K5 20·B, K9 2·B, K13 72, K14 5·B and K15 B, 113·B in all;
+*default* 80·B more for K5, K3 220·B, K7 4·(N + 1)·B, K8 N·B, K10 22·B, K11 220·B, K12 132·B,
+K16 101·B, K18 and K19 2·B. Images leave an attack when they fall, so that where half of them do a
+third or a half of that is made.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
+
+from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.trust.gradients import (
+    determinism,
+    finite_differences,
+    output_shape,
+    unstable_neighbours,
+    vanishing_gradient,
+)
+from cartl_cli.core.trust.planted import planted_adversary
+from cartl_cli.core.trust.probe import Probe
+from cartl_cli.core.trust.strength import (
+    eight_bits,
+    logit_scale,
+    monotone,
+    more_steps,
+    plateau,
+    plausible,
+    random_noise,
+    restarts,
+    single_step,
+    transfer,
+    unbounded,
+)
+
+Tier = Literal["fast", "default", "thorough"]
+
+
+def from_source(probe: Probe) -> Check | None:
+    """K10 where the probe has a source model."""
+    return None if probe.source is None else transfer(probe, probe.source)
+
+
+def _fast(draws: int) -> tuple[Callable[[Probe], Check | None], ...]:
+    return (
+        planted_adversary,
+        unbounded,
+        vanishing_gradient,
+        partial(random_noise, draws=draws),
+        single_step,
+        finite_differences,
+        determinism,
+        output_shape,
+    )
+
+
+_MORE = (
+    monotone,
+    more_steps,
+    plateau,
+    from_source,
+    restarts,
+    logit_scale,
+    unstable_neighbours,
+    plausible,
+    eight_bits,
+)
+
+CHECKS: Mapping[Tier, tuple[Callable[[Probe], Check | None], ...]] = {
+    "fast": _fast(20),
+    "default": (*_fast(100), *_MORE),
+    "thorough": (*_fast(10_000), *_MORE),
+}
+"""The checks of each tier; None says that a check does not apply. *thorough* wants more images."""
+
+
+def strength(probe: Probe, tier: Tier) -> list[Check]:
+    """What the checks of a tier say of a finished attack, with eps above 0."""
+    found = [check(probe) for check in CHECKS[tier]]
+    return [check for check in found if check is not None]
