@@ -1,15 +1,14 @@
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cartl_cli.core.attacks.geometry import Norm, scatter, sizes, uphill
 from cartl_cli.core.attacks.pgd import (
     Budget,
     Objective,
     attack,
     correct,
-    counted_start,
+    counted_noise,
     perturb,
     predict,
     uniform_start,
@@ -21,6 +20,7 @@ from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.runs import read_model
+from tests.victims import linear, measured_split, untouched
 
 CPU = torch.device("cpu")
 EPS = 8 / 255
@@ -29,18 +29,6 @@ BUDGET = Budget(EPS, EPS / 4, 10)
 
 def start(images: Tensor, eps: float = EPS) -> Tensor:
     return uniform_start(images, eps, torch.Generator().manual_seed(0))
-
-
-class Linear(nn.Module):
-    """z = Wx + b on flattened pixels: its worst case is known in closed form."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight.T + self.bias
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])
@@ -83,19 +71,16 @@ def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None
 
 
 @pytest.mark.parametrize("objective", [cross_entropy, margin])
-def test_attack_equals_the_closed_form_on_a_linear_model(objective: Objective) -> None:
-    draws = torch.Generator().manual_seed(3)
-    weight = torch.randn(2, 3 * 8 * 8, generator=draws)
-    model = Linear(weight, torch.tensor([0.3, -0.2])).eval()
-    images = 0.3 + 0.4 * torch.rand(200, 3, 8, 8, generator=draws)  # the box [0, 1] is inactive
-    labels = predict(model, images).argmax(1)
-    eps = 0.02
-    outcome = attack(
-        model, images, labels, start(images, eps), Budget(eps, eps / 4, 12), objective, True
-    )
-    # worst logit difference: (w_j − w_y)·x + b_j − b_y + ε‖w_j − w_y‖₁
-    clean_margin = margin(predict(model, images), labels)
-    worst = clean_margin + eps * (weight[0] - weight[1]).abs().sum()
+@pytest.mark.parametrize(("norm", "eps", "steps"), [("linf", 0.01, 12), ("l2", 0.1, 40)])
+def test_attack_equals_the_closed_form_on_a_linear_model(
+    objective: Objective, norm: Norm, eps: float, steps: int
+) -> None:
+    model, images, labels = linear(classes=2)
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    begun = scatter(images, noise, eps, norm)
+    budget = Budget(eps, eps / 4, steps, norm)
+    outcome = attack(model, images, labels, begun, budget, objective, True)
+    worst = model.worst(images, labels, eps, norm)
     assert 20 < int((worst > 0).sum()) < 180
     assert torch.equal(outcome.fallen, worst > 0)
     assert torch.equal(outcome.fallen_last, worst > 0)
@@ -153,42 +138,48 @@ def test_attacks_leave_the_model_as_they_found_it(
 ) -> None:
     model.train()
     model.blocks[0].eval()
-    flags = [module.training for module in model.modules()]
-    state = copy.deepcopy(model.state_dict())
-    torch.manual_seed(5)
-    random_state = torch.get_rng_state()
-    perturb(model, images, labels, start(images), BUDGET)
-    attack(model, images, labels, start(images), BUDGET, cross_entropy, False)
-    assert [module.training for module in model.modules()] == flags
-    assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in state.items())
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), random_state)
+    with untouched(model):
+        perturb(model, images, labels, start(images), BUDGET)
+        attack(model, images, labels, start(images), BUDGET, cross_entropy, False)
 
 
 def test_random_starts_are_drawn_per_image(images: Tensor) -> None:
-    whole = counted_start(images, EPS, 0, 0, torch.arange(8))
+    whole = counted_noise(images, 0, "start", 0, torch.arange(8))
     parts = [
-        counted_start(images[i : i + 3], EPS, 0, 0, torch.arange(8)[i : i + 3]) for i in (0, 3, 6)
+        counted_noise(images[i : i + 3], 0, "start", 0, torch.arange(8)[i : i + 3])
+        for i in (0, 3, 6)
     ]
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, counted_start(images, EPS, 0, 1, torch.arange(8)))
-    assert not torch.equal(whole, counted_start(images, EPS, 1, 0, torch.arange(8)))
+    assert not torch.equal(whole, counted_noise(images, 0, "start", 1, torch.arange(8)))
+    assert not torch.equal(whole, counted_noise(images, 1, "start", 0, torch.arange(8)))
+    assert not torch.equal(whole, counted_noise(images, 0, "other", 0, torch.arange(8)))
 
 
-def measured_split(source: Run) -> Split:
-    from cartl_cli.core.data.shapes import shapes
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_lie_in_the_ball_and_in_the_pixel_range(images: Tensor, norm: Norm) -> None:
+    noise = counted_noise(images, 0, "start", 0, torch.arange(8))
+    noise[0, 0, 0] = torch.linspace(0, 1, 32)  # both ends, where erfinv has no value
+    points = scatter(images, noise, 0.1, norm)
+    assert points.isfinite().all()
+    assert points.min() >= 0
+    assert points.max() <= 1
+    assert sizes(points - images, norm).max() <= 0.1 + 1e-6
+    inner = scatter(torch.full_like(images, 0.5), noise, 0.1, "l2") - 0.5
+    assert torch.allclose(sizes(inner, "l2"), torch.tensor(0.1))
 
-    data = shapes()
-    chosen = (data.evaluation.labels[:, None] == torch.tensor([0, 1, 3])).any(1)
-    part = data.evaluation.take(chosen.nonzero().squeeze(1))
-    labels = part.labels.clone()
-    labels[labels == 3] = 2
-    return Split(part.images, labels)
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gradient_that_is_not_a_number_leads_nowhere(norm: Norm) -> None:
+    gradient = torch.ones(3, 1, 2, 2)
+    gradient[1, 0, 0, 0], gradient[2] = float("nan"), 0
+    direction = uphill(gradient, norm)
+    assert direction.isfinite().all()
+    assert sizes(direction, norm).flatten()[[0, 2]].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_verdicts_do_not_depend_on_the_batch_size(source: Run, restarts: int) -> None:
-    model, split = read_model(source), measured_split(source)
+    model, split = read_model(source), measured_split()
     verdicts = [
         measure(
             model,
@@ -210,7 +201,7 @@ def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
     from foolbox.attacks import LinfPGD
     from foolbox.models.pytorch import PyTorchModel
 
-    model, split = read_model(source), measured_split(source)
+    model, split = read_model(source), measured_split()
     images = split.images.float() / 255
     eps, steps = 3 / 255, 20
     wrapped = PyTorchModel(model, bounds=(0, 1), device="cpu")

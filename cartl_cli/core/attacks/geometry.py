@@ -28,10 +28,13 @@ def project(points: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def uphill(gradient: Tensor, norm: Norm) -> Tensor:
-    """The steepest direction of length one: sign(∇), or ∇/‖∇‖₂; zero where ∇ is."""
+    """The steepest direction of length one: sign(∇), or ∇/‖∇‖₂; zero where ∇ is 0 or NaN.
+
+    A point that is not a number would count as misclassified, for no fault of the model.
+    """
     if norm == "linf":
         return gradient.sign()
-    return gradient / sizes(gradient, norm).clamp_min(1e-12)
+    return (gradient / sizes(gradient, norm).clamp_min(1e-12)).nan_to_num(0)
 
 
 def scatter(images: Tensor, noise: Tensor, eps: float, norm: Norm) -> Tensor:

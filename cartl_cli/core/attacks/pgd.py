@@ -36,9 +36,10 @@ class Budget:
 class Outcome:
     """What one attack found, image by image, judged in float32.
 
-    ``adversarial`` (B, C, H, W): the first misclassified iterate, else the last one.
+    ``adversarial`` (B, C, H, W): the first misclassified iterate, else the last one, or the best
+    one of an attack that keeps it (Auto-PGD, Square).
     ``fell_at`` (B,): the number of that iterate, 0 for the start, ``STANDS`` where there is none.
-    ``fallen_last`` (B,): misclassified at the last iterate.
+    ``fallen_last`` (B,): misclassified at the last iterate made for that image.
     """
 
     adversarial: Tensor
@@ -134,8 +135,17 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
+def confirm(model: nn.Module, points: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+    """``logits`` (B, classes), taken again in float32 where they say that a prediction is wrong."""
+    suspects = ~correct(logits, labels)
+    if not suspects.any():
+        return logits
+    sure = predict(model, points[suspects])
+    return logits.to(sure.dtype).index_put((suspects,), sure)
+
+
 def ascent(
-    model: nn.Module, adversarial: Tensor, labels: Tensor, objective: Objective
+    model: Callable[[Tensor], Tensor], adversarial: Tensor, labels: Tensor, objective: Objective
 ) -> tuple[Tensor, Tensor]:
     """Logits and ∇ of the summed objective; parameters get no gradient."""
     adversarial = adversarial.detach().requires_grad_()
