@@ -1,0 +1,255 @@
+"""Auto-PGD: gradient ascent that finds its own step sizes (Croce & Hein 2020, arXiv 2003.01690).
+
+Each image begins with steps of 2ε. At every checkpoint an image that no longer gets on is put back
+on its best point so far, and its steps are halved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from cartl_cli.core.attacks.geometry import project, uphill
+from cartl_cli.core.attacks.pgd import (
+    STANDS,
+    Budget,
+    Objective,
+    Outcome,
+    ascent,
+    confirm,
+    correct,
+    predict,
+)
+from cartl_cli.core.losses import targeted_dlr
+from cartl_cli.core.models.blocks import eval_mode
+
+MOMENTUM = 0.25
+RHO = 0.75
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of each image (n, C, H, W), the loss there (n,) and its gradient (n, C, H, W)."""
+
+    points: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How far each of n images has come. Every tensor has n rows: one of an image that has fallen
+    can be taken out without a trace in the others.
+
+    ``rows`` (n,): their numbers in the batch. ``images``: x. ``here``: x̃ₖ. ``previous``: x̃ₖ₋₁.
+    ``best``: where the loss was largest. ``step_size`` η (n, 1, 1, 1). Since the last checkpoint:
+    ``rises`` (n,), how many steps raised the loss, ``best_then`` (n,), the largest loss at that
+    time, and ``halved`` (n,), whether η was halved there.
+    """
+
+    rows: Tensor
+    images: Tensor
+    here: Place
+    previous: Tensor
+    best: Place
+    step_size: Tensor
+    rises: Tensor
+    best_then: Tensor
+    halved: Tensor
+
+
+def apgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    budget: Budget,
+    objective: Objective,
+) -> Outcome:
+    """Auto-PGD; an image has fallen if *any* iterate is misclassified in float32, and leaves.
+
+    ``budget.step_size`` has no say, as step sizes are found. An image that stands is judged once
+    more at its best point.
+    """
+    return _climb(
+        model, images, labels, start, budget, lambda logits, rows: objective(logits, labels[rows])
+    )
+
+
+def apgd_targeted(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start_of: Callable[[int, Tensor], Tensor],
+    budget: Budget,
+    targets: int,
+) -> Outcome:
+    """Auto-PGD towards each of the ``targets`` wrong classes of the largest clean logits in turn.
+
+    ``start_of(number, rows)`` is the start towards the target of that number of the images
+    ``rows``, those that still stand. ``fell_at`` counts the iterates towards one target.
+    """
+    with eval_mode(model):
+        clean = predict(model, images)
+    others = clean.scatter(1, labels[:, None], -torch.inf)
+    wrong_classes = others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+    found, fell_at = images.clone(), torch.full_like(labels, STANDS)
+    for number in range(min(targets, wrong_classes.shape[1])):
+        rows = (fell_at == STANDS).nonzero().squeeze(1)
+        if len(rows) == 0:
+            break
+        outcome = _climb_towards(
+            model,
+            images[rows],
+            labels[rows],
+            wrong_classes[rows, number],
+            start_of(number, rows),
+            budget,
+        )
+        found[rows], fell_at[rows] = outcome.adversarial, outcome.fell_at
+    return Outcome(found, fell_at, fell_at != STANDS)
+
+
+def checkpoints(steps: int) -> dict[int, int]:
+    """At which iterates steps may be halved: ⌈pⱼ·steps⌉, each with its distance to the one before.
+
+    p₀ = 0, p₁ = 0.22, pⱼ₊₁ = pⱼ + max(pⱼ − pⱼ₋₁ − 0.03, 0.06), here in whole percents.
+    """
+    before, percent = 0, 22
+    found, last = {}, 0
+    while percent <= 100:
+        mark = -(-percent * steps // 100)
+        if mark > last:
+            found[mark], last = mark - last, mark
+        before, percent = percent, percent + max(percent - before - 3, 6)
+    return found
+
+
+def _climb_towards(
+    model: nn.Module, images: Tensor, labels: Tensor, wanted: Tensor, start: Tensor, budget: Budget
+) -> Outcome:
+    """Auto-PGD on the targeted DLR loss; ``wanted`` (B,) are the target classes."""
+    return _climb(
+        model,
+        images,
+        labels,
+        start,
+        budget,
+        lambda logits, rows: targeted_dlr(logits, labels[rows], wanted[rows]),
+    )
+
+
+def _climb(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    budget: Budget,
+    objective: Objective,
+) -> Outcome:
+    """Algorithm 1. ``objective`` is told the rows of the batch its logits belong to."""
+    found, fell_at = start.clone(), torch.full_like(labels, STANDS)
+    marks = checkpoints(budget.steps)
+
+    def look(points: Tensor, rows: Tensor) -> tuple[Place, Tensor]:
+        logits, gradient = ascent(model, points, rows, objective)
+        wrong = ~correct(confirm(model, points, labels[rows], logits), labels[rows])
+        return Place(points, objective(logits, rows), gradient), wrong
+
+    with eval_mode(model):
+        rows = torch.arange(len(labels), device=labels.device)
+        here, wrong = look(start, rows)
+        climb = _begun(rows, images, here, budget.eps)
+        for step in range(budget.steps + 1):
+            if step > 0:
+                here, wrong = look(_moved(climb, budget, 0 if step == 1 else MOMENTUM), climb.rows)
+                climb = _arrived(climb, here)
+            if wrong.any():
+                fallen = climb.rows[wrong]
+                found[fallen], fell_at[fallen] = here.points[wrong], step
+                climb = _rows_of(climb, ~wrong)
+            if len(climb.rows) == 0:
+                return Outcome(found, fell_at, fell_at != STANDS)
+            if step in marks:
+                climb = _checked(climb, marks[step])
+        found[climb.rows] = climb.best.points
+        wrong = ~correct(predict(model, climb.best.points), labels[climb.rows])
+        fell_at[climb.rows[wrong]] = budget.steps
+    return Outcome(found, fell_at, fell_at != STANDS)
+
+
+def _begun(rows: Tensor, images: Tensor, start: Place, eps: float) -> Climb:
+    step_size = torch.full_like(start.loss, 2 * eps).view(-1, 1, 1, 1)
+    none = torch.zeros_like(rows)
+    return Climb(rows, images, start, start.points, start, step_size, none, start.loss, none.bool())
+
+
+def _moved(climb: Climb, budget: Budget, momentum: float) -> Tensor:
+    """With z = Π(x̃ₖ + η·∇/‖∇‖): x̃ₖ₊₁ = Π(x̃ₖ + (1 − μ)(z − x̃ₖ) + μ(x̃ₖ − x̃ₖ₋₁))."""
+    here = climb.here.points
+    plain = here + climb.step_size * uphill(climb.here.gradient, budget.norm)
+    ahead = project(plain, climb.images, budget.eps, budget.norm) - here
+    moved = here + (1 - momentum) * ahead + momentum * (here - climb.previous)
+    return project(moved, climb.images, budget.eps, budget.norm)
+
+
+def _arrived(climb: Climb, here: Place) -> Climb:
+    return replace(
+        climb,
+        here=here,
+        previous=climb.here.points,
+        best=_either(here.loss > climb.best.loss, here, climb.best),
+        rises=climb.rises + (here.loss > climb.here.loss),
+    )
+
+
+def _checked(climb: Climb, steps: int) -> Climb:
+    """Halve η and go back to the best point under one of two conditions.
+
+    1. Fewer than ρ of the ``steps`` since the last checkpoint raised the loss.
+    2. Since then the largest loss has not changed, and η neither, not having been halved there.
+    """
+    unchanged = ~climb.halved & (climb.best.loss == climb.best_then)
+    halved = (climb.rises < RHO * steps) | unchanged
+    return replace(
+        climb,
+        here=_either(halved, climb.best, climb.here),
+        step_size=torch.where(_wide(halved, climb.step_size), climb.step_size / 2, climb.step_size),
+        rises=torch.zeros_like(climb.rises),
+        best_then=climb.best.loss,
+        halved=halved,
+    )
+
+
+def _either(which: Tensor, one: Place, other: Place) -> Place:
+    """Image by image ``one`` where ``which`` (n,), else ``other``."""
+    return Place(
+        torch.where(_wide(which, one.points), one.points, other.points),
+        torch.where(which, one.loss, other.loss),
+        torch.where(_wide(which, one.gradient), one.gradient, other.gradient),
+    )
+
+
+def _wide(which: Tensor, like: Tensor) -> Tensor:
+    """(n,) → (n, 1, …), with as many dimensions as ``like``."""
+    return which.view(-1, *[1] * (like.dim() - 1))
+
+
+def _rows_of(climb: Climb, which: Tensor) -> Climb:
+    """What ``which`` (n,) keeps of the images."""
+    return Climb(
+        climb.rows[which],
+        climb.images[which],
+        _places_of(climb.here, which),
+        climb.previous[which],
+        _places_of(climb.best, which),
+        climb.step_size[which],
+        climb.rises[which],
+        climb.best_then[which],
+        climb.halved[which],
+    )
+
+
+def _places_of(place: Place, which: Tensor) -> Place:
+    return Place(place.points[which], place.loss[which], place.gradient[which])
