@@ -22,8 +22,10 @@ from cartl_cli.core import checkpoints, recording, runs, tensors
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.manifest import (
+    Added,
     AttackResults,
     Checkpoint,
+    EpsResults,
     Manifest,
     Position,
     Run,
@@ -124,12 +126,22 @@ def attack_of(run: Run) -> Manifest:
             "results": AttackResults(
                 n=150,
                 clean_accuracy=0.5,
-                robust_accuracy=0.5,
-                robust_accuracy_ce=0.5,
-                robust_accuracy_margin=None,
-                final_iterate_accuracy=0.5,
-                interval=half,
                 clean_interval=half,
+                by_eps=(
+                    EpsResults(
+                        eps=0.03,
+                        step_size=0.01,
+                        robust_accuracy=0.5,
+                        interval=half,
+                        final_iterate_accuracy=0.5,
+                        added=(
+                            Added(
+                                attack="pgd", attacked=75, fell=0, alone=0.5, robust_accuracy=0.5
+                            ),
+                        ),
+                    ),
+                ),
+                half_eps=None,
                 seconds=1.5,
             ),
         }

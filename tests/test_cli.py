@@ -28,7 +28,7 @@ def test_the_three_commands_work_one_after_another(cartl: Command) -> None:
     third = cartl("attack", "--pgd-steps", "2")
     assert third.code == 0
     assert "run: runs/002-transfer (the newest finished run)" in third.err
-    for row in ("clean", "robust, cross-entropy", "robust, margin", "robust, worst of all"):
+    for row in ("none (clean)", "pgd ", "pgd-margin", "apgd-t", "worst of all"):
         assert row in third.out
     assert "n = 150 test images of shapes-target" in " ".join(third.out.split())
     assert all(len(line) <= 100 for line in (first.out + second.out + third.out).splitlines())
@@ -49,11 +49,12 @@ def test_json_prints_one_object_with_the_promised_keys(cartl: Command, runs_dir:
     )
     assert attacked["interval"][0] <= attacked["robust_accuracy"] <= attacked["interval"][1]
     stored = read_run(Path(attacked["folder"]))
-    assert stored.attack_results.robust_accuracy == attacked["robust_accuracy"]
+    assert stored.attack_results.by_eps[0].robust_accuracy == attacked["robust_accuracy"]
     assert (attacked["run"], attacked["attack"]) == ("target", stored.name)
     assert stored.manifest.config.model_dump()["limit"] == 30
     outcomes = load_file(stored.folder / "outcomes.safetensors")
-    assert outcomes["standing.ce"].float().mean().item() == pytest.approx(
+    fell = (outcomes["fell_at"] >= 0)[0, 0]
+    assert (outcomes["clean"] & ~fell).float().mean().item() == pytest.approx(
         attacked["robust_accuracy_ce"]
     )
     assert len(outcomes["indices"].unique()) == 30
@@ -76,10 +77,10 @@ def test_json_prints_one_object_with_the_promised_keys(cartl: Command, runs_dir:
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_one_loss_alone_leaves_the_other_out(cartl: Command, runs_dir: Path, loss: str) -> None:
-    done = cartl(
-        *("attack", "target", "--pgd-steps", 1, "--loss", loss, "--json", "--runs-dir", runs_dir)
-    )
+def test_one_attack_alone_leaves_the_other_out(cartl: Command, runs_dir: Path, loss: str) -> None:
+    attack = {"ce": "pgd", "margin": "pgd-margin"}[loss]
+    where = ("--json", "--runs-dir", runs_dir)
+    done = cartl("attack", "target", "--pgd-steps", 1, "--attack", attack, *where)
     found = json.loads(done.out)
     other = {"ce": "margin", "margin": "ce"}[loss]
     assert found[f"robust_accuracy_{loss}"] == found["robust_accuracy"]

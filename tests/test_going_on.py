@@ -12,14 +12,8 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
 
 from cartl_cli.core import checkpoints, storage
-from cartl_cli.core.attacks.pgd import Budget, attack
-from cartl_cli.core.data.split import DataSet
-from cartl_cli.core.evaluation import Plan, clean_correct, robustness, unattacked
-from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
 from tests import tiny
 from tests.crashes import call
 from tests.processes import Sabotage, finish, run, start
@@ -136,9 +130,15 @@ REFUSED: list[Any] = [
     ("T32-transfer", NEFT, another_image, 1, "the data changed since run 'neft' began"),
     ("T13", PRETRAIN, edit_json("pretrain/manifest.json", status="diverged"), 1, "would again"),
     ("X26", [*NEFT, "--source", "other"], nothing, 2, "--source source -> other"),
-    ("A27-eps", [*ATTACK, "--eps", "3/255"], nothing, 2, "differs from the run: --eps 0.0078"),
+    ("A27-eps", [*ATTACK, "--eps", "3/255"], nothing, 2, "differs from the run: --eps (0.0078"),
     ("A27-n", [*ATTACK, "--limit", "4"], nothing, 2, "--limit None -> 4"),
-    ("A27-loss", [*ATTACK, "--loss", "ce"], nothing, 2, "--loss both -> ce"),
+    (
+        "A27-attack",
+        [*ATTACK, "--attack", "pgd"],
+        nothing,
+        2,
+        "--attack ('pgd', 'strong') -> ('pgd',)",
+    ),
     ("A27-run", ["attack", "other", "--resume", "attack"], nothing, 2, "source -> other"),
 ]
 
@@ -345,26 +345,3 @@ def test_r41_leftovers_are_ignored_and_swept(folder: Path) -> None:
     shutil.copytree(folder / "runs" / NEWEST, left)
     assert call(PRETRAIN, folder)[0] == 0
     assert not left.exists()
-
-
-def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
-    model: BlockModel, data: DataSet
-) -> None:
-    plan = Plan(Budget(8 / 255, 2 / 255, 3), ("ce", "margin"), 2, 0, 12)
-    split = data.evaluation
-
-    def verdicts() -> dict[str, Tensor]:
-        begun = unattacked(clean_correct(model, split, 12), plan.losses)
-        autocast = autocast_for(torch.device("cpu"), "fp32")
-        return robustness(model, split, plan, autocast, begun, lambda number: None).tensors()
-
-    def small(model: BlockModel, images: Tensor, *rest: Any) -> Any:
-        if len(images) > 2:
-            raise torch.OutOfMemoryError("x")
-        return attack(model, images, *rest)
-
-    whole = verdicts()
-    with mock.patch("cartl_cli.core.evaluation.attack", small):
-        halved = verdicts()
-    assert whole.keys() == halved.keys()
-    assert all(torch.equal(whole[name], halved[name]) for name in whole)

@@ -1,8 +1,9 @@
 """``cartl attack``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,9 @@ from cartl_cli.commands.options import (
 )
 from cartl_cli.core.config import AttackConfig
 
+if TYPE_CHECKING:
+    from cartl_cli.core.manifest import AttackResults
+
 
 @flags_from(AttackConfig)
 def attack(
@@ -31,29 +35,63 @@ def attack(
     force: Annotated[
         bool, typer.Option("--force", help="Attack again though the same result is there.")
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", help="An attack to compare with, image by image."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
     given = [*layers("attack", preset, config), settings]
     opened = open_session(AttackConfig, "attack", given, runs_dir, name, resume)
     from cartl_cli.core.attacking import attack as attack_run
+    from cartl_cli.core.comparing import compare as compare_runs
+    from cartl_cli.core.runs import find_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import attack_progress, say
 
     chosen, attacked = opened.config, opened.source
+    other = (
+        find_run(compare, opened.session.runs_dir, "--compare", ("attack",)) if compare else None
+    )
     with attack_progress() as report:
         run = opened.finished or attack_run(chosen, attacked, opened.session, report, force)
     say(f"saved {run.folder}")
+    differences = compare_runs(run, other) if other else {}
     if as_json:
         shown = {
             "run": attacked.name,
             "attack": run.name,
             "folder": str(run.folder),
-            "eps": chosen.eps,
             "steps": chosen.pgd_steps,
             "restarts": chosen.restarts,
-            **run.attack_results.model_dump(exclude={"clean_interval"}),
+            **numbers(run.attack_results),
         }
+        if other:
+            shown["compared_with"] = other.name
+            shown["differences"] = [
+                {"eps": eps, **asdict(found)} for eps, found in differences.items()
+            ]
         print(json.dumps(shown))
     else:
         tables.show(tables.attack_table(run))
+        if other:
+            tables.show(tables.difference_table(run, other, differences))
+
+
+def numbers(results: "AttackResults") -> dict[str, Any]:
+    """The results as printed: those of the largest eps first, then of each."""
+    largest = results.by_eps[-1]
+    return {
+        "n": results.n,
+        "eps": largest.eps,
+        "clean_accuracy": results.clean_accuracy,
+        "robust_accuracy": largest.robust_accuracy,
+        "robust_accuracy_ce": largest.alone("pgd"),
+        "robust_accuracy_margin": largest.alone("pgd-margin"),
+        "final_iterate_accuracy": largest.final_iterate_accuracy,
+        "interval": largest.interval,
+        "half_eps": results.half_eps,
+        "by_eps": [found.model_dump() for found in results.by_eps],
+        "seconds": results.seconds,
+    }

@@ -122,9 +122,8 @@ def _metavar(kind: Any, parts: tuple[Any, ...]) -> str:
 def _shown_default(name: str, default: Any) -> str:
     if default is None or default == ():
         return ""
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return shown_pixels(default) if name == "eps" else f"{default}"
+    values = default if isinstance(default, tuple) else (default,)
+    return ",".join(shown_pixels(value) if name == "eps" else f"{value}" for value in values)
 
 
 def layers(command: str, preset: str | None, config: Path | None) -> list[dict[str, Any]]:

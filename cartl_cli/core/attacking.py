@@ -1,14 +1,14 @@
 """The evaluation recipe: how robust is a run's model, really?"""
 
-import math
+import itertools
 import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from cartl_cli.core import recording, runs
 from cartl_cli.core.attacks.pgd import Budget
+from cartl_cli.core.attacks.suite import INDEPENDENT
 from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.registry import load_data_set
@@ -16,17 +16,18 @@ from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import DataError, RunError, UsageError
 from cartl_cli.core.evaluation import (
-    Loss,
+    UNTRIED,
     Plan,
-    Robustness,
-    clean_correct,
+    Verdicts,
     robustness,
     share,
     stratified,
     unattacked,
 )
 from cartl_cli.core.manifest import (
+    Added,
     AttackResults,
+    EpsResults,
     Manifest,
     Position,
     Run,
@@ -35,6 +36,7 @@ from cartl_cli.core.manifest import (
     source_record,
     versions,
 )
+from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.recording import Session
 from cartl_cli.core.statistics import wilson_interval
@@ -74,9 +76,18 @@ def attack(
     check_classes(attacked, data)
     indices = chosen_images(config, data.evaluation)
     split = data.evaluation.take(indices).to(device)
-    losses: tuple[Loss, ...] = ("ce", "margin") if config.loss == "both" else (config.loss,)
-    budget = Budget(config.eps, config.attack_step, config.pgd_steps)
-    plan = Plan(budget, losses, config.restarts, config.seed, config.batch_size)
+    budgets = tuple(
+        Budget(eps, config.step(eps), config.pgd_steps, config.norm) for eps in config.eps
+    )
+    plan = Plan(
+        config.attacks,
+        budgets,
+        config.restarts,
+        config.queries,
+        trained.k,
+        config.seed,
+        config.batch_size,
+    )
     precision = resolve_precision(config.precision, device)
 
     draft = Manifest(
@@ -93,26 +104,26 @@ def attack(
         _refuse_repeat(session, draft)
     for note in data.notes:
         session.say(note)
-    if config.eps > LARGE_EPS:
-        session.say(f"note: eps {shown_pixels(config.eps)} is unusual for images of this kind")
+    if config.norm == "linf" and config.eps[-1] > LARGE_EPS:
+        session.say(f"note: eps {shown_pixels(config.eps[-1])} is unusual for images of this kind")
     with recording.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
         began = time.monotonic()
         position, verdicts = _begun(run, model, split, plan, session)
         check_clean(attacked, data, verdicts, session.say)
         keeper = Keeper(run, lambda: {VERDICTS: to_bytes(verdicts.tensors())}, position, asked)
-        total = plan.batches(len(split))
+        total = len(plan.rounds(len(split)))
 
         def seconds() -> float:
             return position.seconds + time.monotonic() - began
 
         def batch_done(number: int) -> None:
-            report(*_images(plan, len(split), number))
+            report(min(number * plan.batch_size, total * plan.batch_size), total * plan.batch_size)
             keeper.step_done(Position(step=number, seconds=seconds()), total)
 
         autocast = autocast_for(device, precision)
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
-        results = summary(verdicts, seconds())
+        results = summary(plan, verdicts, seconds())
         return recording.finish_attack(run, {**verdicts.tensors(), "indices": indices}, results)
 
 
@@ -131,47 +142,73 @@ def chosen_images(config: AttackConfig, split: Split) -> torch.Tensor:
     return stratified(split.labels, config.limit, config.seed, "limit")
 
 
-def summary(verdicts: Robustness, seconds: float) -> AttackResults:
+def summary(plan: Plan, verdicts: Verdicts, seconds: float) -> AttackResults:
     """The numbers that the per-image verdicts give."""
-    n = len(verdicts.clean)
-    by_loss = {loss: share(standing) for loss, standing in verdicts.standing.items()}
+    n, right = len(verdicts.clean), int(verdicts.clean.sum())
+    by_eps = tuple(
+        EpsResults(
+            eps=budget.eps,
+            step_size=budget.step_size,
+            robust_accuracy=share(verdicts.worst(number)),
+            interval=wilson_interval(int(verdicts.worst(number).sum()), n),
+            final_iterate_accuracy=(
+                share(verdicts.last[number]) if plan.attacks[0] in INDEPENDENT else None
+            ),
+            added=tuple(
+                Added(
+                    attack=name,
+                    attacked=int((verdicts.fell_at[number, place] != UNTRIED).sum()),
+                    fell=int((verdicts.fell_at[number, place] >= 0).sum()),
+                    alone=(
+                        share(verdicts.stands_alone(number, place)) if name in INDEPENDENT else None
+                    ),
+                    robust_accuracy=share(verdicts.stands(number, place)),
+                )
+                for place, name in enumerate(plan.attacks)
+            ),
+        )
+        for number, budget in enumerate(plan.budgets)
+    )
+    curve = [(0.0, right / n), *((found.eps, found.robust_accuracy) for found in by_eps)]
     return AttackResults(
         n=n,
         clean_accuracy=share(verdicts.clean),
-        robust_accuracy=share(verdicts.worst),
-        robust_accuracy_ce=by_loss.get("ce"),
-        robust_accuracy_margin=by_loss.get("margin"),
-        final_iterate_accuracy=share(verdicts.standing_last),
-        interval=wilson_interval(int(verdicts.worst.sum()), n),
-        clean_interval=wilson_interval(int(verdicts.clean.sum()), n),
+        clean_interval=wilson_interval(right, n),
+        by_eps=by_eps,
+        half_eps=half_way(curve) if len(by_eps) > 1 else None,
         seconds=seconds,
     )
 
 
+def half_way(curve: list[tuple[float, float]]) -> float | None:
+    """The eps at which a falling curve of (eps, accuracy) is at half of its first value.
+
+    Linear between the points; None if it never is, or if it begins at 0.
+    """
+    half = curve[0][1] / 2
+    for (eps, accuracy), (next_eps, next_accuracy) in itertools.pairwise(curve):
+        if accuracy > half >= next_accuracy:
+            return eps + (next_eps - eps) * (accuracy - half) / (accuracy - next_accuracy)
+    return None
+
+
 def _begun(
-    run: Run, model: nn.Module, split: Split, plan: Plan, session: Session
-) -> tuple[Position, Robustness]:
+    run: Run, model: BlockModel, split: Split, plan: Plan, session: Session
+) -> tuple[Position, Verdicts]:
     """Where to begin: at the newest checkpoint, else with every image that is right when clean."""
-    verdicts = unattacked(clean_correct(model, split, plan.batch_size), plan.losses)
+    verdicts = unattacked(model, split, plan)
     found = newest(run, session.say)
     if found is None:
         return Position(), verdicts
     position, files = found
     where = run.folder / f"ckpt-{position.step:06d}"
-    if files.keys() != {VERDICTS} or position.step > plan.batches(len(split)):
+    if files.keys() != {VERDICTS} or position.step > len(plan.rounds(len(split))):
         raise RunError(f"checkpoint is not that of this attack: {where}")
     stored = from_bytes(files[VERDICTS], verdicts.tensors(), where)
     for name, tensor in verdicts.tensors().items():
         tensor.copy_(stored[name])
-    session.say(f"going on after batch {position.step} of {plan.batches(len(split))}")
+    session.say(f"going on after batch {position.step} of {len(plan.rounds(len(split)))}")
     return position, verdicts
-
-
-def _images(plan: Plan, count: int, batches: int) -> tuple[int, int]:
-    """Images attacked after so many batches, and in all."""
-    rounds = len(plan.losses) * plan.restarts
-    whole, rest = divmod(batches, math.ceil(count / plan.batch_size))
-    return whole * count + rest * plan.batch_size, rounds * count
 
 
 def _refuse_repeat(session: Session, draft: Manifest) -> None:
@@ -183,7 +220,7 @@ def _refuse_repeat(session: Session, draft: Manifest) -> None:
 
 
 def check_clean(
-    attacked: Run, data: DataSet, verdicts: Robustness, say: Callable[[str], None]
+    attacked: Run, data: DataSet, verdicts: Verdicts, say: Callable[[str], None]
 ) -> None:
     """Compare clean accuracy with chance and, on the same images, with what the run measured.
 

@@ -20,6 +20,8 @@ from pydantic import (
 from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.values import (
     check_interval,
+    check_pixels,
+    parse_eps,
     parse_list,
     parse_number,
     parse_pixels,
@@ -84,6 +86,8 @@ SaveEvery = Annotated[
     AfterValidator(check_interval),
     Field(description="Save the state every so many minutes (10m) or steps (500), to resume."),
 ]
+AttackName = Literal["fgsm", "pgd", "pgd-margin", "apgd-ce", "apgd-t", "square", "feature"]
+Norm = Literal["linf", "l2"]
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
 
@@ -229,8 +233,12 @@ class TransferConfig(BaseModel):
         return self
 
 
+STRONG: tuple[AttackName, ...] = ("pgd-margin", "apgd-t")
+"""What ``--attack strong`` is made of."""
+
+
 class AttackConfig(BaseModel):
-    """PGD-N in the l-infinity ball, with random start and restarts (Eq. 5)."""
+    """Attacks one after another, in the l-infinity or l2 ball, at one or more eps."""
 
     model_config = SETTINGS
 
@@ -244,14 +252,25 @@ class AttackConfig(BaseModel):
     dataset: Annotated[
         str | None, Field(description="Data set to attack on (default: the run's own).")
     ] = None
-    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
-    loss: Annotated[
-        Literal["ce", "margin", "both"],
-        Field(description="Cross-entropy (the paper's), margin of logits, or both."),
-    ] = "both"
-    eps: Eps = 8 / 255
+    attack: Annotated[
+        tuple[AttackName | Literal["strong"], ...],
+        BeforeValidator(parse_list),
+        Field(
+            min_length=1,
+            description="Attacks, as a,b: fgsm, pgd, pgd-margin, apgd-ce, apgd-t, square, feature; "
+            "strong: pgd-margin and apgd-t.",
+        ),
+    ] = ("pgd", "strong")
+    norm: Annotated[Norm, Field(description="Norm of the ball.")] = "linf"
+    eps: Annotated[
+        tuple[Number, ...],
+        BeforeValidator(parse_eps),
+        Field(min_length=1, description="Radius of the ball; several, as 2/255,4/255, one curve."),
+    ] = (8 / 255,)
     step_size: StepSize = None
+    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
     restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
+    queries: Annotated[Whole, Field(ge=1, description="Queries of square for each image.")] = 1000
     limit: Annotated[
         Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
     ] = None
@@ -262,13 +281,35 @@ class AttackConfig(BaseModel):
     save_every: SaveEvery = "1m"
 
     @property
-    def attack_step(self) -> float:
-        """Step size: a quarter of eps unless set."""
-        return self.eps / 4 if self.step_size is None else self.step_size
+    def attacks(self) -> tuple[AttackName, ...]:
+        """The attacks in order, ``strong`` spelled out, none twice."""
+        spelled = [a for name in self.attack for a in (STRONG if name == "strong" else (name,))]
+        return tuple(dict.fromkeys(spelled))
+
+    def step(self, eps: float) -> float:
+        """Step size at one eps: a quarter of it unless set."""
+        return eps / 4 if self.step_size is None else self.step_size
+
+    @field_validator("eps")
+    @classmethod
+    def _rising(cls, eps: tuple[float, ...]) -> tuple[float, ...]:
+        if min(eps) < 0:
+            raise ValueError("must be >= 0")
+        return tuple(sorted(set(eps)))
+
+    @model_validator(mode="after")
+    def _in_the_box(self) -> Self:
+        if self.norm == "linf":
+            try:
+                check_pixels(self.eps[-1])
+            except ValueError as error:
+                raise ValueError(f"eps: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_step_size(self.eps, self.step_size)
+        for eps in self.eps:
+            _check_step_size(eps, self.step_size)
         return self
 
 

@@ -1,6 +1,7 @@
 """Layers of settings → one configuration, and one clear line for what is wrong with it."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -87,5 +88,8 @@ def _explain(error: Any, known: list[str]) -> str:
     if kind == "finite_number":
         return f"{flag(field)}: must be a finite number{given}"
     if kind == "literal_error":
-        return f"{flag(field)}: choose {context['expected']}{given}"
+        names = [name.strip(" '") for name in re.split(r",| or ", context["expected"])]
+        close = difflib.get_close_matches(str(error["input"]), names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{flag(field)}: choose {context['expected']}{given}{hint}"
     return f"{flag(field)}: {error['msg']}{given}"

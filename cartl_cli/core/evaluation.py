@@ -1,143 +1,174 @@
-"""Clean and robust accuracy, image by image."""
+"""Clean and robust accuracy, image by image: every attack, every eps, the worst of all."""
 
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import scatter
-from cartl_cli.core.attacks.pgd import Budget, attack, correct, counted_noise, predict
+from cartl_cli.core.attacks.pgd import Budget, correct, predict
+from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, Setting
+from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.losses import cross_entropy, margin
-from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.losses import margin
+from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.randomness import generator
 
-OBJECTIVES = {"ce": cross_entropy, "margin": margin}
-Loss = Literal["ce", "margin"]
+STANDS = -1
+UNTRIED = -2
+"""Of an image that this attack was not run on: it is wrong when clean or has fallen before."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every image is attacked under each loss, ``restarts`` times."""
+    """``attacks`` one after another at each of the rising ``eps``, ``restarts`` times each.
 
-    budget: Budget
-    losses: tuple[Loss, ...]
+    An attack is run on the images that still stand; those in ``INDEPENDENT`` on all that are right
+    when clean, so that their own accuracy can be cited.
+    """
+
+    attacks: tuple[AttackName, ...]
+    budgets: tuple[Budget, ...]
     restarts: int
+    queries: int
+    k: int
     seed: int
     batch_size: int
 
-    def batches(self, count: int) -> int:
-        """Batches of the whole plan over ``count`` images."""
-        return len(self.losses) * self.restarts * math.ceil(count / self.batch_size)
+    def rounds(self, count: int) -> list[tuple[int, int, int, int]]:
+        """(eps, attack, restart, batch) by number, in the order in which they are done."""
+        batches = math.ceil(count / self.batch_size)
+        return list(
+            itertools.product(
+                range(len(self.budgets)),
+                range(len(self.attacks)),
+                range(self.restarts),
+                range(batches),
+            )
+        )
 
 
 @dataclass(frozen=True)
-class Robustness:
-    """Per-image verdicts, each (N,) bool: right on the clean image, and under each loss so far.
+class Verdicts:
+    """What is known of each image (N,); E values of eps, A attacks.
 
-    ``standing[loss]``: right at every iterate of every restart. ``standing_last``: right at the
-    last iterate of the first restart under the first loss, the way the paper counts.
+    ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
+    ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
+    ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
+    the paper counts, if that attack is one of ``INDEPENDENT``.
     """
 
     clean: Tensor
-    standing: dict[Loss, Tensor]
-    standing_last: Tensor
+    margin: Tensor
+    fell_at: Tensor
+    last: Tensor
 
-    @property
-    def worst(self) -> Tensor:
-        """Right under every loss (N,)."""
-        return torch.stack(list(self.standing.values())).all(0)
+    def stands_alone(self, eps: int, attack: int) -> Tensor:
+        """Right under one attack at an eps and at every smaller one (N,)."""
+        return self.clean & ~(self.fell_at[: eps + 1, attack] >= 0).any(0)
+
+    def stands(self, eps: int, attack: int) -> Tensor:
+        """Right under the attacks up to this one, and under all attacks at every smaller eps."""
+        smaller = (self.fell_at[:eps] >= 0).any(0).any(0)
+        here = (self.fell_at[eps, : attack + 1] >= 0).any(0)
+        return self.clean & ~smaller & ~here
+
+    def worst(self, eps: int) -> Tensor:
+        """Right under every attack at this eps and every smaller one (N,)."""
+        return self.stands(eps, self.fell_at.shape[1] - 1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All verdicts by name, to be stored."""
-        standing = {f"standing.{loss}": tensor for loss, tensor in self.standing.items()}
-        return {"clean": self.clean, "standing_last": self.standing_last, **standing}
+        """By name, to be stored."""
+        return {
+            "clean": self.clean,
+            "margin": self.margin,
+            "fell_at": self.fell_at,
+            "last": self.last,
+        }
 
 
-def unattacked(clean: Tensor, losses: tuple[Loss, ...]) -> Robustness:
-    """The verdicts before any attack: what is right on the clean image (N,) stands."""
-    return Robustness(clean, {loss: clean.clone() for loss in losses}, clean.clone())
+def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
+    """The verdicts before any attack, in float32 and evaluation mode."""
+    with eval_mode(model):
+        logits = torch.cat(
+            [predict(model, _pixels(p)) for p in split.images.split(plan.batch_size)]
+        )
+    clean = correct(logits, split.labels)
+    shape = (len(plan.budgets), len(plan.attacks), len(split))
+    fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
+    last = clean.expand(len(plan.budgets), -1).clone()
+    return Verdicts(clean, -margin(logits, split.labels), fell_at, last)
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
     """Which images the model gets right (N,), in float32 and evaluation mode."""
     with eval_mode(model):
-        return torch.cat(
-            [
-                correct(predict(model, _pixels(images)), labels)
-                for images, labels in zip(
-                    split.images.split(batch_size), split.labels.split(batch_size), strict=True
-                )
-            ]
-        )
+        logits = torch.cat([predict(model, _pixels(p)) for p in split.images.split(batch_size)])
+    return correct(logits, split.labels)
 
 
 def robustness(
-    model: nn.Module,
+    model: BlockModel,
     split: Split,
     plan: Plan,
     autocast: torch.autocast,
-    verdicts: Robustness,
+    verdicts: Verdicts,
     batch_done: Callable[[int], None],
     done: int = 0,
-) -> Robustness:
-    """Attack every image that still stands, batch by batch; ``verdicts`` are updated in place.
+) -> Verdicts:
+    """Run the whole plan, batch by batch; ``verdicts`` are updated in place.
 
-    Only the first restart of the first loss runs to its last step for everybody, to count last
-    iterates. The verdicts do not depend on the batch size: losses are summed over the batch and
-    random starts drawn per image. ``batch_done`` gets the number of batches done, of
-    ``plan.batches(N)``; the first ``done`` of them are taken as done before.
+    The verdicts do not depend on the batch size: losses are summed over the batch and every random
+    draw belongs to an image. ``batch_done`` gets the number of rounds done, of
+    ``plan.rounds(N)``; the first ``done`` of them are taken as done before.
     """
-    rounds = itertools.product(
-        plan.losses,
-        range(plan.restarts),
-        torch.arange(len(split), device=split.labels.device).split(plan.batch_size),
-    )
-    for number, (loss, restart, rows) in enumerate(rounds):
+    places = torch.arange(len(split), device=split.labels.device).split(plan.batch_size)
+    for number, (eps, attack, restart, batch) in enumerate(plan.rounds(len(split))):
         if number < done:
             continue
-        standing = verdicts.standing[loss]
-        first = loss == plan.losses[0] and restart == 0
-        targets = rows[standing[rows]]
+        name, rows = plan.attacks[attack], places[batch]
+        to_the_end = attack == restart == 0 and name in INDEPENDENT
+        if to_the_end:
+            right = verdicts.clean
+        elif name in INDEPENDENT:
+            right = verdicts.stands_alone(eps, attack)
+        else:
+            right = verdicts.stands(eps, attack)
+        targets = rows[right[rows]]
         if len(targets) > 0:
-            outcome = _attack(model, split, plan, loss, restart, targets, autocast, first)
-            standing[targets] = ~outcome[0]
-            if first:
-                verdicts.standing_last[targets] = ~outcome[1]
+            setting = Setting(plan.seed, restart, plan.queries, plan.k, to_the_end)
+            outcome = _attack(model, split, name, targets, plan.budgets[eps], setting, autocast)
+            verdicts.fell_at[eps, attack, targets] = outcome[0]
+            if to_the_end:
+                verdicts.last[eps, targets] = ~outcome[1]
         batch_done(number + 1)
     return verdicts
 
 
 def _attack(
-    model: nn.Module,
+    model: BlockModel,
     split: Split,
-    plan: Plan,
-    loss: Loss,
-    restart: int,
+    name: AttackName,
     targets: Tensor,
+    budget: Budget,
+    setting: Setting,
     autocast: torch.autocast,
-    to_the_end: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Which ``targets`` fall, and which at their last iterate; in halves if memory is too small."""
+    """When each target falls, and whether at its last iterate; in halves if memory is too small."""
     part = split.take(targets)
-    images = _pixels(part.images)
-    noise = counted_noise(images, plan.seed, "attack start", restart, targets)
-    start = scatter(images, noise, plan.budget.eps, plan.budget.norm)
     try:
         with autocast:
-            outcome = attack(
-                model, images, part.labels, start, plan.budget, OBJECTIVES[loss], to_the_end
+            outcome = ATTACKS[name](
+                model, _pixels(part.images), part.labels, targets, budget, setting
             )
-        return outcome.fallen, outcome.fallen_last
+        return outcome.fell_at.int(), outcome.fallen_last
     except torch.OutOfMemoryError:
         if len(targets) == 1:
             raise
     halves = [
-        _attack(model, split, plan, loss, restart, half, autocast, to_the_end)
+        _attack(model, split, name, half, budget, setting, autocast)
         for half in targets.tensor_split(2)
     ]
     return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])

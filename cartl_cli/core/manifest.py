@@ -18,7 +18,7 @@ from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.storage import FileRecord
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Kind = Literal["pretrain", "transfer", "attack"]
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
@@ -83,24 +83,58 @@ class TrainingResults(BaseModel):
 Interval = tuple[Fraction, Fraction]
 
 
-class AttackResults(BaseModel):
-    """What an attack found. Accuracies are fractions of ``n``; intervals are 95 % Wilson.
+class Added(BaseModel):
+    """One attack of several: how many images it was run on, how many of them fell.
 
-    ``robust_accuracy`` is the per-image worst over losses, restarts and iterates: an upper bound
-    under this attack. ``final_iterate_accuracy`` counts only the last iterate of the first restart
-    under the first loss, as the paper does.
+    ``alone`` is the accuracy it leaves by itself, where it was run on every image that is right
+    when clean; ``robust_accuracy`` the accuracy left by it and all before it.
+    """
+
+    model_config = SETTINGS
+
+    attack: str
+    attacked: Count
+    fell: Count
+    alone: Fraction | None
+    robust_accuracy: Fraction
+
+
+class EpsResults(BaseModel):
+    """What is left at one eps. Accuracies are fractions of n; the interval is 95 % Wilson.
+
+    ``robust_accuracy`` is the per-image worst over attacks, restarts, iterates and every smaller
+    eps: an upper bound under these attacks. ``final_iterate_accuracy`` counts only the last iterate
+    of the first restart of PGD, as the paper does.
+    """
+
+    model_config = SETTINGS
+
+    eps: float
+    step_size: float
+    robust_accuracy: Fraction
+    interval: Interval
+    final_iterate_accuracy: Fraction | None
+    added: tuple[Added, ...]
+
+    def alone(self, attack: str) -> float | None:
+        """The accuracy that one attack leaves by itself, if that was measured."""
+        return next((added.alone for added in self.added if added.attack == attack), None)
+
+
+class AttackResults(BaseModel):
+    """What an attack found, for each eps in rising order.
+
+    ``half_eps`` is where half of the images that are right when clean have fallen, between the
+    values of eps that were tried; None if none of them is as large.
     """
 
     model_config = SETTINGS
 
     n: Annotated[Count, Field(ge=1)]
     clean_accuracy: Fraction
-    robust_accuracy: Fraction
-    robust_accuracy_ce: Fraction | None
-    robust_accuracy_margin: Fraction | None
-    final_iterate_accuracy: Fraction
-    interval: Interval
     clean_interval: Interval
+    by_eps: Annotated[tuple[EpsResults, ...], Field(min_length=1)]
+    half_eps: float | None
     seconds: float
 
 
@@ -135,7 +169,7 @@ class Manifest(BaseModel):
 
     model_config = SETTINGS
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     id: Identity = Field(default_factory=lambda: secrets.token_hex(6))
     kind: Kind
     number: Count = 0
@@ -153,11 +187,12 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
-        config, results = {
+        types: dict[Kind, tuple[type[BaseModel], type[BaseModel]]] = {
             "pretrain": (PretrainConfig, TrainingResults),
             "transfer": (TransferConfig, TrainingResults),
             "attack": (AttackConfig, AttackResults),
-        }[self.kind]
+        }
+        config, results = types[self.kind]
         if not isinstance(self.config, config):
             raise ValueError(f"config is not that of a {self.kind} run")
         if self.results is not None and not isinstance(self.results, results):

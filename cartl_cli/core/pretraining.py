@@ -17,8 +17,7 @@ from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.evaluation import (
     Plan,
-    Robustness,
-    clean_correct,
+    Verdicts,
     robustness,
     share,
     unattacked,
@@ -95,7 +94,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         measured = measure(model, data.evaluation.to(device), config, autocast, run, asked)
         results = TrainingResults(
             clean_accuracy=share(measured.clean),
-            robust_accuracy=share(measured.worst),
+            robust_accuracy=share(measured.worst(0)),
             pgd_steps=FINAL_PGD_STEPS,
             n=len(data.evaluation),
             seconds=done.seconds + time.monotonic() - began,
@@ -110,16 +109,15 @@ def measure(
     autocast: torch.autocast,
     run: Run,
     asked: Callable[[], int | None],
-) -> Robustness:
+) -> Verdicts:
     """A first look at the finished model: PGD-20 under cross-entropy at the training eps."""
     budget = Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
-    plan = Plan(budget, ("ce",), 1, config.seed, config.batch_size)
-    clean = clean_correct(model, split, config.batch_size)
+    plan = Plan(("pgd",), (budget,), 1, 0, config.k, config.seed, config.batch_size)
 
     def batch_done(number: int) -> None:
         stop_if_asked(run, asked, "while measuring, after the last step")
 
-    return robustness(model, split, plan, autocast, unattacked(clean, plan.losses), batch_done)
+    return robustness(model, split, plan, autocast, unattacked(model, split, plan), batch_done)
 
 
 def natural_loss(model: BlockModel) -> LossOfBatch:

@@ -28,6 +28,8 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         )
     if schema == 1:
         content = _from_schema_1(content)
+    if schema <= 2:
+        content = _from_schema_2(content)
     weights = content.get("weights")
     if isinstance(weights, dict) and not _bare(weights.get("name")):
         name = str(weights.get("name"))
@@ -52,7 +54,61 @@ def parse_checkpoint(content: Any, path: Path) -> Checkpoint:
 def _from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
     """Cartl 0.1.0: runs had no id; it is made from what they have, the same at every reading."""
     identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    return content | {"schema_version": SCHEMA_VERSION, "id": identity}
+    return content | {"schema_version": 2, "id": identity}
+
+
+def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.2: an attack was PGD at one eps, under the cross-entropy, the margin, or both."""
+    content = content | {"schema_version": SCHEMA_VERSION}
+    config, results = content.get("config"), content.get("results")
+    if content.get("kind") != "attack" or not isinstance(config, dict):
+        return content
+    names = {"ce": ["pgd"], "margin": ["pgd-margin"]}.get(
+        str(config.get("loss")), ["pgd", "pgd-margin"]
+    )
+    kept = {name: value for name, value in config.items() if name != "loss"}
+    content["config"] = kept | {"attack": names, "eps": [config.get("eps")]}
+    if isinstance(results, dict):
+        content["results"] = _results_of_schema_2(config, results, names)
+    return content
+
+
+def _results_of_schema_2(
+    config: dict[str, Any], results: dict[str, Any], names: list[str]
+) -> dict[str, Any]:
+    alone = {
+        "pgd": results.get("robust_accuracy_ce"),
+        "pgd-margin": results.get("robust_accuracy_margin"),
+    }
+    after = [alone[names[0]], results.get("robust_accuracy")][: len(names)]
+    try:
+        right = round(results["clean_accuracy"] * results["n"])
+        added = [
+            {
+                "attack": name,
+                "attacked": right,
+                "fell": right - round(alone[name] * results["n"]),
+                "alone": alone[name],
+                "robust_accuracy": left,
+            }
+            for name, left in zip(names, after, strict=True)
+        ]
+        eps, step_size = config["eps"], config.get("step_size") or config["eps"] / 4
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return results  # damaged: the validation that follows says how
+    by_eps = {
+        "eps": eps,
+        "step_size": step_size,
+        "added": added,
+        **{
+            name: results.get(name)
+            for name in ("robust_accuracy", "interval", "final_iterate_accuracy")
+        },
+    }
+    kept = {
+        name: results.get(name) for name in ("n", "clean_accuracy", "clean_interval", "seconds")
+    }
+    return kept | {"by_eps": [by_eps], "half_eps": None}
 
 
 def _bare(name: object) -> bool:

@@ -19,6 +19,7 @@ MAX_HEADER = 1_000_000
 MAX_TENSORS = 5_000
 DTYPES = {
     torch.float32: "F32",
+    torch.int32: "I32",
     torch.int64: "I64",
     torch.bool: "BOOL",
 }

@@ -40,10 +40,25 @@ def parse_number(value: object) -> object:
 def parse_pixels(value: object) -> object:
     """A pixel fraction on the 0..1 scale, with a hint for those who think in 0..255."""
     number = parse_number(value)
-    if isinstance(number, int | float) and number > 1:
+    if isinstance(number, int | float):
+        check_pixels(number)
+    return number
+
+
+def check_pixels(number: float) -> None:
+    """Refuse what is above 1 on the 0..1 scale of pixels. Raises ValueError."""
+    if number > 1:
         hint = f"; did you mean {number:g}/255?" if number <= 255 else ""
         raise ValueError(f"is on a 0..1 scale, 8/255 = 0.0314{hint}")
-    return number
+
+
+def parse_eps(value: object) -> object:
+    """``"2/255,4/255"`` → two numbers; a number alone is a list of one."""
+    if not isinstance(value, str):
+        return [value] if isinstance(value, int | float) else value
+    if re.fullmatch(r"\s*\d+,\d+\s*", value):  # 0,03 is no list
+        return [parse_number(value)]
+    return [parse_number(part) for part in value.split(",")]
 
 
 def parse_list(value: object) -> object:

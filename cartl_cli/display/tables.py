@@ -15,6 +15,7 @@ from cartl_cli.display.text import printable
 if TYPE_CHECKING:
     from cartl_cli.core.manifest import Run
     from cartl_cli.core.models.describe import BlockRow
+    from cartl_cli.core.statistics import Difference
 
 
 def show(table: Table) -> None:
@@ -81,26 +82,68 @@ def tuned_table(run: "Run", blocks: int) -> Table:
 
 
 def attack_table(run: "Run") -> Table:
-    """Clean and robust accuracy under each loss and their per-image worst."""
+    """What each attack leaves at each eps, and what it added to those before it."""
     manifest, results = run.manifest, run.attack_results
     config, data = manifest.config, manifest.data
     assert isinstance(config, AttackConfig)
     assert manifest.source is not None
-    table = _accuracy_table(
-        f"{manifest.source.run}: PGD-{config.pgd_steps}, eps {shown_pixels(config.eps)}, "
-        f"restarts {config.restarts}",
-        f"n = {results.n} {data.measured} images of {data.name}; step "
-        f"{shown_pixels(config.attack_step)}; seed {config.seed}; {results.seconds:.0f} s; "
-        "robust accuracies are upper bounds under this attack; 95 % Wilson intervals",
+    norm = "ℓ∞" if config.norm == "linf" else "ℓ₂"
+    half = f"half have fallen at eps {results.half_eps:.4f}; " if results.half_eps else ""
+    caption = (
+        f"n = {results.n} {data.measured} images of {data.name}; restarts {config.restarts}; seed "
+        f"{config.seed}; {half}{results.seconds:.0f} s; robust accuracies are upper bounds under "
+        "these attacks; 95 % Wilson intervals"
     )
-    _add_row(table, "clean", results.clean_accuracy, results.n)
-    if results.robust_accuracy_ce is not None:
-        _add_row(table, "robust, cross-entropy", results.robust_accuracy_ce, results.n)
-    if results.robust_accuracy_margin is not None:
-        _add_row(table, "robust, margin", results.robust_accuracy_margin, results.n)
-    _add_row(table, "robust, worst of all", results.robust_accuracy, results.n)
-    _add_row(table, "last iterate only", results.final_iterate_accuracy, results.n)
+    title = f"{manifest.source.run}: {norm}, {config.pgd_steps} steps"
+    table = Table(title=cell(title), caption=cell(caption), min_width=72)
+    for heading in ("attack", "alone", "fell", "accuracy left", "95 %"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    low, high = results.clean_interval
+    clean = percent(results.clean_accuracy)
+    table.add_row("none (clean)", "", "", clean, f"{100 * low:.1f}–{100 * high:.1f}")
+    for found in results.by_eps:
+        table.add_section()
+        table.add_row(f"eps {shown_pixels(found.eps)}", style="bold")
+        for added in found.added:
+            alone = "" if added.alone is None else percent(added.alone)
+            fell = f"{added.fell} of {added.attacked}"
+            table.add_row(cell(f"  {added.attack}"), alone, fell, percent(added.robust_accuracy))
+        low, high = found.interval
+        worst = percent(found.robust_accuracy)
+        table.add_row("  worst of all", "", "", worst, f"{100 * low:.1f}–{100 * high:.1f}")
+        if found.final_iterate_accuracy is not None:
+            last = percent(found.final_iterate_accuracy)
+            table.add_row(f"  {config.attacks[0]}, last iterate only", last)
     return table
+
+
+def difference_table(
+    ours: "Run", theirs: "Run", differences: "dict[float | None, Difference]"
+) -> Table:
+    """How two attacked models differ on the same images, at each eps."""
+    first, second = _attacked(ours), _attacked(theirs)
+    table = Table(
+        title=cell(f"{first} ({ours.name}) against {second} ({theirs.name}), image by image"),
+        caption="difference in points with its 95 % interval (Tango 1998); p: exact McNemar test",
+        min_width=72,
+    )
+    for heading in ("", f"only {first}", f"only {second}", "difference", "95 %", "p"):
+        table.add_column(cell(heading), justify="right" if heading else "left")
+    for eps, found in differences.items():
+        table.add_row(
+            "clean" if eps is None else f"eps {shown_pixels(eps)}",
+            str(found.b),
+            str(found.c),
+            f"{100 * found.value:+.1f}",
+            f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+            f"{found.p:.3g}",
+        )
+    return table
+
+
+def _attacked(run: "Run") -> str:
+    assert run.manifest.source is not None
+    return run.manifest.source.run
 
 
 def _accuracy_table(title: str, caption: str) -> Table:

@@ -1,0 +1,168 @@
+import itertools
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+
+from cartl_cli.core.attacking import half_way, summary
+from cartl_cli.core.attacks import suite
+from cartl_cli.core.attacks.pgd import Budget, correct, predict
+from cartl_cli.core.config import AttackName
+from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.evaluation import STANDS, UNTRIED, Plan, Verdicts, robustness, unattacked
+from cartl_cli.core.manifest import Run
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for
+from cartl_cli.core.runs import read_model
+from tests.victims import measured_split
+
+CPU = torch.device("cpu")
+EPS = 8 / 255
+EVERY: tuple[AttackName, ...] = tuple(suite.ATTACKS)
+
+
+def plan(
+    *attacks: AttackName,
+    eps: tuple[float, ...] = (EPS / 2,),
+    steps: int = 4,
+    restarts: int = 1,
+    batch_size: int = 64,
+) -> Plan:
+    budgets = tuple(Budget(e, e / 4, steps) for e in eps)
+    return Plan(attacks, budgets, restarts, 10, 3, 0, batch_size)
+
+
+def measure(model: BlockModel, split: Split, chosen: Plan) -> Verdicts:
+    begun = unattacked(model, split, chosen)
+    return robustness(model, split, chosen, autocast_for(CPU, "fp32"), begun, lambda number: None)
+
+
+def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None:
+    measured = measure(model, data.evaluation, plan(*EVERY, eps=(0.0,), restarts=2))
+    assert torch.equal(measured.worst(0), measured.clean)
+    assert torch.equal(measured.last[0], measured.clean)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_verdicts_do_not_depend_on_the_batch_size(source: Run, restarts: int) -> None:
+    model, split = read_model(source), measured_split()
+    found = [
+        measure(model, split, plan(*EVERY, restarts=restarts, batch_size=size))
+        for size in (7, 64, 150)
+    ]
+    for other in found[1:]:
+        assert torch.equal(other.clean, found[0].clean)
+        assert torch.equal(other.fell_at, found[0].fell_at)
+        assert torch.equal(other.last, found[0].last)
+    assert (found[0].clean & ~found[0].worst(0)).any()
+
+
+def test_each_attack_is_run_on_what_the_others_left(source: Run) -> None:
+    model, split = read_model(source), measured_split()
+    chosen = plan("pgd", "pgd-margin", "apgd-ce", "fgsm", eps=(EPS / 4, EPS / 2))
+    found = measure(model, split, chosen)
+    for eps, attack in itertools.product(range(2), range(4)):
+        tried = found.fell_at[eps, attack] != UNTRIED
+        if attack < 2:  # each for a number of its own
+            assert tried.any()
+            assert not (tried & ~found.clean).any()
+        else:
+            assert torch.equal(tried, found.stands(eps, attack - 1))
+    # fallen at a smaller eps is fallen at a larger one
+    assert not (found.worst(1) & ~found.worst(0)).any()
+    assert not (found.stands_alone(1, 0) & ~found.stands_alone(0, 0)).any()
+    # the worst of all is the image by image worst, and no more than each alone
+    assert torch.equal(found.worst(1), found.clean & ~(found.fell_at >= 0).flatten(0, 1).any(0))
+
+
+def test_the_summary_counts_what_the_verdicts_say() -> None:
+    clean = torch.tensor([True, True, True, True, False])
+    fell_at = torch.tensor(
+        [
+            [[STANDS, 3, STANDS, STANDS, UNTRIED], [STANDS, UNTRIED, STANDS, STANDS, UNTRIED]],
+            [[STANDS, 2, 0, STANDS, UNTRIED], [STANDS, UNTRIED, UNTRIED, 7, UNTRIED]],
+        ]
+    )
+    last = torch.tensor([[True, True, True, True, False], [True, False, True, True, False]])
+    verdicts = Verdicts(clean, torch.ones(5), fell_at, last)
+    results = summary(plan("pgd", "apgd-t", eps=(0.01, 0.02)), verdicts, 1.0)
+    assert results.clean_accuracy == 0.8
+    small, large = results.by_eps
+    assert (small.robust_accuracy, large.robust_accuracy) == (0.6, 0.2)
+    assert [(a.attacked, a.fell, a.alone, a.robust_accuracy) for a in large.added] == [
+        (4, 2, 0.4, 0.4),
+        (2, 1, None, 0.2),
+    ]
+    assert large.final_iterate_accuracy == 0.6
+    assert results.half_eps == pytest.approx(0.015)
+
+
+def test_half_of_the_right_ones_fall_between_two_eps() -> None:
+    assert half_way([(0.0, 0.8), (0.1, 0.6), (0.2, 0.2)]) == pytest.approx(0.15)
+    assert half_way([(0.0, 0.8), (0.1, 0.6)]) is None
+    assert half_way([(0.0, 0.0), (0.1, 0.0)]) is None
+
+
+def test_a_plan_that_was_interrupted_goes_on_to_the_same_verdicts(
+    model: BlockModel, data: DataSet
+) -> None:
+    chosen = plan("pgd", "pgd-margin", "square", restarts=2, batch_size=5)
+    whole = measure(model, data.evaluation, chosen)
+    rounds = len(chosen.rounds(len(data.evaluation)))
+    fp32 = autocast_for(CPU, "fp32")
+
+    class EnoughError(Exception):
+        pass
+
+    for stop in (1, rounds // 2, rounds - 1):
+
+        def until(number: int, stop: int = stop) -> None:
+            if number == stop:
+                raise EnoughError
+
+        begun = unattacked(model, data.evaluation, chosen)
+        with pytest.raises(EnoughError):
+            robustness(model, data.evaluation, chosen, fp32, begun, until)
+        robustness(model, data.evaluation, chosen, fp32, begun, lambda number: None, stop)
+        assert torch.equal(begun.fell_at, whole.fell_at)
+        assert torch.equal(begun.last, whole.last)
+
+
+def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
+    model: BlockModel, data: DataSet
+) -> None:
+    real = suite.ATTACKS["pgd"]
+
+    def small(model: BlockModel, images: torch.Tensor, *rest: object) -> object:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("x")
+        return real(model, images, *rest)  # type: ignore[arg-type]
+
+    chosen = plan("pgd", eps=(EPS,), batch_size=12)
+    whole = measure(model, data.evaluation, chosen)
+    with mock.patch.dict(suite.ATTACKS, {"pgd": small}):
+        halved = measure(model, data.evaluation, chosen)
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, halved.tensors()[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
+    from foolbox.attacks import LinfPGD
+    from foolbox.models.pytorch import PyTorchModel
+
+    model, split = read_model(source), measured_split()
+    images = split.images.float() / 255
+    eps, steps = 3 / 255, 20
+    wrapped = PyTorchModel(model, bounds=(0, 1), device="cpu")
+    theirs = LinfPGD(abs_stepsize=eps / 4, steps=steps, random_start=True)
+    torch.manual_seed(0)
+    _, clipped, _ = theirs(wrapped, images, split.labels, epsilons=eps)
+    foolbox_accuracy = correct(predict(model, clipped), split.labels).float().mean().item()
+    chosen = replace(plan("pgd"), budgets=(Budget(eps, eps / 4, steps),))
+    ours = measure(model, split, chosen)
+    clean = ours.clean.float().mean().item()
+    last = ours.last[0].float().mean().item()
+    assert last < clean - 0.05  # the attack did something
+    assert abs(last - foolbox_accuracy) <= 0.0101
