@@ -368,3 +368,19 @@ def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
         halved = verdicts()
     assert whole.keys() == halved.keys()
     assert all(torch.equal(whole[name], halved[name]) for name in whole)
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_reads_back(folder: Path) -> None:
+    real = storage.commit_folder
+
+    def corrupting(path: Path, contents: dict[str, bytes]) -> None:
+        spoiled = {name: data[:-1] + b"!" for name, data in contents.items() if "safe" in name}
+        real(path, {**contents, **spoiled})
+
+    before = {path.name for path in (folder / "runs" / "pretrain").glob("ckpt-*")}
+    with mock.patch.object(storage, "commit_folder", corrupting):
+        code, said = call(PRETRAIN, folder)
+    assert code == 1
+    assert "sha256 differs" in said.splitlines()[-1]
+    assert before <= {path.name for path in (folder / "runs" / "pretrain").glob("ckpt-*")}
+    assert call(PRETRAIN, folder)[0] == 0
