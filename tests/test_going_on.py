@@ -260,6 +260,15 @@ def test_a_signal_stops_after_the_step(folder: Path, sent: int, code: int) -> No
     assert manifest["status"] == "interrupted"
 
 
+def test_a_signal_saves_however_long_the_interval_is(folder: Path) -> None:
+    arguments = tiny.command("vanilla")
+    arguments[arguments.index("--save-every") + 1] = "999m"
+    assert run(arguments, folder, Sabotage(2, signal.SIGTERM)).code == 143
+    went_on = run(["transfer", "--resume", "vanilla"], folder)
+    assert went_on.code == 0
+    assert "going on after step 2 of 6" in went_on.err
+
+
 def test_c42_the_second_signal_ends_at_once(folder: Path) -> None:
     stopped = run(tiny.command("vanilla"), folder, Sabotage(4, signal.SIGINT, times=2))
     assert stopped.code == 130
