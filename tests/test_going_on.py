@@ -260,6 +260,15 @@ def test_a_signal_stops_after_the_step(folder: Path, sent: int, code: int) -> No
     assert manifest["status"] == "interrupted"
 
 
+def test_a_signal_saves_however_long_the_interval_is(folder: Path) -> None:
+    arguments = tiny.command("vanilla")
+    arguments[arguments.index("--save-every") + 1] = "999m"
+    assert run(arguments, folder, Sabotage(2, signal.SIGTERM)).code == 143
+    went_on = run(["transfer", "--resume", "vanilla"], folder)
+    assert went_on.code == 0
+    assert "going on after step 2 of 6" in went_on.err
+
+
 def test_c42_the_second_signal_ends_at_once(folder: Path) -> None:
     stopped = run(tiny.command("vanilla"), folder, Sabotage(4, signal.SIGINT, times=2))
     assert stopped.code == 130
@@ -345,3 +354,19 @@ def test_r41_leftovers_are_ignored_and_swept(folder: Path) -> None:
     shutil.copytree(folder / "runs" / NEWEST, left)
     assert call(PRETRAIN, folder)[0] == 0
     assert not left.exists()
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_reads_back(folder: Path) -> None:
+    real = storage.commit_folder
+
+    def corrupting(path: Path, contents: dict[str, bytes]) -> None:
+        spoiled = {name: data[:-1] + b"!" for name, data in contents.items() if "safe" in name}
+        real(path, {**contents, **spoiled})
+
+    before = {path.name for path in (folder / "runs" / "pretrain").glob("ckpt-*")}
+    with mock.patch.object(storage, "commit_folder", corrupting):
+        code, said = call(PRETRAIN, folder)
+    assert code == 1
+    assert "sha256 differs" in said.splitlines()[-1]
+    assert before <= {path.name for path in (folder / "runs" / "pretrain").glob("ckpt-*")}
+    assert call(PRETRAIN, folder)[0] == 0

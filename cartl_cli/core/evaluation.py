@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.pgd import Budget, correct, predict
+from cartl_cli.core.attacks.pgd import Budget, Outcome, correct, predict
 from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, Setting
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import Split, to_pixels
@@ -16,7 +16,7 @@ from cartl_cli.core.losses import margin
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.randomness import generator
 
-STANDS = -1
+PROBE = 128  # images on which the checks of trust are made
 UNTRIED = -2
 """Of an image that this attack was not run on: it is wrong when clean or has fallen before."""
 
@@ -57,13 +57,27 @@ class Verdicts:
     ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
     ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
     ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
-    the paper counts, if that attack is one of ``INDEPENDENT``.
+    the paper counts, if that attack is one of ``INDEPENDENT``. ``probe`` (P,): rising numbers of
+    the images whose ``adversarial`` (P, C, H, W) is kept, where one fell or was last led to.
     """
 
     clean: Tensor
     margin: Tensor
     fell_at: Tensor
     last: Tensor
+    probe: Tensor
+    adversarial: Tensor
+
+    @property
+    def fallen(self) -> Tensor:
+        """Fallen to any attack at any eps so far (N,)."""
+        return (self.fell_at >= 0).flatten(0, 1).any(0)
+
+    def keep(self, targets: Tensor, adversarial: Tensor) -> None:
+        """Keep what an attack made of its targets, of the probe's images that have not fallen."""
+        wanted = torch.isin(targets, self.probe) & ~self.fallen[targets]
+        places = torch.searchsorted(self.probe, targets[wanted])
+        self.adversarial[places] = adversarial[wanted]
 
     def stands_alone(self, eps: int, attack: int) -> Tensor:
         """Right under one attack at an eps and at every smaller one (N,)."""
@@ -86,6 +100,8 @@ class Verdicts:
             "margin": self.margin,
             "fell_at": self.fell_at,
             "last": self.last,
+            "probe": self.probe,
+            "adversarial": self.adversarial,
         }
 
 
@@ -99,7 +115,10 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     shape = (len(plan.budgets), len(plan.attacks), len(split))
     fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
     last = clean.expand(len(plan.budgets), -1).clone()
-    return Verdicts(clean, -margin(logits, split.labels), fell_at, last)
+    count = min(PROBE, len(split))
+    probe = stratified(split.labels, count, plan.seed, "probe").to(clean.device)
+    adversarial = to_pixels(split.images[probe])
+    return Verdicts(clean, -margin(logits, split.labels), fell_at, last, probe, adversarial)
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
@@ -140,9 +159,10 @@ def robustness(
         if len(targets) > 0:
             setting = Setting(plan.seed, restart, plan.queries, plan.k, to_the_end)
             outcome = _attack(model, split, name, targets, plan.budgets[eps], setting, autocast)
-            verdicts.fell_at[eps, attack, targets] = outcome[0]
+            verdicts.keep(targets, outcome.adversarial)
+            verdicts.fell_at[eps, attack, targets] = outcome.fell_at.int()
             if to_the_end:
-                verdicts.last[eps, targets] = ~outcome[1]
+                verdicts.last[eps, targets] = ~outcome.fallen_last
         batch_done(number + 1)
     return verdicts
 
@@ -155,15 +175,12 @@ def _attack(
     budget: Budget,
     setting: Setting,
     autocast: torch.autocast,
-) -> tuple[Tensor, Tensor]:
-    """When each target falls, and whether at its last iterate; in halves if memory is too small."""
+) -> Outcome:
+    """What one attack makes of its targets; in halves if memory is too small."""
     part = split.take(targets)
     try:
         with autocast:
-            outcome = ATTACKS[name](
-                model, _pixels(part.images), part.labels, targets, budget, setting
-            )
-        return outcome.fell_at.int(), outcome.fallen_last
+            return ATTACKS[name](model, _pixels(part.images), part.labels, targets, budget, setting)
     except torch.OutOfMemoryError:
         if len(targets) == 1:
             raise
@@ -171,7 +188,11 @@ def _attack(
         _attack(model, split, name, half, budget, setting, autocast)
         for half in targets.tensor_split(2)
     ]
-    return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
+    return Outcome(
+        torch.cat([half.adversarial for half in halves]),
+        torch.cat([half.fell_at for half in halves]),
+        torch.cat([half.fallen_last for half in halves]),
+    )
 
 
 def share(verdicts: Tensor) -> float:
