@@ -16,6 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.commands import machine, made
+from benchmarks.gain import ATTACK
 
 BLOCKS = 8  # wrn-16-1
 LEARNING_RATE = 0.015
@@ -34,7 +35,7 @@ def measure(runs_dir: Path, seed: int) -> list[dict[str, Any]]:
         name = f"vanilla-k{k}-{seed}"
         tuning = ["--source", source, "--k", k, "--lr", LEARNING_RATE, "--seed", seed]
         made(runs_dir, name, "transfer", *tuning)
-        result = made(runs_dir, f"{name}-attack", "attack", name, "--seed", seed)
+        result = made(runs_dir, f"{name}-attack", "attack", name, *ATTACK, "--seed", seed)
         results.append({"k": k, **{key: result[key] for key in KEPT}})
     return results
 

@@ -30,6 +30,7 @@ TARGETS: dict[str, list[object]] = {
     "vanilla-affine": ["--freeze-bn", "affine"],
     "cartl": ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"],
 }
+ATTACK = ("--attack", "pgd,pgd-margin", "--pgd-steps", 100, "--checks", "off")
 METHODS = {
     "vanilla": "vanilla",
     "vanilla-affine": "vanilla, --freeze-bn affine",
@@ -64,7 +65,7 @@ def compare(seed: int, runs_dir: Path, methods: list[str]) -> dict[str, dict[str
         for method in lanes[source]:
             name = f"{method}-{seed}"
             run(name, "transfer", "--source", source, "--k", K, *TARGETS[method])
-            results[method] = run(f"{name}-attack", "attack", name, "--pgd-steps", 100)
+            results[method] = run(f"{name}-attack", "attack", name, *ATTACK)
         return results
 
     with ThreadPoolExecutor(len(lanes)) as pool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.commands import machine, made
-from benchmarks.gain import FDM_LAMBDA, NEFT_BETA, K, table
+from benchmarks.gain import ATTACK, FDM_LAMBDA, NEFT_BETA, K, table
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         "cartl": ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"],
     }.items():
         made(runs, method, "transfer", "--source", "signs", *target, *more)
-        results[method] = made(runs, f"{method}-attack", "attack", method, "--limit", 210)
+        results[method] = made(runs, f"{method}-attack", "attack", method, *ATTACK, "--limit", 210)
     console = Console(width=100, highlight=False)
     console.print(table([results], [0], "traffic signs, even → odd classes, WRN-16-2"))
     console.print(machine())

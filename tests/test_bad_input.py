@@ -43,7 +43,7 @@ from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
 
 PRETRAIN = ["pretrain", *TINY_PRETRAIN.split()]
 TRANSFER = ["transfer", *TINY_TRANSFER.split()]
-ATTACK = ["attack", "--pgd-steps", "1", "--limit", "12"]
+ATTACK = ["attack", "--pgd-steps", "1", "--limit", "12", "--checks", "off"]
 
 
 @dataclass(frozen=True)
@@ -994,6 +994,7 @@ ACCEPTED = [
         0,
         "source and target use the same data set shapes",
     ),
+    row("A13", run_fine("--attack", "apgd-t"), 0, "with fewer than 4 classes apgd-t aims with"),
     row("A04", run_fine("--eps", "0"), 0, "eps 0/255"),
     row("A10", run_fine(), 0, "warning: with 12 images the 95 % interval is "),
     row("A15", attack_tensors(at_chance), 0, "warning: clean accuracy is at chance"),
@@ -1390,6 +1391,20 @@ def test_a21_logits_that_are_not_finite_count_as_wrong(scene: Scene, cartl: Comm
     found = json.loads(done.out)
     assert found["clean_accuracy"] == found["robust_accuracy"] == 0
     assert "warning: clean accuracy is at chance" in done.err
+
+
+def test_a22_a24_a_blunted_attack_is_told_and_strict_fails(scene: Scene, cartl: Command) -> None:
+    """Logits so large that the cross-entropy has no gradient left."""
+    scene.change_tensors(lambda tensors: tensors["blocks.4.linear.weight"].mul_(1e7))
+    scene.edit_manifest(lambda manifest: manifest["data"].update(fingerprint="another"))
+    attack = ("attack", "target", "--pgd-steps", 1, "--attack", "pgd", "--limit", 12)
+    done = cartl(*attack)
+    assert done.code == 0, done.err
+    assert "(upper bound, attack incomplete)" in " ".join(done.out.split())
+    assert "K4" in done.out
+    done = cartl(*attack, "--strict", "--force")
+    assert done.code == 1
+    assert "checks of the attack failed: " in done.err.splitlines()[-1]
 
 
 def test_a29_the_same_attack_is_not_repeated_unasked(scene: Scene, cartl: Command) -> None:

@@ -7,10 +7,10 @@ import torch
 
 from cartl_cli.core.attacking import half_way, summary
 from cartl_cli.core.attacks import suite
-from cartl_cli.core.attacks.pgd import Budget, correct, predict
+from cartl_cli.core.attacks.pgd import STANDS, Budget, correct, predict
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.evaluation import STANDS, UNTRIED, Plan, Verdicts, robustness, unattacked
+from cartl_cli.core.evaluation import UNTRIED, Plan, Verdicts, robustness, unattacked
 from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
@@ -87,7 +87,7 @@ def test_the_summary_counts_what_the_verdicts_say() -> None:
     last = torch.tensor([[True, True, True, True, False], [True, False, True, True, False]])
     nothing = torch.empty(0)
     verdicts = Verdicts(clean, torch.ones(5), fell_at, last, nothing, nothing)
-    results = summary(plan("pgd", "apgd-t", eps=(0.01, 0.02)), verdicts, 1.0)
+    results = summary(plan("pgd", "apgd-t", eps=(0.01, 0.02)), verdicts, [], 1.0)
     assert results.clean_accuracy == 0.8
     small, large = results.by_eps
     assert (small.robust_accuracy, large.robust_accuracy) == (0.6, 0.2)

@@ -137,7 +137,7 @@ REFUSED: list[Any] = [
         [*ATTACK, "--attack", "pgd"],
         nothing,
         2,
-        "--attack ('pgd', 'strong') -> ('pgd',)",
+        "--attack ('pgd', 'pgd-margin') -> ('pgd',)",
     ),
     ("A27-run", ["attack", "other", "--resume", "attack"], nothing, 2, "source -> other"),
 ]

@@ -47,7 +47,7 @@ def test_r10_old_runs_are_read_and_used_and_never_rewritten(corpus: Path, cartl:
         assert load_model(corpus / "source")(torch.rand(2, 3, 32, 32)).shape == (2, 3)
     for command in (
         ("transfer", "--source", "source", "--epochs", 1, "--classes", "ring,frame", "--k", 1),
-        ("attack", "target", "--pgd-steps", 1, "--limit", 12, "--force"),
+        ("attack", "target", "--pgd-steps", 1, "--limit", 12, "--checks", "off", "--force"),
     ):
         done = cartl(*command)
         assert done.code == 0, done.err
@@ -61,4 +61,14 @@ def test_an_old_interrupted_run_can_go_on(corpus: Path, cartl: Command) -> None:
     done = cartl("transfer", "--resume", "interrupted")
     assert done.code == 0, done.err
     assert "going on after step 2 of 4" in done.err
-    assert read_run(corpus / "attacked").attack_results.n == 12
+
+
+@pytest.mark.parametrize("corpus", ["schema-2", "schema-3"], indirect=True)
+def test_old_attacks_are_read(corpus: Path) -> None:
+    results = read_run(corpus / "attacked").attack_results
+    assert results.n == 12
+    for found in results.by_eps:
+        assert found.robust_accuracy == min(added.robust_accuracy for added in found.added)
+        for added in found.added:
+            assert added.alone is None or added.alone >= found.robust_accuracy
+            assert added.fell <= added.attacked <= 12

@@ -165,7 +165,7 @@ def blown_up(model: BlockModel) -> None:
         (blown_up, invariants.finite_outputs, "V4", "fail"),
     ],
 )
-def test_a_broken_model_trips_the_check_that_is_meant_for_it(
+def test_a19_a20_a21_a22_a_broken_model_trips_the_check_that_is_meant_for_it(
     probe: Probe,
     broken: Callable[[BlockModel], None],
     check: Callable[[Probe], Check],
@@ -185,7 +185,7 @@ def test_cross_entropy_alone_depends_on_the_scale_of_large_logits(probe: Probe) 
     assert strength.logit_scale(alone).verdict == "warn"
 
 
-def test_an_attack_that_found_nothing_is_beaten(probe: Probe) -> None:
+def test_a23_an_attack_that_found_nothing_is_beaten(probe: Probe) -> None:
     clean = correct(predict(probe.model, probe.images), probe.labels)
     idle = replace(probe, fallen=~clean, adversarial=probe.images, source=probe.model)
     assert strength.single_step(idle).verdict == "fail"
@@ -271,7 +271,7 @@ def test_an_attack_may_change_nothing_of_the_model(probe: Probe) -> None:
     assert invariants.purity(before, snapshot(model)).verdict == "fail"
 
 
-def test_adversarial_images_stay_in_the_box_and_in_the_ball(probe: Probe) -> None:
+def test_a25_adversarial_images_stay_in_the_box_and_in_the_ball(probe: Probe) -> None:
     moved = probe.adversarial.clone()
     moved[0, 0, 0, 0] = 1.001
     assert invariants.box(replace(probe, adversarial=moved)).verdict == "fail"

@@ -15,8 +15,8 @@ COMMANDS = {
     "--fdm-lambda 0.01 --name pretrain",
     "neft": f"transfer {TRAINED} --source source --neft-beta 0.4 --freeze-bn affine --name neft",
     "vanilla": f"transfer {TRAINED} --source source --freeze-bn none --name vanilla",
-    "attack": "attack source --pgd-steps 2 --batch-size 4 --eps 2/255 --save-every 1 "
-    "--device cpu --name attack",
+    "attack": "attack source --attack pgd,pgd-margin --pgd-steps 2 --batch-size 4 --eps 2/255 "
+    "--save-every 1 --checks off --device cpu --name attack",
 }
 STEPS = 6  # of each training; an epoch has three
 BATCHES = 4  # of the attack

@@ -19,6 +19,7 @@ from cartl_cli.commands.options import (
     open_session,
 )
 from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.errors import CartlError
 
 if TYPE_CHECKING:
     from cartl_cli.core.manifest import AttackResults
@@ -39,6 +40,9 @@ def attack(
         str | None,
         typer.Option("--compare", help="An attack to compare with, image by image."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if a check that the attack worked fails.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
@@ -75,12 +79,21 @@ def attack(
         print(json.dumps(shown))
     else:
         tables.show(tables.attack_table(run))
+        if any(check.verdict != "pass" for check in run.attack_results.trust):
+            tables.show(tables.trust_table(run.attack_results))
+        elif run.attack_results.trust:
+            say(f"all {len(run.attack_results.trust)} checks that the attack worked have passed")
         if other:
             tables.show(tables.difference_table(run, other, differences))
+    failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
+    if strict and failed:
+        raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")
 
 
 def numbers(results: "AttackResults") -> dict[str, Any]:
     """The results as printed: those of the largest eps first, then of each."""
+    from cartl_cli.core.trust.checks import headline
+
     largest = results.by_eps[-1]
     return {
         "n": results.n,
@@ -93,5 +106,7 @@ def numbers(results: "AttackResults") -> dict[str, Any]:
         "interval": largest.interval,
         "half_eps": results.half_eps,
         "by_eps": [found.model_dump() for found in results.by_eps],
+        "headline": headline(results.trust),
+        "trust": [check.model_dump() for check in results.trust],
         "seconds": results.seconds,
     }

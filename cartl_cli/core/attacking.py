@@ -42,6 +42,9 @@ from cartl_cli.core.recording import Session
 from cartl_cli.core.statistics import wilson_interval
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.tensors import from_bytes, to_bytes
+from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
+from cartl_cli.core.trusting import checked
 from cartl_cli.core.values import shown_pixels
 
 SMALL = 100  # images below which an interval is too wide to say much
@@ -104,13 +107,15 @@ def attack(
         _refuse_repeat(session, draft)
     for note in data.notes:
         session.say(note)
+    if "apgd-t" in config.attacks and len(data.classes) < 4:
+        session.say("note: with fewer than 4 classes apgd-t aims with the margin, not the DLR loss")
     if config.norm == "linf" and config.eps[-1] > LARGE_EPS:
         session.say(f"note: eps {shown_pixels(config.eps[-1])} is unusual for images of this kind")
     with recording.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
-        began = time.monotonic()
+        began, before = time.monotonic(), snapshot(model)
         position, verdicts = _begun(run, model, split, plan, session)
-        check_clean(attacked, data, verdicts, session.say)
+        clean = check_clean(attacked, data, verdicts, device, session.say)
         keeper = Keeper(run, lambda: {VERDICTS: to_bytes(verdicts.tensors())}, position, asked)
         total = len(plan.rounds(len(split)))
 
@@ -123,8 +128,10 @@ def attack(
 
         autocast = autocast_for(device, precision)
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
-        results = summary(plan, verdicts, seconds())
-        return recording.finish_attack(run, {**verdicts.tensors(), "indices": indices}, results)
+        classes = len(data.classes)
+        checks = checked(config, plan, model, split, verdicts, before, clean, classes, autocast)
+        results = summary(plan, verdicts, checks, seconds())
+        return recording.finish_attack(run, {**verdicts.outcomes(), "indices": indices}, results)
 
 
 VERDICTS = "verdicts.safetensors"
@@ -142,7 +149,7 @@ def chosen_images(config: AttackConfig, split: Split) -> torch.Tensor:
     return stratified(split.labels, config.limit, config.seed, "limit")
 
 
-def summary(plan: Plan, verdicts: Verdicts, seconds: float) -> AttackResults:
+def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float) -> AttackResults:
     """The numbers that the per-image verdicts give."""
     n, right = len(verdicts.clean), int(verdicts.clean.sum())
     by_eps = tuple(
@@ -176,6 +183,7 @@ def summary(plan: Plan, verdicts: Verdicts, seconds: float) -> AttackResults:
         clean_interval=wilson_interval(right, n),
         by_eps=by_eps,
         half_eps=half_way(curve) if len(by_eps) > 1 else None,
+        trust=tuple(checks),
         seconds=seconds,
     )
 
@@ -220,12 +228,16 @@ def _refuse_repeat(session: Session, draft: Manifest) -> None:
 
 
 def check_clean(
-    attacked: Run, data: DataSet, verdicts: Verdicts, say: Callable[[str], None]
-) -> None:
+    attacked: Run,
+    data: DataSet,
+    verdicts: Verdicts,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> CleanAccuracy | None:
     """Compare clean accuracy with chance and, on the same images, with what the run measured.
 
-    Raises DataError where they differ by more than a point: then data, labels or normalization
-    are not what they were, and no attack would mean anything.
+    Gives both, where they can be compared. Raises DataError where they differ by more than a point:
+    then data, labels or normalization are not what they were, and no attack would mean anything.
     """
     n, clean = len(verdicts.clean), share(verdicts.clean)
     expected = attacked.results
@@ -240,6 +252,10 @@ def check_clean(
     if n < SMALL:
         low, high = wilson_interval(round(clean * n), n)
         say(f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide")
+    if not same:
+        return None
+    same_device = attacked.manifest.versions.get("device") == str(device)
+    return CleanAccuracy(clean, expected.clean_accuracy, same_device)
 
 
 def check_classes(run: Run, data: DataSet) -> None:

@@ -271,6 +271,10 @@ class AttackConfig(BaseModel):
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
     restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
     queries: Annotated[Whole, Field(ge=1, description="Queries of square for each image.")] = 1000
+    checks: Annotated[
+        Literal["off", "fast", "default", "thorough"],
+        Field(description="Checks that the attack worked, by what they may cost."),
+    ] = "fast"
     limit: Annotated[
         Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
     ] = None

@@ -93,16 +93,18 @@ class Verdicts:
         """Right under every attack at this eps and every smaller one (N,)."""
         return self.stands(eps, self.fell_at.shape[1] - 1)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, to be stored."""
+    def outcomes(self) -> dict[str, Tensor]:
+        """What is known of each image, by name."""
         return {
             "clean": self.clean,
             "margin": self.margin,
             "fell_at": self.fell_at,
             "last": self.last,
-            "probe": self.probe,
-            "adversarial": self.adversarial,
         }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, to go on from."""
+        return {**self.outcomes(), "probe": self.probe, "adversarial": self.adversarial}
 
 
 def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:

@@ -17,6 +17,7 @@ from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, Transf
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.storage import FileRecord
+from cartl_cli.core.trust.checks import Check
 
 SCHEMA_VERSION = 3
 
@@ -125,7 +126,8 @@ class AttackResults(BaseModel):
     """What an attack found, for each eps in rising order.
 
     ``half_eps`` is where half of the images that are right when clean have fallen, between the
-    values of eps that were tried; None if none of them is as large.
+    values of eps that were tried; None if none of them is as large. ``trust`` holds the checks that
+    the attack worked, made at the largest eps.
     """
 
     model_config = SETTINGS
@@ -135,6 +137,7 @@ class AttackResults(BaseModel):
     clean_interval: Interval
     by_eps: Annotated[tuple[EpsResults, ...], Field(min_length=1)]
     half_eps: float | None
+    trust: tuple[Check, ...] = ()
     seconds: float
 
 

@@ -9,11 +9,12 @@ from rich.text import Text
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.statistics import wilson_interval
+from cartl_cli.core.trust.checks import headline
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import Run
+    from cartl_cli.core.manifest import AttackResults, Run
     from cartl_cli.core.models.describe import BlockRow
     from cartl_cli.core.statistics import Difference
 
@@ -95,6 +96,8 @@ def attack_table(run: "Run") -> Table:
         "these attacks; 95 % Wilson intervals"
     )
     title = f"{manifest.source.run}: {norm}, {config.pgd_steps} steps"
+    if (trusted := headline(results.trust)) != "ok":
+        title += f" ({trusted})"
     table = Table(title=cell(title), caption=cell(caption), min_width=72)
     for heading in ("attack", "alone", "fell", "accuracy left", "95 %"):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
@@ -114,6 +117,22 @@ def attack_table(run: "Run") -> Table:
         if found.final_iterate_accuracy is not None:
             last = percent(found.final_iterate_accuracy)
             table.add_row(f"  {config.attacks[0]}, last iterate only", last)
+    return table
+
+
+def trust_table(results: "AttackResults") -> Table:
+    """What the checks say that the attack worked; every one that did not pass, with its reason."""
+    passed = [check.id for check in results.trust if check.verdict == "pass"]
+    table = Table(
+        title=f"Did the attack work? {headline(results.trust)}",
+        caption=cell(f"passed: {', '.join(passed)}"),
+        min_width=72,
+    )
+    for heading in ("check", "verdict", ""):
+        table.add_column(heading)
+    for check in results.trust:
+        if check.verdict != "pass":
+            table.add_row(check.id, check.verdict, cell(check.text))
     return table
 
 
