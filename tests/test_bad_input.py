@@ -496,9 +496,9 @@ REFUSED = [
     ),
     row(
         "R09",
-        attack_manifest(lambda m: m.update(schema_version=3)),
+        attack_manifest(lambda m: m.update(schema_version=4)),
         1,
-        "written by a newer cartl (schema 3",
+        "written by a newer cartl (schema 4",
     ),
     row("R11", attack_manifest(lambda m: m.pop("schema_version")), 1, "a bad schema_version"),
     row("R11-true", attack_manifest(updated(schema_version=True)), 1, "a bad schema_version"),
