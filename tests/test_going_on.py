@@ -165,14 +165,14 @@ def test_t29_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
     folder: Path, template: Path
 ) -> None:
     straight = tiny.scene(template, folder.with_name("straight"))
-    assert call(PRETRAIN, straight)[0] == 0
+    assert run(PRETRAIN, straight).code == 0
     for number, name in enumerate(("model.safetensors", "train.safetensors", "checkpoint.json")):
         at = tiny.scene(template, folder.with_name(f"damaged-{number}"))
         damage(f"{NEWEST}/{name}")(at / "runs")
-        code, said = call(PRETRAIN, at)
-        assert code == 0, said
-        assert "ckpt-000004 is damaged (" in said
-        assert "going on from step 3" in said
+        ended = run(PRETRAIN, at)
+        assert ended.code == 0, ended.err
+        assert "ckpt-000004 is damaged (" in ended.err
+        assert "going on from step 3" in ended.err
         assert tiny.left(at / "runs" / "pretrain") == tiny.left(straight / "runs" / "pretrain")
 
 

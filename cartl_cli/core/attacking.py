@@ -39,7 +39,7 @@ from cartl_cli.core.manifest import (
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.recording import Session
-from cartl_cli.core.statistics import wilson_interval
+from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.trust.checks import Check
@@ -157,7 +157,7 @@ def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float)
             eps=budget.eps,
             step_size=budget.step_size,
             robust_accuracy=share(verdicts.worst(number)),
-            interval=wilson_interval(int(verdicts.worst(number).sum()), n),
+            interval=accuracy_interval(int(verdicts.worst(number).sum()), n),
             final_iterate_accuracy=(
                 share(verdicts.last[number]) if plan.attacks[0] in INDEPENDENT else None
             ),
@@ -180,7 +180,7 @@ def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float)
     return AttackResults(
         n=n,
         clean_accuracy=share(verdicts.clean),
-        clean_interval=wilson_interval(right, n),
+        clean_interval=accuracy_interval(right, n),
         by_eps=by_eps,
         half_eps=half_way(curve) if len(by_eps) > 1 else None,
         trust=tuple(checks),
@@ -250,7 +250,7 @@ def check_clean(
     if clean <= 1.5 / len(data.classes):
         say("warning: clean accuracy is at chance; robust accuracy means nothing here")
     if n < SMALL:
-        low, high = wilson_interval(round(clean * n), n)
+        low, high = accuracy_interval(round(clean * n), n)
         say(f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide")
     if not same:
         return None

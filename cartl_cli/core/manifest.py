@@ -101,7 +101,7 @@ class Added(BaseModel):
 
 
 class EpsResults(BaseModel):
-    """What is left at one eps. Accuracies are fractions of n; the interval is 95 % Wilson.
+    """What is left at one eps. Accuracies are fractions of n; the interval is 95 %.
 
     ``robust_accuracy`` is the per-image worst over attacks, restarts, iterates and every smaller
     eps: an upper bound under these attacks. ``final_iterate_accuracy`` counts only the last iterate

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.statistics import wilson_interval
+from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.core.trust.checks import headline
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
@@ -57,7 +57,7 @@ def training_table(run: "Run") -> Table:
     table = _accuracy_table(
         run.name,
         f"n = {results.n} {data.measured} images of {data.name}; seed {config.seed}; "
-        f"{results.seconds:.0f} s; 95 % Wilson intervals",
+        f"{results.seconds:.0f} s; 95 % intervals",
     )
     _add_row(table, "clean", results.clean_accuracy, results.n)
     if results.robust_accuracy is not None and isinstance(config, PretrainConfig):
@@ -93,7 +93,7 @@ def attack_table(run: "Run") -> Table:
     caption = (
         f"n = {results.n} {data.measured} images of {data.name}; restarts {config.restarts}; seed "
         f"{config.seed}; {half}{results.seconds:.0f} s; robust accuracies are upper bounds under "
-        "these attacks; 95 % Wilson intervals"
+        "these attacks; 95 % intervals"
     )
     title = f"{manifest.source.run}: {norm}, {config.pgd_steps} steps"
     if (trusted := headline(results.trust)) != "ok":
@@ -174,5 +174,5 @@ def _accuracy_table(title: str, caption: str) -> Table:
 
 
 def _add_row(table: Table, name: str, accuracy: float, n: int) -> None:
-    low, high = wilson_interval(round(accuracy * n), n)
+    low, high = accuracy_interval(round(accuracy * n), n)
     table.add_row(name, percent(accuracy), f"{100 * low:.1f}–{100 * high:.1f}")
