@@ -76,12 +76,23 @@ def test_each_attack_is_run_on_what_the_others_left(source: Run) -> None:
     assert torch.equal(found.worst(1), found.clean & ~(found.fell_at >= 0).flatten(0, 1).any(0))
 
 
+def test_what_is_kept_of_a_fallen_image_is_what_it_fell_to(source: Run) -> None:
+    model, split = read_model(source), measured_split()
+    found = measure(model, split, plan("pgd", "pgd-margin", "fgsm", eps=(EPS / 4, EPS / 2)))
+    labels = split.labels[found.probe]
+    wrong = ~correct(predict(model, found.adversarial), labels)
+    assert found.fallen.any()
+    assert torch.equal(wrong, ~found.worst(1)[found.probe])
+    moved = (found.adversarial - split.images[found.probe].float() / 255).abs().amax()
+    assert moved <= EPS / 2 + 1e-6
+
+
 def test_the_summary_counts_what_the_verdicts_say() -> None:
     clean = torch.tensor([True, True, True, True, False])
     fell_at = torch.tensor(
         [
             [[STANDS, 3, STANDS, STANDS, UNTRIED], [STANDS, UNTRIED, STANDS, STANDS, UNTRIED]],
-            [[STANDS, 2, 0, STANDS, UNTRIED], [STANDS, UNTRIED, UNTRIED, 7, UNTRIED]],
+            [[STANDS, STANDS, 0, STANDS, UNTRIED], [STANDS, UNTRIED, UNTRIED, 7, UNTRIED]],
         ]
     )
     last = torch.tensor([[True, True, True, True, False], [True, False, True, True, False]])
@@ -92,7 +103,7 @@ def test_the_summary_counts_what_the_verdicts_say() -> None:
     small, large = results.by_eps
     assert (small.robust_accuracy, large.robust_accuracy) == (0.6, 0.2)
     assert [(a.attacked, a.fell, a.alone, a.robust_accuracy) for a in large.added] == [
-        (4, 2, 0.4, 0.4),
+        (4, 1, 0.4, 0.4),  # one more had fallen at the smaller eps
         (2, 1, None, 0.2),
     ]
     assert large.final_iterate_accuracy == 0.6

@@ -47,6 +47,7 @@ from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
 from cartl_cli.core.trusting import checked
 from cartl_cli.core.values import shown_pixels
 
+VERDICTS = "verdicts.safetensors"  # of a checkpoint
 SMALL = 100  # images below which an interval is too wide to say much
 LARGE_EPS = 16 / 255  # above it, a change of a colour image is plain to see
 
@@ -132,9 +133,6 @@ def attack(
         checks = checked(config, plan, model, split, verdicts, before, clean, classes, autocast)
         results = summary(plan, verdicts, checks, seconds())
         return recording.finish_attack(run, {**verdicts.outcomes(), "indices": indices}, results)
-
-
-VERDICTS = "verdicts.safetensors"
 
 
 def chosen_images(config: AttackConfig, split: Split) -> torch.Tensor:
