@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 from cartl_cli.core import recording, runs
+from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
-from cartl_cli.core.attacks.suite import INDEPENDENT
+from cartl_cli.core.attacks.suite import INDEPENDENT, PGD
 from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.registry import load_data_set
@@ -65,6 +66,8 @@ def attack(
     Raises UsageError, RunError or DataError before any work, StoppedError once a signal asked to
     stop and the verdicts so far are saved.
     """
+    if "autoattack" in config.attacks:
+        require_autoattack()
     device = resolve_device(config.device)
     recording.check_place(session)
     model = runs.read_model(attacked).to(device)
@@ -157,7 +160,7 @@ def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float)
             robust_accuracy=share(verdicts.worst(number)),
             interval=accuracy_interval(int(verdicts.worst(number).sum()), n),
             final_iterate_accuracy=(
-                share(verdicts.last[number]) if plan.attacks[0] in INDEPENDENT else None
+                share(verdicts.last[number]) if plan.attacks[0] in PGD else None
             ),
             added=tuple(
                 Added(

@@ -86,7 +86,9 @@ SaveEvery = Annotated[
     AfterValidator(check_interval),
     Field(description="Save the state every so many minutes (10m) or steps (500), to resume."),
 ]
-AttackName = Literal["fgsm", "pgd", "pgd-margin", "apgd-ce", "apgd-t", "square", "feature"]
+AttackName = Literal[
+    "fgsm", "pgd", "pgd-margin", "apgd-ce", "apgd-t", "square", "feature", "autoattack"
+]
 Norm = Literal["linf", "l2"]
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
@@ -257,8 +259,8 @@ class AttackConfig(BaseModel):
         BeforeValidator(parse_list),
         Field(
             min_length=1,
-            description="Attacks, as a,b: fgsm, pgd, pgd-margin, apgd-ce, apgd-t, square, feature; "
-            "strong: pgd-margin and apgd-t.",
+            description="Attacks, as a,b: fgsm, pgd, pgd-margin, apgd-ce, apgd-t, square, feature, "
+            "autoattack; strong: pgd-margin and apgd-t.",
         ),
     ] = ("pgd", "strong")
     norm: Annotated[Norm, Field(description="Norm of the ball.")] = "linf"

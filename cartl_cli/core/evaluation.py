@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.attacks.pgd import Budget, Outcome, correct, predict
-from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, Setting
+from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, PGD, Batch, Setting
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.losses import margin
@@ -57,7 +57,7 @@ class Verdicts:
     ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
     ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
     ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
-    the paper counts, if that attack is one of ``INDEPENDENT``. ``probe`` (P,): rising numbers of
+    the paper counts, if that attack is one of ``PGD``. ``probe`` (P,): rising numbers of
     the images whose ``adversarial`` (P, C, H, W) is kept, where one fell or was last led to.
     """
 
@@ -150,7 +150,7 @@ def robustness(
         if number < done:
             continue
         name, rows = plan.attacks[attack], places[batch]
-        to_the_end = attack == restart == 0 and name in INDEPENDENT
+        to_the_end = attack == restart == 0 and name in PGD
         if to_the_end:
             right = verdicts.clean
         elif name in INDEPENDENT:
@@ -182,7 +182,8 @@ def _attack(
     part = split.take(targets)
     try:
         with autocast:
-            return ATTACKS[name](model, _pixels(part.images), part.labels, targets, budget, setting)
+            batch = Batch(_pixels(part.images), part.labels, targets)
+            return ATTACKS[name](model, batch, budget, setting)
     except torch.OutOfMemoryError:
         if len(targets) == 1:
             raise

@@ -21,6 +21,7 @@ OBJECTIVE: dict[AttackName, Objective] = {
     "pgd-margin": margin,
     "apgd-t": margin,
     "square": margin,
+    "autoattack": margin,
 }
 """What each attack raises, as far as the short attacks within the checks can follow it."""
 

@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from cartl_cli.core.attacks.apgd import apgd, apgd_targeted
+from cartl_cli.core.attacks.autoattack import autoattack
 from cartl_cli.core.attacks.feature import feature_attack
 from cartl_cli.core.attacks.geometry import scatter
 from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, attack, counted_noise
@@ -15,7 +16,7 @@ from cartl_cli.core.config import AttackName
 from cartl_cli.core.losses import cross_entropy, margin
 from cartl_cli.core.models.blocks import BlockModel
 
-TARGETS = 9  # wrong classes that apgd-t aims at, as AutoAttack does
+WRONG_CLASSES = 9  # at most that targeted attacks aim at, as in AutoAttack
 
 
 @dataclass(frozen=True)
@@ -32,95 +33,78 @@ class Setting:
     to_the_end: bool
 
 
-Attack = Callable[[BlockModel, Tensor, Tensor, Tensor, Budget, Setting], Outcome]
-"""(model, images, labels, indices of the images in the data set, budget, setting) → Outcome."""
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, C, H, W) in [0, 1], their labels (B,) and their ``indices`` (B,) in the data."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
 
 
-def start(
-    images: Tensor, indices: Tensor, budget: Budget, setting: Setting, purpose: str = "attack start"
-) -> Tensor:
-    """A random start that belongs to each image and restart."""
+Attack = Callable[[BlockModel, Batch, Budget, Setting], Outcome]
+
+
+def start(batch: Batch, budget: Budget, setting: Setting, purpose: str = "attack start") -> Tensor:
+    """A random start (B, C, H, W) that belongs to each image and restart."""
+    images, indices = batch.images, batch.indices
     noise = counted_noise(images, setting.seed, purpose, setting.restart, indices)
     return scatter(images, noise, budget.eps, budget.norm)
 
 
 def _pgd(
-    objective: Objective,
-    model: BlockModel,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    budget: Budget,
-    setting: Setting,
+    objective: Objective, model: BlockModel, batch: Batch, budget: Budget, setting: Setting
 ) -> Outcome:
-    begun = start(images, indices, budget, setting)
+    begun = start(batch, budget, setting)
+    images, labels = batch.images, batch.labels
     return attack(model, images, labels, begun, budget, objective, setting.to_the_end)
 
 
-def _fgsm(
-    model: BlockModel,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    budget: Budget,
-    setting: Setting,
-) -> Outcome:
+def _fgsm(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
     """One step of size ε from the image itself (Goodfellow et al. 2015)."""
     one = replace(budget, steps=1, step_size=budget.eps)
-    return attack(model, images, labels, images, one, cross_entropy, False)
+    images = batch.images
+    return attack(model, images, batch.labels, images, one, cross_entropy, False)
 
 
-def _apgd_ce(
-    model: BlockModel,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    budget: Budget,
-    setting: Setting,
-) -> Outcome:
-    begun = start(images, indices, budget, setting)
-    return apgd(model, images, labels, begun, budget, cross_entropy)
+def _apgd_ce(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
+    begun = start(batch, budget, setting)
+    return apgd(model, batch.images, batch.labels, begun, budget, cross_entropy)
 
 
-def _apgd_t(
-    model: BlockModel,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    budget: Budget,
-    setting: Setting,
-) -> Outcome:
+def _apgd_t(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
+    """A third of the steps towards each class: what falls at all falls early, docs/strength.md."""
+
     def start_of(target: int, rows: Tensor) -> Tensor:
-        purpose = f"attack start towards {target}"
-        return start(images[rows], indices[rows], budget, setting, purpose)
+        some = Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
+        return start(some, budget, setting, f"attack start towards {target}")
 
-    return apgd_targeted(model, images, labels, start_of, budget, TARGETS)
-
-
-def _square(
-    model: BlockModel,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    budget: Budget,
-    setting: Setting,
-) -> Outcome:
-    seed = setting.seed + 2**32 * setting.restart  # seeds are below 2**32
-    draws = counted_draws(images, seed, indices, setting.queries, budget.norm)
-    return square(model, images, labels, draws, replace(budget, steps=setting.queries))
+    third = replace(budget, steps=-(-budget.steps // 3))
+    return apgd_targeted(model, batch.images, batch.labels, start_of, third, WRONG_CLASSES)
 
 
-def _feature(
-    model: BlockModel,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    budget: Budget,
-    setting: Setting,
-) -> Outcome:
-    begun = start(images, indices, budget, setting)
+def _square(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
+    draws = counted_draws(
+        batch.images, _own_seed(setting), batch.indices, setting.queries, budget.norm
+    )
+    queries = replace(budget, steps=setting.queries)
+    return square(model, batch.images, batch.labels, draws, queries)
+
+
+def _feature(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
+    begun = start(batch, budget, setting)
     boundary = len(model.blocks) - setting.k
-    return feature_attack(model, images, labels, begun, budget, boundary)
+    return feature_attack(model, batch.images, batch.labels, begun, budget, boundary)
+
+
+def _autoattack(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
+    seed = _own_seed(setting)
+    return autoattack(model, batch.images, batch.labels, budget, WRONG_CLASSES, seed)
+
+
+def _own_seed(setting: Setting) -> int:
+    """A seed of each restart, for draws that do not count restarts; seeds are below 2**32."""
+    return setting.seed + 2**32 * setting.restart
 
 
 ATTACKS: Mapping[AttackName, Attack] = {
@@ -131,7 +115,12 @@ ATTACKS: Mapping[AttackName, Attack] = {
     "apgd-t": _apgd_t,
     "square": _square,
     "feature": _feature,
+    "autoattack": _autoattack,
 }
 
-INDEPENDENT: tuple[AttackName, ...] = ("pgd", "pgd-margin")
-"""Attacks that are run on all images, for a number of their own: the paper's, and its antidote."""
+PGD: tuple[AttackName, ...] = ("pgd", "pgd-margin")
+"""Attacks whose last iterate has an accuracy of its own: the paper counts it alone."""
+
+INDEPENDENT: tuple[AttackName, ...] = (*PGD, "autoattack")
+"""Attacks that are run on all images, for a number to cite: the paper's, its antidote, the
+reference."""

@@ -1,0 +1,60 @@
+"""What must hold on a GPU as well; skipped where there is none."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from cartl_cli.core.attacks.pgd import Budget, attack, predict
+from cartl_cli.core.losses import margin
+from cartl_cli.core.manifest import Run
+from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.runs import read_model
+from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
+from tests.victims import linear
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_a_verdict_is_float32_whatever_the_caller_does(source: Run, images: Tensor) -> None:
+    model = read_model(source)
+    with eval_mode(model):
+        expected = predict(model.double(), images.double())
+    model = model.float().cuda()
+    torch.backends.cudnn.allow_tf32 = True
+    with eval_mode(model), torch.autocast("cuda", dtype=torch.bfloat16):
+        found = predict(model, images.cuda())
+    assert found.dtype == torch.float32
+    assert (found.cpu() - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_attack_equals_the_closed_form_on_a_linear_model() -> None:
+    model, images, labels = linear(4)
+    expected = model.worst(images, labels, 0.01, "linf") > 0
+    assert 0 < expected.sum() < len(images)
+    model, images, labels = model.cuda(), images.cuda(), labels.cuda()
+    outcome = attack(model, images, labels, images, Budget(0.01, 0.0025, 12), margin, False)
+    assert outcome.fallen.cpu().equal(expected)
+
+
+def test_trained_attacked_and_gone_on_with(cartl: Command) -> None:
+    for command in (
+        f"pretrain --fdm-lambda 0.005 {TINY_PRETRAIN}",
+        f"transfer --neft-beta 0.4 {TINY_TRANSFER}",
+        f"transfer --source 1 {TINY_TRANSFER} --save-every 1",
+        "attack 2 --pgd-steps 5 --checks default --limit 60 --name gpu",
+        "attack 2 --pgd-steps 5 --limit 60 --device cpu --precision fp32 --name cpu",
+    ):
+        finished = cartl(*command.split(), "--json")
+        assert finished.code == 0, finished.err
+    gone_on = cartl("transfer", "--resume", 3, "--extend", "--epochs", 3, "--json")
+    assert gone_on.code == 0, gone_on.err
+    results = [
+        json.loads(cartl("attack", "--resume", name, "--json").out) for name in ("gpu", "cpu")
+    ]
+    on_gpu, on_cpu = results
+    assert on_gpu["clean_accuracy"] == pytest.approx(on_cpu["clean_accuracy"], abs=1 / 60 + 1e-9)
+    assert on_gpu["robust_accuracy"] == pytest.approx(on_cpu["robust_accuracy"], abs=2 / 60 + 1e-9)
+    failed = [c for c in on_gpu["trust"] if c["verdict"] == "fail" and c["id"].startswith("V")]
+    assert not failed
