@@ -15,16 +15,21 @@ from benchmarks.commands import machine, made
 from benchmarks.gain import ATTACK, FDM_LAMBDA, NEFT_BETA, K, table
 
 
+def halves(archive: Path) -> tuple[str, str]:
+    """The classes of a zip of images, every other one, as ``--classes`` takes them."""
+    with zipfile.ZipFile(archive) as opened:
+        parts = [Path(info.filename).parts for info in opened.infolist() if not info.is_dir()]
+    classes = sorted({part[-2] for part in parts if len(part) >= 3 and "train" in part})
+    return ",".join(classes[::2]), ",".join(classes[1::2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path, help="a zip of train/<class>/… and test/<class>/…")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--runs-dir", type=Path, default=Path("signs-runs"))
     options = parser.parse_args()
-    with zipfile.ZipFile(options.archive) as archive:
-        parts = [Path(info.filename).parts for info in archive.infolist() if not info.is_dir()]
-    classes = sorted({part[-2] for part in parts if len(part) >= 3 and "train" in part})
-    even, odd = ",".join(classes[::2]), ",".join(classes[1::2])
+    even, odd = halves(options.archive)
     source = ["--dataset", options.archive, "--classes", even, "--arch", "wrn-16-2", "--k", K]
     source += ["--epochs", options.epochs]
     target = [

@@ -1,0 +1,182 @@
+"""How much of CARTL survives a strong attack: the table and plot of docs/strength.md.
+
+    python -m benchmarks.survival                       built-in data, three seeds
+    python -m benchmarks.survival --signs gtsrb.zip     and traffic signs, even → odd classes
+
+For each k: vanilla and NEFT targets from one plain adversarially trained source model, and CARTL
+from a source model with FDM at that k. Each is attacked with the default attack and with AutoAttack
+on all images. A run in the folder is used again, an unfinished one gone on with.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.commands import machine, made, progress
+from benchmarks.gain import FDM_LAMBDA
+from benchmarks.signs import halves
+
+NEFT = ("--freeze-bn", "affine", "--neft-beta")
+METHODS: dict[str, tuple[object, ...]] = {
+    "vanilla": (),
+    "NEFT β 1": (*NEFT, 1),
+    "NEFT β 0.6": (*NEFT, 0.6),
+    "NEFT β 0.4": (*NEFT, 0.4),
+    "CARTL": (*NEFT, 0.4),
+}
+ATTACK = (
+    "--attack",
+    "pgd,strong,autoattack",
+    "--pgd-steps",
+    100,
+    "--checks",
+    "off",
+    "--batch-size",
+    500,
+)
+COLUMNS = ("clean", "pgd", "strong", "autoattack")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A pair of data sets: what ``pretrain``, ``transfer`` and ``attack`` are told about it."""
+
+    name: str
+    seed: int
+    source: tuple[object, ...] = ()
+    target: tuple[object, ...] = ()
+    attack: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attacked target model. Accuracies in percent; ``strong`` is the default attack's."""
+
+    scene: str
+    seed: int
+    method: str
+    k: int
+    n: int
+    clean: float
+    pgd: float
+    strong: float
+    autoattack: float
+
+
+def scenes(seeds: Iterable[int], archive: Path | None) -> list[Scene]:
+    found = [Scene("shapes", seed) for seed in seeds]
+    if archive is not None:
+        even, odd = halves(archive)
+        source = ("--dataset", archive, "--classes", even, "--arch", "wrn-16-2", "--epochs", 20)
+        target = ("--dataset", archive, "--classes", odd, "--epochs", 20)
+        found.insert(0, Scene("signs", 0, source, target, ("--limit", 420)))
+    return found
+
+
+def pretrained(runs_dir: Path, scene: Scene, k: int | None) -> None:
+    """A source model, with FDM at ``k`` or without."""
+    fdm = ("--k", k, "--fdm-lambda", FDM_LAMBDA) if k else ("--k", 6)
+    made(
+        runs_dir,
+        _source(scene, k),
+        "pretrain",
+        *scene.source,
+        *fdm,
+        "--seed",
+        scene.seed,
+        threads=1,
+    )
+
+
+def attacked(runs_dir: Path, scene: Scene, method: str, k: int) -> Row:
+    """A target model and what is left of it."""
+    source = _source(scene, k if method == "CARTL" else None)
+    name = f"{scene.name}-{scene.seed}-{method.replace(' ', '-').replace('β-', '')}-k{k}"
+    settings = (*scene.target, *METHODS[method], "--source", source, "--k", k, "--seed", scene.seed)
+    made(runs_dir, name, "transfer", *settings, threads=1)
+    result = made(runs_dir, f"{name}-attack", "attack", name, *ATTACK, *scene.attack, threads=1)
+    by_attack = {added["attack"]: added for added in result["by_eps"][-1]["added"]}
+    return Row(
+        scene.name,
+        scene.seed,
+        method,
+        k,
+        result["n"],
+        100 * result["clean_accuracy"],
+        100 * by_attack["pgd"]["alone"],
+        100 * by_attack["apgd-t"]["robust_accuracy"],
+        100 * by_attack["autoattack"]["alone"],
+    )
+
+
+def _source(scene: Scene, k: int | None) -> str:
+    return f"{scene.name}-{scene.seed}-source-{f'fdm-k{k}' if k else 'at'}"
+
+
+def everything(tasks: Iterable[Callable[[], Any]], jobs: int) -> list[Any]:
+    """What the tasks give; one that fails is told, and the others go on."""
+
+    def tried(task: Callable[[], Any]) -> Any:
+        try:
+            return task()
+        except SystemExit as failure:
+            progress.print(f"failed with exit code {failure.code}", style="bold red")
+            return None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [done for done in pool.map(tried, tasks) if done is not None]
+
+
+def markdown(rows: list[Row]) -> str:
+    """One line for each scene, method and k: means over the seeds."""
+    lines = [
+        "| data | method | k | clean | PGD-100 | strong | AutoAttack |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (scene, method, k), group in grouped(rows).items():
+        values = (f"{mean(getattr(row, name) for row in group):.1f}" for name in COLUMNS)
+        lines.append(f"| {scene} | {method} | {k} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def grouped(rows: list[Row]) -> dict[tuple[str, str, int], list[Row]]:
+    """The rows of each scene, method and k, in that order."""
+    order = list(METHODS)
+    keys = {(row.scene, row.method, row.k) for row in rows}
+    return {
+        key: [row for row in rows if (row.scene, row.method, row.k) == key]
+        for key in sorted(keys, key=lambda key: (key[0], order.index(key[1]), key[2]))
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--signs", type=Path, help="a zip of train/<class>/… and test/<class>/…")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--k", type=int, nargs="+", default=[6, 4, 8, 2, 1])
+    parser.add_argument("--jobs", type=int, default=1, help="commands at the same time")
+    parser.add_argument("--runs-dir", type=Path, default=Path("survival-runs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/survival.json"))
+    options = parser.parse_args()
+    chosen, runs_dir = scenes(options.seeds, options.signs), options.runs_dir
+    sources = product((None, *options.k), chosen)
+    everything((partial(pretrained, runs_dir, scene, k) for k, scene in sources), options.jobs)
+    targets = product(options.k, METHODS, chosen)
+    rows = everything(
+        (partial(attacked, runs_dir, scene, method, k) for k, method, scene in targets),
+        options.jobs,
+    )
+    made_by = {"machine": machine(), "rows": [asdict(row) for row in rows]}
+    options.out.write_text(json.dumps(made_by, indent=1) + "\n")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
