@@ -143,7 +143,8 @@ def unreadable(
     try:
         found = read_run(folder)
         status = found.manifest.status
-        for record in (found.manifest.weights, found.manifest.outcomes):
+        kept = found.manifest
+        for record in (kept.weights, kept.outcomes, kept.adversarial):
             if record is not None:
                 tensors.read_recorded(folder, record)
         newest = checkpoints.newest(found, lambda line: None)

@@ -1,12 +1,13 @@
 """The adversarial images as files: written, read back from the disk, and predicted again."""
 
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import encode_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from cartl_cli.core import runs, storage
 from cartl_cli.core.attacks.pgd import correct, predict
@@ -49,7 +50,7 @@ def save(
     file = storage.describe(FILE, content)
     names = picture_names(run.manifest.model.classes, labels, indices)
     pictures = {
-        name: encode_png(image).numpy().tobytes()
+        name: png(image)
         for name, image in zip(names, eight_bits(verdicts.adversarial.cpu()), strict=True)
     }
     try:
@@ -98,6 +99,13 @@ def read_saved(run: Run, file: FileRecord, count: int) -> dict[str, Tensor]:
 def eight_bits(images: Tensor) -> Tensor:
     """Images in [0, 1] to uint8 0..255, same shape."""
     return (images * 255).round().to(torch.uint8)
+
+
+def png(image: Tensor) -> bytes:
+    """A uint8 image (C, H, W) as a PNG file."""
+    file = io.BytesIO()
+    to_pil_image(image).save(file, "PNG")
+    return file.getvalue()
 
 
 def right(model: BlockModel, batches: Iterable[Tensor], labels: Tensor) -> Tensor:
