@@ -82,7 +82,8 @@ def _drawn(gallery: "Gallery") -> bytes:
                 fitting = _cut(line, side, TEXT, length)
                 write(fitting, left + side / 2, below + 17 * number, TEXT, colour)
         write(f"image {image.index}", lefts[2] + side / 2, below, TEXT, GREY)
-    legend = f"true → predicted; mid grey: no change; ±{shown_pixels(reach)} fills the range"
+    filling = shown_pixels(reach) if gallery.norm == "linf" else f"{reach:.3g}"
+    legend = f"true → predicted; mid grey: no change; ±{filling} fills the range"
     write(legend, MARGIN, height - 16, TEXT, GREY, "left")
     file = io.BytesIO()
     canvas.print_figure(file, dpi=DPI, format="png")
@@ -99,7 +100,7 @@ def _reach(gallery: "Gallery") -> float:
 def _cut(text: str, room: float, font: FontProperties, length: Length) -> str:
     """As much of a text as there is room for, in pixels."""
     shown = whole = printable(text)[:200]
-    while length(shown, font) > room:
+    while whole and length(shown, font) > room:
         whole = whole[:-1]
         shown = f"{whole}…"
     return shown
