@@ -45,7 +45,6 @@ INAPPLICABLE = {
     "A35": "an attack takes all classes of its run",
     "A36": "one seed, not a list",
     "A39": "verdicts are float32 from the start; there is no second look",
-    "A40": "adversarial images are not saved",
 }
 
 

@@ -143,7 +143,8 @@ def unreadable(
     try:
         found = read_run(folder)
         status = found.manifest.status
-        for record in (found.manifest.weights, found.manifest.outcomes):
+        kept = found.manifest
+        for record in (kept.weights, kept.outcomes, kept.adversarial):
             if record is not None:
                 tensors.read_recorded(folder, record)
         newest = checkpoints.newest(found, lambda line: None)
@@ -152,7 +153,8 @@ def unreadable(
     if completed and status != "completed":
         return [f"completion was acknowledged, found {status}"]
     if found.manifest.kind == "attack" and status == "completed":
-        return []  # its checkpoints have done their work
+        left = tiny.left(folder)  # its checkpoints have done their work
+        return [f"{name} is lost" for name in run.left if left.get(name) != run.left[name]]
     if newest is None:
         return [] if acknowledged == 0 else [f"step {acknowledged} lost"]
     position, files = newest

@@ -16,7 +16,7 @@ from tests.crashes import (
 )
 from tests.disks import FAULTS, MODELS, FaultyDisk, Survives, disk
 
-NAMES = ("pretrain", "neft", "attack")
+NAMES = ("pretrain", "neft", "attack", "saving")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def undisturbed_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undi
     code, said = call([*tiny.command("pretrain")[:-1], "source"], root / "base")
     assert code == 0, said
     base = root / "base" / "runs"
-    before = {"pretrain": root / "nothing", "neft": base, "attack": base}
+    before = dict.fromkeys(NAMES, base) | {"pretrain": root / "nothing"}
     return {name: undisturbed(name, before[name], root / name) for name in NAMES}
 
 

@@ -79,11 +79,11 @@ def test_each_attack_is_run_on_what_the_others_left(source: Run) -> None:
 def test_what_is_kept_of_a_fallen_image_is_what_it_fell_to(source: Run) -> None:
     model, split = read_model(source), measured_split()
     found = measure(model, split, plan("pgd", "pgd-margin", "fgsm", eps=(EPS / 4, EPS / 2)))
-    labels = split.labels[found.probe]
+    labels = split.labels[found.kept]
     wrong = ~correct(predict(model, found.adversarial), labels)
     assert found.fallen.any()
-    assert torch.equal(wrong, ~found.worst(1)[found.probe])
-    moved = (found.adversarial - split.images[found.probe].float() / 255).abs().amax()
+    assert torch.equal(wrong, ~found.worst(1)[found.kept])
+    moved = (found.adversarial - split.images[found.kept].float() / 255).abs().amax()
     assert moved <= EPS / 2 + 1e-6
 
 

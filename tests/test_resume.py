@@ -71,15 +71,16 @@ def test_c43_c45_resume_matrix(
 
 @pytest.mark.parametrize("stop", SIGNALS)
 @pytest.mark.parametrize("batch", range(1, tiny.BATCHES + 1))
+@pytest.mark.parametrize("name", ["attack", "saving"])
 def test_a28_an_attack_goes_on_with_the_same_outcome(
-    folder: Path, straight: dict[str, Any], stop: str, batch: int
+    folder: Path, straight: dict[str, Any], name: str, stop: str, batch: int
 ) -> None:
-    stopped = run(tiny.command("attack"), folder, Sabotage(batch, SIGNALS[stop]))
+    stopped = run(tiny.command(name), folder, Sabotage(batch, SIGNALS[stop]))
     assert stopped.code == {"SIGTERM": 143, "SIGKILL": -9}[stop]
-    went_on = run(tiny.resume("attack"), folder)
+    went_on = run(tiny.resume(name), folder)
     assert went_on.code == 0, went_on.err
     assert f"going on after batch {batch} of {tiny.BATCHES}" in went_on.err
-    assert tiny.left(folder / "runs" / "attack") == straight["attack"]
+    assert tiny.left(folder / "runs" / name) == straight[name]
 
 
 @pytest.mark.parametrize(

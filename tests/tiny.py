@@ -18,6 +18,7 @@ COMMANDS = {
     "attack": "attack source --attack pgd,pgd-margin --pgd-steps 2 --batch-size 4 --eps 2/255 "
     "--save-every 1 --checks off --device cpu --name attack",
 }
+COMMANDS["saving"] = COMMANDS["attack"].replace("--name attack", "--save-adversarial --name saving")
 STEPS = 6  # of each training; an epoch has three
 BATCHES = 4  # of the attack
 
@@ -57,7 +58,7 @@ def left(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / "manifest.json").read_text())
     results = {k: v for k, v in manifest["results"].items() if k != "seconds"}
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("ckpt-*/*.safetensors")])
-    files += list(folder.glob("metrics.jsonl"))
+    files += [*folder.glob("metrics.jsonl"), *sorted(folder.glob("adversarial/*/*.png"))]
     digests = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files

@@ -22,7 +22,9 @@ from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import CartlError
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import AttackResults
+    from cartl_cli.core.manifest import AttackResults, Run
+
+PICTURE = "adversarial.png"
 
 
 @flags_from(AttackConfig)
@@ -67,6 +69,7 @@ def attack(
             "run": attacked.name,
             "attack": run.name,
             "folder": str(run.folder),
+            "measured": run.manifest.data.measured,
             "steps": chosen.pgd_steps,
             "restarts": chosen.restarts,
             **numbers(run.attack_results),
@@ -85,9 +88,31 @@ def attack(
             say(f"all {len(run.attack_results.trust)} checks that the attack worked have passed")
         if other:
             tables.show(tables.difference_table(run, other, differences))
+    if chosen.save_adversarial:
+        draw(run, attacked, opened.session.cache_dir)
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")
+
+
+def draw(run: "Run", attacked: "Run", cache_dir: Path | None) -> None:
+    """Put a picture of a few adversarial images into the run folder, unless it is there."""
+    from cartl_cli.core.gallery import gallery
+    from cartl_cli.core.storage import exists, write_whole
+    from cartl_cli.display.progress import say
+
+    path = run.folder / PICTURE
+    if exists(path):
+        return
+    try:
+        from cartl_cli.display.pictures import attack_grid
+    except ImportError:
+        say(f"note: no {PICTURE} without matplotlib: pip install 'cartl[plot]', then --resume")
+        return
+    try:
+        write_whole(path, attack_grid(gallery(run, attacked, cache_dir)))
+    except CartlError as error:  # the numbers are there: a missing picture is no reason to fail
+        say(f"warning: no {PICTURE}: {error}")
 
 
 def numbers(results: "AttackResults") -> dict[str, Any]:
@@ -108,5 +133,6 @@ def numbers(results: "AttackResults") -> dict[str, Any]:
         "by_eps": [found.model_dump() for found in results.by_eps],
         "headline": headline(results.trust),
         "trust": [check.model_dump() for check in results.trust],
+        "saved": results.saved.model_dump() if results.saved else None,
         "seconds": results.seconds,
     }

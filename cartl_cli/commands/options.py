@@ -93,11 +93,14 @@ def _option(name: str, field: FieldInfo) -> Any:
     if is_positional(field):
         return Annotated[str | None, typer.Argument(help=field.description, show_default=False)]
     kind: Any = str if choices is None or get_origin(field.annotation) is tuple else choices
+    names = flag(name)
+    if field.annotation is bool:
+        kind, names = bool, f"{names} / --no-{name.replace('_', '-')}"
     shown = _shown_default(name, field.default)
     return Annotated[
         kind | None,
         typer.Option(
-            flag(name),
+            names,
             help=f"{field.description} (default: {shown})" if shown else field.description,
             show_default=False,
             metavar=_metavar(kind, parts),
@@ -111,7 +114,9 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return (annotation, *(found for part in inner for found in _parts(part)))
 
 
-def _metavar(kind: Any, parts: tuple[Any, ...]) -> str:
+def _metavar(kind: Any, parts: tuple[Any, ...]) -> str | None:
+    if kind is bool:
+        return None
     if kind is not str:
         return "|".join(get_args(kind))
     if any(get_origin(part) is tuple for part in parts):
@@ -120,7 +125,7 @@ def _metavar(kind: Any, parts: tuple[Any, ...]) -> str:
 
 
 def _shown_default(name: str, default: Any) -> str:
-    if default is None or default == ():
+    if default is None or default is False or default == ():
         return ""
     values = default if isinstance(default, tuple) else (default,)
     return ",".join(shown_pixels(value) if name == "eps" else f"{value}" for value in values)

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from cartl_cli.core import recording, runs
+from cartl_cli.core import recording, runs, saving
 from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT, PGD
 from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig
-from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import DataError, RunError, UsageError
@@ -22,7 +21,6 @@ from cartl_cli.core.evaluation import (
     Verdicts,
     robustness,
     share,
-    stratified,
     unattacked,
 )
 from cartl_cli.core.manifest import (
@@ -42,6 +40,7 @@ from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.recording import Session
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.core.stopping import stop_signals
+from cartl_cli.core.targets import chosen_images, load_targets
 from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
@@ -60,7 +59,7 @@ def attack(
     report: Callable[[int, int], None],
     force: bool,
 ) -> Run:
-    """Attack a finished run's model on the images that measure it, as a run of its own.
+    """Attack a finished run's model, on the images that measure it or others, as a run of its own.
 
     ``report`` gets (images attacked, in all), an image counting once for each loss and restart.
     Raises UsageError, RunError or DataError before any work, StoppedError once a signal asked to
@@ -72,29 +71,10 @@ def attack(
     recording.check_place(session)
     model = runs.read_model(attacked).to(device)
     trained = attacked.manifest
-    data = load_data_set(
-        config.dataset or attacked.training.dataset,
-        attacked.training.classes,
-        trained.model.image_size,
-        attacked.training.val_fraction,
-        attacked.training.seed,
-        session.cache_dir,
-    )
-    check_classes(attacked, data)
+    data = load_targets(config, attacked, session.cache_dir)
     indices = chosen_images(config, data.evaluation)
     split = data.evaluation.take(indices).to(device)
-    budgets = tuple(
-        Budget(eps, config.step(eps), config.pgd_steps, config.norm) for eps in config.eps
-    )
-    plan = Plan(
-        config.attacks,
-        budgets,
-        config.restarts,
-        config.queries,
-        trained.k,
-        config.seed,
-        config.batch_size,
-    )
+    plan = plan_of(config, trained.k)
     precision = resolve_precision(config.precision, device)
 
     draft = Manifest(
@@ -109,13 +89,10 @@ def attack(
     )
     if session.resume is None and not force:
         _refuse_repeat(session, draft)
-    for note in data.notes:
+    for note in (*data.notes, *notes(config, data)):
         session.say(note)
-    if "apgd-t" in config.attacks and len(data.classes) < 4:
-        session.say("note: with fewer than 4 classes apgd-t aims with the margin, not the DLR loss")
-    if config.norm == "linf" and config.eps[-1] > LARGE_EPS:
-        session.say(f"note: eps {shown_pixels(config.eps[-1])} is unusual for images of this kind")
-    with recording.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
+    size = 8 * len(split) + (saving.size(split) if config.save_adversarial else 0)
+    with recording.written(session, draft, size) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
         began, before = time.monotonic(), snapshot(model)
         position, verdicts = _begun(run, model, split, plan, session)
@@ -134,20 +111,39 @@ def attack(
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
         classes = len(data.classes)
         checks = checked(config, plan, model, split, verdicts, before, clean, classes, autocast)
-        results = summary(plan, verdicts, checks, seconds())
-        return recording.finish_attack(run, {**verdicts.outcomes(), "indices": indices}, results)
+        file, saved = None, None
+        if config.save_adversarial:
+            file, saved = saving.save(run, attacked, split, indices, verdicts, session.say)
+        results = summary(plan, verdicts, checks, seconds()).model_copy(update={"saved": saved})
+        outcomes = {**verdicts.outcomes(), "indices": indices}
+        return recording.finish_attack(run, outcomes, results, file)
 
 
-def chosen_images(config: AttackConfig, split: Split) -> torch.Tensor:
-    """Indices of the images to attack: all, or a seeded stratified ``limit`` of them.
+def plan_of(config: AttackConfig, k: int) -> Plan:
+    """What the settings ask for, on a model with a sub-model of ``k`` blocks."""
+    budgets = tuple(
+        Budget(eps, config.step(eps), config.pgd_steps, config.norm) for eps in config.eps
+    )
+    return Plan(
+        config.attacks,
+        budgets,
+        config.restarts,
+        config.queries,
+        k,
+        config.seed,
+        config.batch_size,
+        config.save_adversarial,
+    )
 
-    Raises UsageError if there are not so many.
-    """
-    if config.limit is None:
-        return torch.arange(len(split))
-    if config.limit > len(split):
-        raise UsageError(f"--limit: must be 1..{len(split)}, got {config.limit}")
-    return stratified(split.labels, config.limit, config.seed, "limit")
+
+def notes(config: AttackConfig, data: DataSet) -> list[str]:
+    """What is unusual about an attack before it begins."""
+    found, eps = [], config.eps[-1]
+    if "apgd-t" in config.attacks and len(data.classes) < 4:
+        found.append("with fewer than 4 classes apgd-t aims with the margin, not the DLR loss")
+    if config.norm == "linf" and eps > LARGE_EPS:
+        found.append(f"eps {shown_pixels(eps)} is unusual for images of this kind")
+    return [f"note: {line}" for line in found]
 
 
 def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float) -> AttackResults:
@@ -257,18 +253,3 @@ def check_clean(
         return None
     same_device = attacked.manifest.versions.get("device") == str(device)
     return CleanAccuracy(clean, expected.clean_accuracy, same_device)
-
-
-def check_classes(run: Run, data: DataSet) -> None:
-    """Refuse data whose classes are not the run's, in the run's order. Raises DataError."""
-    expected, found = run.manifest.model.classes, data.classes
-    if len(expected) != len(found):
-        raise DataError(f"run {run.name!r} has {len(expected)} classes, data has {len(found)}")
-    for place, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-        if ours != theirs and set(expected) == set(found):
-            raise DataError(
-                f"class order differs: {ours!r} is {found.index(ours)} in the data, {place} in "
-                f"run {run.name!r}"
-            )
-        if ours != theirs:
-            raise DataError(f"class names differ: {ours!r} in run {run.name!r}, {theirs!r} in data")

@@ -90,6 +90,7 @@ AttackName = Literal[
     "fgsm", "pgd", "pgd-margin", "apgd-ce", "apgd-t", "square", "feature", "autoattack"
 ]
 Norm = Literal["linf", "l2"]
+SplitName = Literal["test", "val", "train"]
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
 
@@ -254,6 +255,10 @@ class AttackConfig(BaseModel):
     dataset: Annotated[
         str | None, Field(description="Data set to attack on (default: the run's own).")
     ] = None
+    split: Annotated[
+        SplitName | None,
+        Field(description="Images to attack (default: those the run was measured on)."),
+    ] = None
     attack: Annotated[
         tuple[AttackName | Literal["strong"], ...],
         BeforeValidator(parse_list),
@@ -280,6 +285,9 @@ class AttackConfig(BaseModel):
     limit: Annotated[
         Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
     ] = None
+    save_adversarial: Annotated[
+        bool, Field(description="Keep the adversarial images of the largest eps, with a picture.")
+    ] = False
     batch_size: BatchSize = 64
     seed: Seed = 0
     device: Device = "auto"

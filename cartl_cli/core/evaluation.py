@@ -26,7 +26,8 @@ class Plan:
     """``attacks`` one after another at each of the rising ``eps``, ``restarts`` times each.
 
     An attack is run on the images that still stand; those in ``INDEPENDENT`` on all that are right
-    when clean, so that their own accuracy can be cited.
+    when clean, so that their own accuracy can be cited. With ``keep_all`` the adversarial
+    images of all are kept, not those of the probe alone.
     """
 
     attacks: tuple[AttackName, ...]
@@ -36,6 +37,7 @@ class Plan:
     k: int
     seed: int
     batch_size: int
+    keep_all: bool = False
 
     def rounds(self, count: int) -> list[tuple[int, int, int, int]]:
         """(eps, attack, restart, batch) by number, in the order in which they are done."""
@@ -57,15 +59,15 @@ class Verdicts:
     ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
     ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
     ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
-    the paper counts, if that attack is one of ``PGD``. ``probe`` (P,): rising numbers of
-    the images whose ``adversarial`` (P, C, H, W) is kept, where one fell or was last led to.
+    the paper counts, if that attack is one of ``PGD``. ``kept`` (K,): rising numbers of the images
+    whose ``adversarial`` (K, C, H, W) is kept, where one fell or was last led to.
     """
 
     clean: Tensor
     margin: Tensor
     fell_at: Tensor
     last: Tensor
-    probe: Tensor
+    kept: Tensor
     adversarial: Tensor
 
     @property
@@ -74,10 +76,14 @@ class Verdicts:
         return (self.fell_at >= 0).flatten(0, 1).any(0)
 
     def keep(self, targets: Tensor, adversarial: Tensor) -> None:
-        """Keep what an attack made of its targets, of the probe's images that have not fallen."""
-        wanted = torch.isin(targets, self.probe) & ~self.fallen[targets]
-        places = torch.searchsorted(self.probe, targets[wanted])
+        """Keep what an attack made of its targets, where they have not fallen before."""
+        wanted = torch.isin(targets, self.kept) & ~self.fallen[targets]
+        places = torch.searchsorted(self.kept, targets[wanted])
         self.adversarial[places] = adversarial[wanted]
+
+    def adversarial_of(self, images: Tensor) -> Tensor:
+        """What is kept (M, C, H, W) of images (M,), given by number, that are all in ``kept``."""
+        return self.adversarial[torch.searchsorted(self.kept, images)]
 
     def stands_alone(self, eps: int, attack: int) -> Tensor:
         """Right under one attack at an eps and at every smaller one (N,)."""
@@ -104,7 +110,7 @@ class Verdicts:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, to go on from."""
-        return {**self.outcomes(), "probe": self.probe, "adversarial": self.adversarial}
+        return {**self.outcomes(), "kept": self.kept, "adversarial": self.adversarial}
 
 
 def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
@@ -117,10 +123,10 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     shape = (len(plan.budgets), len(plan.attacks), len(split))
     fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
     last = clean.expand(len(plan.budgets), -1).clone()
-    count = min(PROBE, len(split))
-    probe = stratified(split.labels, count, plan.seed, "probe").to(clean.device)
-    adversarial = to_pixels(split.images[probe])
-    return Verdicts(clean, -margin(logits, split.labels), fell_at, last, probe, adversarial)
+    everything = torch.arange(len(split), device=clean.device)
+    kept = everything if plan.keep_all else probe_images(split.labels, plan.seed)
+    adversarial = to_pixels(split.images[kept])
+    return Verdicts(clean, -margin(logits, split.labels), fell_at, last, kept, adversarial)
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
@@ -196,6 +202,11 @@ def _attack(
         torch.cat([half.fell_at for half in halves]),
         torch.cat([half.fallen_last for half in halves]),
     )
+
+
+def probe_images(labels: Tensor, seed: int) -> Tensor:
+    """Rising numbers (at most ``PROBE``) of the images on which the checks of trust are made."""
+    return stratified(labels, min(PROBE, len(labels)), seed, "probe").to(labels.device)
 
 
 def share(verdicts: Tensor) -> float:

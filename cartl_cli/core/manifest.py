@@ -122,6 +122,21 @@ class EpsResults(BaseModel):
         return next((added.alone for added in self.added if added.attack == attack), None)
 
 
+class SavedImages(BaseModel):
+    """The saved adversarial images, read from the disk and predicted again by the model read anew.
+
+    ``accuracy`` is that on the float32 file, ``accuracy_8bit`` that on the pictures. Of the float32
+    file, ``missed`` counts robust images that are wrong, ``recovered`` fallen ones that are right.
+    """
+
+    model_config = SETTINGS
+
+    accuracy: Fraction
+    accuracy_8bit: Fraction
+    missed: Count
+    recovered: Count
+
+
 class AttackResults(BaseModel):
     """What an attack found, for each eps in rising order.
 
@@ -138,6 +153,7 @@ class AttackResults(BaseModel):
     by_eps: Annotated[tuple[EpsResults, ...], Field(min_length=1)]
     half_eps: float | None
     trust: tuple[Check, ...] = ()
+    saved: SavedImages | None = None
     seconds: float
 
 
@@ -185,6 +201,7 @@ class Manifest(BaseModel):
     source: SourceRecord | None = None
     weights: FileRecord | None = None
     outcomes: FileRecord | None = None
+    adversarial: FileRecord | None = None
     results: TrainingResults | AttackResults | None = None
     versions: dict[str, str] = {}
 

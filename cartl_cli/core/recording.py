@@ -120,9 +120,8 @@ def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     if other:
         session.say(f"note: not bit-exact here: {', '.join(other)}")
     storage.sweep(stored.folder)
-    return _write(
-        stored, status="running", config=draft.config, weights=None, outcomes=None, results=None
-    )
+    nothing = dict.fromkeys(("weights", "outcomes", "adversarial", "results"))
+    return _write(stored, status="running", config=draft.config, **nothing)
 
 
 def _check_free(folder: Path) -> None:
@@ -153,12 +152,19 @@ def finish_training(run: Run, model: BlockModel, results: TrainingResults, last_
     return _write(run, status="completed", weights=weights, results=results)
 
 
-def finish_attack(run: Run, outcomes: dict[str, torch.Tensor], results: AttackResults) -> Run:
-    """Write the per-image outcomes, then the manifest that names them."""
+def finish_attack(
+    run: Run,
+    outcomes: dict[str, torch.Tensor],
+    results: AttackResults,
+    adversarial: storage.FileRecord | None = None,
+) -> Run:
+    """Write the per-image outcomes, then the manifest that names them and ``adversarial``."""
     data = tensors.to_bytes(outcomes)
     storage.write_whole(run.folder / OUTCOMES, data)
     record = storage.describe(OUTCOMES, data)
-    return _write(run, status="completed", outcomes=record, results=results)
+    return _write(
+        run, status="completed", outcomes=record, adversarial=adversarial, results=results
+    )
 
 
 def tidy(run: Run) -> None:

@@ -76,16 +76,22 @@ def write_whole(path: Path, data: bytes) -> None:
 def commit_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     """Create a folder with all its files at once, the last named written last.
 
-    A folder already under that name is replaced. Raises StorageError as ``write_whole`` does.
+    A name may lie in one sub-folder, ``a/1.png``. A folder already under that name is replaced.
+    Raises StorageError as ``write_whole`` does.
     """
     _refuse_other(path, stat.S_ISDIR, "a folder")
+    inner = sorted({name.rpartition("/")[0] for name in contents} - {""})
 
     def commit() -> None:
         temporary, old = _temporary(path), _temporary(path)
         try:
             os.mkdir(temporary)
+            for folder in inner:
+                os.mkdir(temporary / folder)
             for name, data in contents.items():
                 _write_synced(temporary / name, data)
+            for folder in inner:
+                _sync_folder(temporary / folder)
             _sync_folder(temporary)
             if os.path.lexists(path):
                 os.rename(path, old)
@@ -172,12 +178,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _discard(path: Path) -> None:
-    """Remove a temporary file or flat folder as far as the system lets us; follows no link."""
+def _discard(path: Path, levels: int = 2) -> None:
+    """Remove a temporary file, or a folder with at most ``levels`` - 1 levels of folders in it.
+
+    As far as the system lets us; follows no link.
+    """
     with suppress(OSError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
-            for entry in list(os.scandir(path)):
-                os.unlink(entry.path)
+            for entry in list(os.scandir(path)) if levels else []:
+                _discard(Path(entry.path), levels - 1)
             os.rmdir(path)
         else:
             os.unlink(path)

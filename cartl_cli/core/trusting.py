@@ -5,7 +5,7 @@ import torch
 from cartl_cli.core.attacks.pgd import Objective
 from cartl_cli.core.config import AttackConfig, AttackName
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.evaluation import Plan, Verdicts
+from cartl_cli.core.evaluation import Plan, Verdicts, probe_images
 from cartl_cli.core.losses import cross_entropy, margin
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.trust.checks import Check
@@ -44,7 +44,8 @@ def checked(
     """
     if config.checks == "off":
         return []
-    images = split.take(verdicts.probe)
+    rows = probe_images(split.labels, plan.seed)
+    images = split.take(rows)
     losses = tuple(dict.fromkeys(OBJECTIVE[name] for name in plan.attacks))
     probe = Probe(
         model=model,
@@ -54,8 +55,8 @@ def checked(
         losses=losses,
         seed=plan.seed,
         autocast=autocast,
-        adversarial=verdicts.adversarial,
-        fallen=~verdicts.worst(len(plan.budgets) - 1)[verdicts.probe],
+        adversarial=verdicts.adversarial_of(rows),
+        fallen=~verdicts.worst(len(plan.budgets) - 1)[rows],
     )
     found = invariants(probe, before, snapshot(model), classes, clean)
     if plan.budgets[-1].eps > 0:

@@ -117,6 +117,11 @@ def attack_table(run: "Run") -> Table:
         if found.final_iterate_accuracy is not None:
             last = percent(found.final_iterate_accuracy)
             table.add_row(f"  {config.attacks[0]}, last iterate only", last)
+    if (saved := results.saved) is not None:
+        table.add_section()
+        table.add_row("saved images, read back", style="bold")
+        table.add_row("  float32", "", "", percent(saved.accuracy))
+        table.add_row("  8-bit pictures", "", "", percent(saved.accuracy_8bit))
     return table
 
 
