@@ -44,7 +44,7 @@ from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
-from cartl_cli.core.trusting import checked
+from cartl_cli.core.trusting import IMAGES, checked
 from cartl_cli.core.values import shown_pixels
 
 VERDICTS = "verdicts.safetensors"  # of a checkpoint
@@ -91,6 +91,7 @@ def attack(
         trained.k,
         config.seed,
         config.batch_size,
+        IMAGES[config.checks],
     )
     precision = resolve_precision(config.precision, device)
 
@@ -129,8 +130,7 @@ def attack(
 
         autocast = autocast_for(device, precision)
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
-        classes = len(data.classes)
-        checks = checked(config, plan, model, split, verdicts, before, clean, classes, autocast)
+        checks = checked(run, attacked, plan, model, split, verdicts, before, clean, autocast)
         results = summary(plan, verdicts, checks, seconds())
         return recording.finish_attack(run, {**verdicts.outcomes(), "indices": indices}, results)
 

@@ -16,7 +16,6 @@ from cartl_cli.core.losses import margin
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.randomness import generator
 
-PROBE = 128  # images on which the checks of trust are made
 UNTRIED = -2
 """Of an image that this attack was not run on: it is wrong when clean or has fallen before."""
 
@@ -36,6 +35,7 @@ class Plan:
     k: int
     seed: int
     batch_size: int
+    probe: int = 128  # images on which the checks of trust are made
 
     def rounds(self, count: int) -> list[tuple[int, int, int, int]]:
         """(eps, attack, restart, batch) by number, in the order in which they are done."""
@@ -117,7 +117,7 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     shape = (len(plan.budgets), len(plan.attacks), len(split))
     fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
     last = clean.expand(len(plan.budgets), -1).clone()
-    count = min(PROBE, len(split))
+    count = min(plan.probe, len(split))
     probe = stratified(split.labels, count, plan.seed, "probe").to(clean.device)
     adversarial = to_pixels(split.images[probe])
     return Verdicts(clean, -margin(logits, split.labels), fell_at, last, probe, adversarial)

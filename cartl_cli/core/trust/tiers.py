@@ -21,6 +21,7 @@ from cartl_cli.core.trust.gradients import (
 )
 from cartl_cli.core.trust.planted import planted_adversary
 from cartl_cli.core.trust.probe import Probe
+from cartl_cli.core.trust.rivals import adaptive, black_box, random_noise, single_step, transfer
 from cartl_cli.core.trust.strength import (
     eight_bits,
     logit_scale,
@@ -28,10 +29,7 @@ from cartl_cli.core.trust.strength import (
     more_steps,
     plateau,
     plausible,
-    random_noise,
     restarts,
-    single_step,
-    transfer,
     unbounded,
 )
 
@@ -56,24 +54,27 @@ def _fast(draws: int) -> tuple[Callable[[Probe], Check | None], ...]:
     )
 
 
-_MORE = (
-    monotone,
-    more_steps,
-    plateau,
-    from_source,
-    restarts,
-    logit_scale,
-    unstable_neighbours,
-    plausible,
-    eight_bits,
-)
+def _more(queries: int) -> tuple[Callable[[Probe], Check | None], ...]:
+    return (
+        monotone,
+        partial(black_box, queries=queries),
+        more_steps,
+        plateau,
+        from_source,
+        restarts,
+        logit_scale,
+        unstable_neighbours,
+        plausible,
+        eight_bits,
+    )
+
 
 CHECKS: Mapping[Tier, tuple[Callable[[Probe], Check | None], ...]] = {
     "fast": _fast(20),
-    "default": (*_fast(100), *_MORE),
-    "thorough": (*_fast(10_000), *_MORE),
+    "default": (*_fast(100), *_more(500)),
+    "thorough": (*_fast(10_000), *_more(5000), adaptive),
 }
-"""The checks of each tier; None says that a check does not apply. *thorough* wants more images."""
+"""The checks of each tier; None says that a check does not apply."""
 
 
 def strength(probe: Probe, tier: Tier) -> list[Check]:
