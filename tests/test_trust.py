@@ -167,8 +167,8 @@ def test_masked_gradients_do_not_stop_a_search_a_transfer_or_the_way_through_the
 ) -> None:
     model, honest = read_model(source), read_model(source)
     backward_gradient(model)
-    masked = probe_of(model, losses=(margin,))
-    healthy = probe_of(honest, losses=(margin,))
+    masked = replace(probe_of(model, losses=(margin,)), k=1)
+    healthy = replace(probe_of(honest, losses=(margin,)), k=1)
     assert len(masked.standing) > len(healthy.standing) + 3
     for check, name in (
         (partial(rivals.black_box, queries=100), "K6"),
@@ -224,7 +224,7 @@ def test_too_few_steps_show_in_more_steps_and_in_the_loss(source: Run) -> None:
     hasty = probe_of(model, 75, Budget(2 * EPS, EPS / 4, 2), (margin,))
     found = strength.more_steps(replace(hasty, budget=replace(hasty.budget, steps=20)))
     assert found.verdict == "warn", found.text
-    assert strength.more_steps(replace(hasty, fallen=~hasty.fallen)).value == 0
+    assert strength.more_steps(replace(hasty, fallen=torch.ones_like(hasty.fallen))).value == 0
 
 
 def test_a_robust_accuracy_above_the_ceiling_is_not_plausible(probe: Probe) -> None:
