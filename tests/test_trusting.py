@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cartl_cli.core import attacking, trusting
+from cartl_cli.core import attacking, evaluation, trusting
 from cartl_cli.core.runs import read_model, read_run, read_source
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.probe import Probe
 from tests.conftest import Command
 
-QUICK = ("--attack", "pgd", "--pgd-steps", 2, "--limit", 8, "--runs-dir", "runs")
+QUICK = ("--attack", "pgd", "--pgd-steps", 2, "--limit", 8, "--precision", "fp32")
 
 
 @pytest.fixture
@@ -30,11 +30,9 @@ def damage(path: Path) -> None:
 def test_weights_that_change_while_they_are_attacked_void_the_number(
     cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = attacking.robustness
-
     def meddled(*arguments: object) -> object:
         damage(copied / "source" / "model.safetensors")
-        return honest(*arguments)  # type: ignore[arg-type]
+        return evaluation.robustness(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(attacking, "robustness", meddled)
     done = cartl("attack", "source", *QUICK, "--json", "--strict", "--name", "first")
@@ -51,7 +49,7 @@ def test_weights_that_change_while_they_are_attacked_void_the_number(
 def test_the_number_is_an_upper_bound_in_words_and_checks_come_in_order(
     cartl: Command, copied: Path
 ) -> None:
-    done = cartl("attack", "source", *QUICK, "--eps", "4/255", "--json", "--name", "first")
+    done = cartl("attack", copied / "source", *QUICK, "--eps", "4/255", "--json", "--name", "first")
     found = json.loads(done.out)
     words = f"robust accuracy ≤ {100 * found['robust_accuracy']:.1f} % "
     assert words + "(upper bound under pgd; l-inf, eps 4/255, n = 8)" in found["in_words"]
@@ -66,13 +64,13 @@ def test_the_number_is_an_upper_bound_in_words_and_checks_come_in_order(
 def test_images_of_the_source_model_are_tried_where_it_is_still_there(
     cartl: Command, copied: Path
 ) -> None:
+    attack = ("attack", "target", *QUICK, "--checks", "default", "--json", "--force")
     names = []
-    for name in ("first", "second"):
-        done = cartl("attack", "target", *QUICK, "--checks", "default", "--json", "--name", name)
+    for place in ("source", "elsewhere"):
+        (copied / "source").rename(copied / place)
+        done = cartl(*attack)
         assert done.code == 0
         names.append({check["id"] for check in json.loads(done.out)["trust"]})
-        (copied / "source").rename(copied / "elsewhere")
-        (copied / "first").rename("away")  # else the second is a repetition
     assert names[0] - names[1] == {"K10"}
     assert {"K3", "K6", "K7", "K18"} < names[1]
 
@@ -103,6 +101,6 @@ def test_thorough_checks_are_made_on_more_images(
 
     monkeypatch.setattr(trusting, "strength", watched)
     for tier in ("fast", "thorough"):
-        where = ("--runs-dir", copied)
-        cartl("attack", "source", "--attack", "fgsm", "--checks", tier, *where)
+        quick = ("--attack", "fgsm", "--pgd-steps", 2, "--precision", "fp32")
+        assert cartl("attack", copied / "source", "--checks", tier, *quick).code == 0
     assert seen == [("fast", 128, 3), ("thorough", 150, 3)]
