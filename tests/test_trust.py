@@ -103,6 +103,7 @@ def test_a_healthy_l2_attack_passes_the_fast_checks(source: Run) -> None:
     assert probe.fallen.any()
     checks = run_checks(probe, "fast") + invariants_of(probe)
     assert [check.id for check in checks if check.verdict == "fail"] == []
+    assert rivals.black_box(probe, 20).verdict == "pass"
 
 
 def test_checks_give_the_same_verdict_twice(probe: Probe) -> None:
@@ -279,6 +280,11 @@ def test_the_fast_checks_cost_at_most_15_percent_of_an_attack(probe: Probe) -> N
         assert 128 * sum(costs) <= most * 1000 * 100
 
 
+def test_more_steps_are_made_only_with_images_that_stand(probe: Probe) -> None:
+    most = len(BOTH) * (BUDGET.steps + 2) * len(probe.standing)
+    assert 0 < passes(probe, strength.more_steps) * probe.count <= most
+
+
 def test_an_attack_may_change_nothing_of_the_model(probe: Probe) -> None:
     before = snapshot(probe.model)
     model = copy.deepcopy(probe.model)
@@ -325,6 +331,9 @@ def test_verdicts_must_be_those_of_the_adversarial_images(probe: Probe) -> None:
         invariants.verified_again(replace(probe, adversarial=probe.images), probe.model).verdict
         == "warn"
     )
+    other = copy.deepcopy(probe.model)
+    constant_output(other)
+    assert invariants.verified_again(probe, other).value
     none = torch.zeros_like(probe.fallen)
     assert invariants.verified_again(replace(probe, fallen=none), probe.model).verdict == "fail"
 
