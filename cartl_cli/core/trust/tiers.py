@@ -3,13 +3,13 @@
 In passes (forward, about half of them backward as well) of B images, S of which stand, and a PGD-N
 of two losses, at most: *fast* K1 39·B, K2 44·B, K4 2·B, K5 20·S, K9 2·S, K13 72, K14 5·B and K15 B,
 113·B in all. *default* 80·S more for K5, K3 176·B, K6 502·S, K7 2·(N + 2)·S, K8 N·S, K10 22·S, K11
-176·B, K12 88·B, K16 101·B, K18 and K19 2·B, and 44·B that K3, K11 and K12 share. *thorough* twice the
-images, 14,400·S more for K5 and K6, and K17 (N + 4)·S.
+176·B, K12 88·B, K16 101·B, K18 and K19 2·B, and 44·B that K3, K11 and K12 share. *thorough* twice
+the images, 14,400·S more for K5 and K6, and K17 (N + 4)·S.
 
 Images leave an attack when they fall. Counted on a small network with N = 100 and B = 128: *fast*
 5,200 passes where 28 % stand, 7,400 where all do, 12,000 where nothing falls at any eps: 12 % of a
-PGD-100 on 1000 images. *default* 65,000, 195,000 and 200,000, of which 26,000, 95,000 and 100,000 go
-backward.
+PGD-100 on 1000 images. *default* 65,000, 195,000 and 200,000, of which 26,000, 95,000 and 100,000
+go backward.
 """
 
 from collections.abc import Callable, Mapping
