@@ -2,17 +2,18 @@
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cartl_cli.core.attacks.geometry import Norm
 from cartl_cli.core.data.shapes import shapes
 from cartl_cli.core.data.split import Split
 from cartl_cli.core.losses import cross_entropy
-from cartl_cli.core.models.blocks import initialize
+from cartl_cli.core.models.blocks import BlockModel, initialize
 from cartl_cli.core.randomness import seeded
 
 
@@ -104,3 +105,63 @@ def untouched(model: nn.Module) -> Iterator[None]:
     assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in state.items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+Change = Callable[[Tensor], Tensor]
+
+
+def after(module: nn.Module, change: Change) -> None:
+    """Change what leaves a module."""
+    module.register_forward_hook(lambda _, arguments, output: change(output))
+
+
+def sign_activation(model: BlockModel) -> None:
+    after(model.blocks[0], torch.sign)
+
+
+def quantised_input(model: BlockModel) -> None:
+    model.normalize.register_forward_pre_hook(lambda _, images: (8 * images[0]).round() / 8)
+
+
+def straight_through(model: BlockModel) -> None:
+    def quantise(_: nn.Module, images: tuple[Tensor]) -> Tensor:
+        return images[0] + ((8 * images[0]).round() / 8 - images[0]).detach()
+
+    model.normalize.register_forward_pre_hook(quantise)
+
+
+def large_logits(model: BlockModel) -> None:
+    after(model.head, lambda logits: 1e3 * logits)
+
+
+def dropout_left_on(model: BlockModel) -> None:
+    after(model.blocks[-2], lambda features: F.dropout(features, 0.5, training=True))
+
+
+def detached_branch(model: BlockModel) -> None:
+    after(model.blocks[1].get_submodule("conv2"), torch.detach)
+
+
+def detached_graph(model: BlockModel) -> None:
+    after(model.stem, torch.detach)
+
+
+def softmax_output(model: BlockModel) -> None:
+    after(model.head, lambda logits: logits.softmax(1))
+
+
+def constant_output(model: BlockModel) -> None:
+    after(model.head, lambda logits: 0 * logits + torch.tensor([1.0, 0.0, 0.0]))
+
+
+def jagged_output(model: BlockModel) -> None:
+    after(model.head, lambda logits: logits + 2 * (1e5 * logits.roll(1, 1)).sin())
+
+
+def blown_up(model: BlockModel) -> None:
+    after(model.head, lambda logits: logits + torch.inf)
+
+
+def backward_gradient(model: BlockModel) -> None:
+    """The same logits, whose gradient points downhill."""
+    after(model.blocks[-1], lambda logits: 2 * logits.detach() - logits)

@@ -73,6 +73,7 @@ def attack(
             "steps": chosen.pgd_steps,
             "restarts": chosen.restarts,
             **numbers(run.attack_results),
+            "in_words": tables.in_words(run),
         }
         if other:
             shown["compared_with"] = other.name

@@ -44,7 +44,7 @@ from cartl_cli.core.targets import chosen_images, load_targets
 from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
-from cartl_cli.core.trusting import checked
+from cartl_cli.core.trusting import IMAGES, checked
 from cartl_cli.core.values import shown_pixels
 
 VERDICTS = "verdicts.safetensors"  # of a checkpoint
@@ -109,8 +109,7 @@ def attack(
 
         autocast = autocast_for(device, precision)
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
-        classes = len(data.classes)
-        checks = checked(config, plan, model, split, verdicts, before, clean, classes, autocast)
+        checks = checked(run, attacked, plan, model, split, verdicts, before, clean, autocast)
         file, saved = None, None
         if config.save_adversarial:
             file, saved = saving.save(run, attacked, split, indices, verdicts, session.say)
@@ -132,6 +131,7 @@ def plan_of(config: AttackConfig, k: int) -> Plan:
         k,
         config.seed,
         config.batch_size,
+        IMAGES[config.checks],
         config.save_adversarial,
     )
 

@@ -16,7 +16,6 @@ from cartl_cli.core.losses import margin
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.randomness import generator
 
-PROBE = 128  # images on which the checks of trust are made
 UNTRIED = -2
 """Of an image that this attack was not run on: it is wrong when clean or has fallen before."""
 
@@ -26,8 +25,8 @@ class Plan:
     """``attacks`` one after another at each of the rising ``eps``, ``restarts`` times each.
 
     An attack is run on the images that still stand; those in ``INDEPENDENT`` on all that are right
-    when clean, so that their own accuracy can be cited. With ``keep_all`` the adversarial
-    images of all are kept, not those of the probe alone.
+    when clean, so that their own accuracy can be cited. The adversarial images of the ``probe`` are
+    kept, and with ``keep_all`` those of all.
     """
 
     attacks: tuple[AttackName, ...]
@@ -37,6 +36,7 @@ class Plan:
     k: int
     seed: int
     batch_size: int
+    probe: int = 128  # images on which the checks of trust are made
     keep_all: bool = False
 
     def rounds(self, count: int) -> list[tuple[int, int, int, int]]:
@@ -124,7 +124,7 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
     last = clean.expand(len(plan.budgets), -1).clone()
     everything = torch.arange(len(split), device=clean.device)
-    kept = everything if plan.keep_all else probe_images(split.labels, plan.seed)
+    kept = everything if plan.keep_all else probe_images(split.labels, plan)
     adversarial = to_pixels(split.images[kept])
     return Verdicts(clean, -margin(logits, split.labels), fell_at, last, kept, adversarial)
 
@@ -204,9 +204,10 @@ def _attack(
     )
 
 
-def probe_images(labels: Tensor, seed: int) -> Tensor:
-    """Rising numbers (at most ``PROBE``) of the images on which the checks of trust are made."""
-    return stratified(labels, min(PROBE, len(labels)), seed, "probe").to(labels.device)
+def probe_images(labels: Tensor, plan: Plan) -> Tensor:
+    """Rising numbers of the images on which the checks of trust are made."""
+    count = min(plan.probe, len(labels))
+    return stratified(labels, count, plan.seed, "probe").to(labels.device)
 
 
 def share(verdicts: Tensor) -> float:

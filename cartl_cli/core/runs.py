@@ -22,7 +22,7 @@ from cartl_cli import __version__
 from cartl_cli.core import storage, tensors
 from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.checkpoints import resuming
-from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.jsons import read_json
 from cartl_cli.core.manifest import Kind, Manifest, Run
 from cartl_cli.core.models import build_model
@@ -168,3 +168,14 @@ def read_model(run: Run) -> BlockModel:
     make_convex(model, manifest.model.convex_blocks)
     model.load_state_dict(found)
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def read_source(run: Run) -> BlockModel | None:
+    """The model that a target model started from, if its run is still beside it, byte for byte."""
+    record = run.manifest.source
+    for found in list_runs(run.folder.parent) if record else []:
+        weights = found.manifest.weights
+        if weights and record and (found.name, weights.sha256) == (record.run, record.sha256):
+            with suppress(CartlError):
+                return read_model(found)
+    return None

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.statistics import accuracy_interval
-from cartl_cli.core.trust.checks import headline
+from cartl_cli.core.trust.checks import Headline, headline
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
 
@@ -97,7 +97,7 @@ def attack_table(run: "Run") -> Table:
     )
     title = f"{manifest.source.run}: {norm}, {config.pgd_steps} steps"
     if (trusted := headline(results.trust)) != "ok":
-        title += f" ({trusted})"
+        title += f" ({_loud(trusted)})"
     table = Table(title=cell(title), caption=cell(caption), min_width=72)
     for heading in ("attack", "alone", "fell", "accuracy left", "95 %"):
         table.add_column(heading, justify="left" if heading == "attack" else "right")
@@ -112,7 +112,7 @@ def attack_table(run: "Run") -> Table:
             fell = f"{added.fell} of {added.attacked}"
             table.add_row(cell(f"  {added.attack}"), alone, fell, percent(added.robust_accuracy))
         low, high = found.interval
-        worst = percent(found.robust_accuracy)
+        worst = "INVALID" if trusted == "invalid" else f"≤ {percent(found.robust_accuracy)}"
         table.add_row("  worst of all", "", "", worst, f"{100 * low:.1f}–{100 * high:.1f}")
         if found.final_iterate_accuracy is not None:
             last = percent(found.final_iterate_accuracy)
@@ -125,11 +125,25 @@ def attack_table(run: "Run") -> Table:
     return table
 
 
+def in_words(run: "Run") -> str:
+    """The robust accuracy at the largest eps as it may be cited, with its conditions."""
+    config, results = run.manifest.config, run.attack_results
+    assert isinstance(config, AttackConfig)
+    found, trusted = results.by_eps[-1], headline(results.trust)
+    marks = {"ok": "", "invalid": "INVALID: "}
+    return (
+        f"{marks.get(trusted, 'attack incomplete: ')}robust accuracy ≤ "
+        f"{percent(found.robust_accuracy)} (upper bound under {', '.join(config.attacks)}; "
+        f"{'l-inf' if config.norm == 'linf' else 'l2'}, eps {shown_pixels(found.eps)}, "
+        f"n = {results.n})"
+    )
+
+
 def trust_table(results: "AttackResults") -> Table:
     """What the checks say that the attack worked; every one that did not pass, with its reason."""
     passed = [check.id for check in results.trust if check.verdict == "pass"]
     table = Table(
-        title=f"Did the attack work? {headline(results.trust)}",
+        title=f"Did the attack work? {_loud(headline(results.trust))}",
         caption=cell(f"passed: {', '.join(passed)}"),
         min_width=72,
     )
@@ -163,6 +177,10 @@ def difference_table(
             f"{found.p:.3g}",
         )
     return table
+
+
+def _loud(trusted: Headline) -> str:
+    return "INVALID" if trusted == "invalid" else trusted
 
 
 def _attacked(run: "Run") -> str:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from cartl_cli.core.attacks.geometry import sizes
 from cartl_cli.core.attacks.pgd import ascent, attack, correct, predict
 from cartl_cli.core.losses import cross_entropy, margin
-from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.statistics import paired_difference
 from cartl_cli.core.tensors import to_bytes
 from cartl_cli.core.trust.checks import Check, limited, required
-from cartl_cli.core.trust.probe import Probe, falls, share, short
+from cartl_cli.core.trust.probe import Probe, share
 
 TOLERANCE = 1e-6  # of the budget
 
@@ -46,14 +46,16 @@ def invariants(
     probe: Probe,
     before: Snapshot,
     after: Snapshot,
+    stored: BlockModel | None,
     classes: int,
     clean: CleanAccuracy | None,
 ) -> list[Check]:
-    """V1 to V6, V8 and V10 to V12, as far as they can be seen when an attack has run.
+    """V1 to V6 and V8 to V12, as far as they can be seen when an attack has run.
 
-    ``before`` and ``after`` surround the attack, ``classes`` is the manifest's. Without ``clean``
-    (other data than the model was trained on) there is no V10. At most 12·B passes, and where
-    gradients are taken in bfloat16 at most 2·B·22 more for each loss.
+    ``before`` and ``after`` surround the attack, ``stored`` is the model read again afterwards
+    (None: its file is not what it was), ``classes`` is the manifest's. Without ``clean`` (other
+    data than the model was trained on) there is no V10. At most 12·B passes, and where gradients
+    are taken in bfloat16 at most 2·B·22 more for each loss.
     """
     checks = [
         purity(before, after),
@@ -63,7 +65,8 @@ def invariants(
         finite_outputs(probe),
         eps_zero(probe),
         accounting(probe),
-        verified_again(probe),
+        verified_again(probe, stored or probe.model),
+        provenance(before, stored),
         precision(probe),
     ]
     return checks if clean is None else [*checks, clean_accuracy(clean)]
@@ -138,14 +141,29 @@ def accounting(probe: Probe) -> Check:
     return required("V6", wrong == 0 and len(probe.fallen) == probe.count, wrong, text)
 
 
-def verified_again(probe: Probe) -> Check:
-    """V8: predicted again, in other batches, exactly the fallen images are misclassified.
+def best_iterate(alone: Tensor, last: Tensor) -> Check:
+    """V7: no image (…, N) that is wrong at the ``last`` iterate is right ``alone``, at all of them.
+
+    Both are of the first attack, at each eps. The value is what counting only the last iterate
+    would have lost, at the largest eps.
+    """
+    lost = int((alone & ~last).sum())
+    gap = share(last[-1]) - share(alone[-1])
+    text = (
+        f"{lost} images count as robust that are wrong at the last iterate; counting only that one "
+        f"would give {100 * gap:.1f} points more robust accuracy."
+    )
+    return required("V7", lost == 0, gap, text)
+
+
+def verified_again(probe: Probe, model: BlockModel) -> Check:
+    """V8: predicted again by ``model``, in other batches, exactly the fallen images are wrong.
 
     A robust image that is misclassified fails, a fallen one that is not warns: it stays fallen.
     """
     batches = probe.adversarial.chunk(3)
-    with eval_mode(probe.model):
-        logits = torch.cat([predict(probe.model, batch) for batch in batches])
+    with eval_mode(model):
+        logits = torch.cat([predict(model, batch) for batch in batches])
     wrong = ~correct(logits, probe.labels)
     missed, recovered = int((wrong & ~probe.fallen).sum()), int((~wrong & probe.fallen).sum())
     text = (
@@ -155,6 +173,19 @@ def verified_again(probe: Probe) -> Check:
     if missed > 0:
         return required("V8", False, differing, text)
     return limited("V8", differing, text, warn=0)
+
+
+def provenance(before: Snapshot, stored: BlockModel | None) -> Check:
+    """V9: the weights that were attacked are those of the run, whose file is what it was.
+
+    The rest of what a number comes from (data, images, classes, attacks, versions) are fields of
+    the manifest that cannot be left out.
+    """
+    if stored is None:
+        return required("V9", False, 1, "The file of the weights is not what it was.")
+    same = snapshot(stored).sha256 == before.sha256
+    text = f"The weights that were attacked are {'' if same else 'not '}those of the run."
+    return required("V9", same, not same, text)
 
 
 def clean_accuracy(clean: CleanAccuracy) -> Check:
@@ -178,9 +209,8 @@ def precision(probe: Probe) -> Check:
         reduced = torch.is_autocast_enabled(device)
     if not reduced:
         return limited("V11", 0.0, "The attack took its gradients in float32.")
-    plain = replace(probe, autocast=torch.autocast(device, enabled=False))
-    budget = short(probe.budget)
-    standing, expected = (~falls(side, budget, probe.losses) for side in (probe, plain))
+    full = replace(probe, autocast=torch.autocast(device, enabled=False))
+    standing, expected = ~probe.plain, ~full.plain
     difference = paired_difference(standing, expected)
     text = (
         f"Robust accuracy is {100 * share(standing):.1f} % with the attack's gradients and "

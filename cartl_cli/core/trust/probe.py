@@ -6,6 +6,7 @@ B is the number of images, S ≤ B how many of them the real attack left standin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ class Probe:
 
     ``budget`` (eps > 0) and ``losses`` are the real attack's, gradients are taken under
     ``autocast``. ``adversarial`` (B, C, H, W): for a fallen image a misclassified point, the image
-    itself if that is wrong already. ``fallen`` (B,): not robust. ``source``: another model for the
-    same images, whose adversarial images may transfer. ``ceiling``: a robust accuracy that nobody
-    has reached on this data at this eps.
+    itself if that is wrong already; for another where the attack ended. ``fallen`` (B,): not
+    robust. ``k`` blocks at the end are the sub-model's. ``source``: another model for the same
+    images, whose adversarial images may transfer. ``ceiling``: a robust accuracy that nobody has
+    reached on this data at this eps.
     """
 
     model: BlockModel
@@ -35,6 +37,7 @@ class Probe:
     budget: Budget
     losses: tuple[Objective, ...]
     seed: int
+    k: int
     autocast: torch.autocast
     adversarial: Tensor
     fallen: Tensor
@@ -50,6 +53,15 @@ class Probe:
     def standing(self) -> Tensor:
         """Rows (S,) of the images that the real attack left standing."""
         return (~self.fallen).nonzero().squeeze(1)
+
+    @cached_property
+    def plain(self) -> Tensor:
+        """Which images (B,) the short attack misclassifies: what K3, K11 and K12 compare with.
+
+        At most B·22 passes for each loss, once.
+        """
+        budget = short(self.budget)
+        return falls(self, budget, self.losses, begun(self, budget))
 
 
 def short(budget: Budget) -> Budget:
@@ -75,27 +87,19 @@ def corner(noise: Tensor) -> Tensor:
     return noise.round()
 
 
-def fell_at(
-    probe: Probe, rows: Tensor, budget: Budget, loss: Objective, restart: int = 0
-) -> Tensor:
-    """The step at which PGD from a random start misclassifies the images ``rows``, as ``Outcome``.
-
-    At most steps + 2 passes for each row.
-    """
-    start = scatter(probe.images, noise(probe, "start", restart), budget.eps, budget.norm)
-    images, labels = probe.images[rows], probe.labels[rows]
-    with probe.autocast:
-        return attack(probe.model, images, labels, start[rows], budget, loss, False).fell_at
+def begun(probe: Probe, budget: Budget, restart: int = 0) -> Tensor:
+    """A random start (B, C, H, W) in the ball of a budget."""
+    return scatter(probe.images, noise(probe, "start", restart), budget.eps, budget.norm)
 
 
 def falls(
     probe: Probe,
     budget: Budget,
     losses: Sequence[Objective],
-    restart: int = 0,
+    start: Tensor,
     before: Tensor | None = None,
 ) -> Tensor:
-    """Which images (B,) PGD from a random start misclassifies under any loss, or fell ``before``.
+    """Which images (B,) PGD from ``start`` misclassifies under any loss, or fell ``before``.
 
     At most B·(steps + 2) passes for each loss: an image that has fallen is not attacked again.
     """
@@ -103,7 +107,10 @@ def falls(
     for loss in losses:
         rows = (~fallen).nonzero().squeeze(1)
         if len(rows) > 0:
-            fallen[rows] = fell_at(probe, rows, budget, loss, restart) >= 0
+            images, labels = probe.images[rows], probe.labels[rows]
+            with probe.autocast:
+                outcome = attack(probe.model, images, labels, start[rows], budget, loss, False)
+            fallen[rows] = outcome.fallen
     return fallen
 
 

@@ -1,0 +1,106 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cartl_cli.core import attacking, evaluation, trusting
+from cartl_cli.core.runs import read_model, read_run, read_source
+from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.trust.probe import Probe
+from tests.conftest import Command
+
+QUICK = ("--attack", "pgd", "--pgd-steps", 2, "--limit", 8, "--precision", "fp32")
+
+
+@pytest.fixture
+def copied(cartl: Command, runs_dir: Path) -> Path:
+    """The tiny runs, to be damaged, in the folder where commands run."""
+    shutil.copytree(runs_dir, "runs")
+    return Path("runs")
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_weights_that_change_while_they_are_attacked_void_the_number(
+    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meddled(*arguments: object) -> object:
+        damage(copied / "source" / "model.safetensors")
+        return evaluation.robustness(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attacking, "robustness", meddled)
+    done = cartl("attack", "source", *QUICK, "--json", "--strict", "--name", "first")
+    found = json.loads(done.out)
+    assert (done.code, found["headline"]) == (1, "invalid")
+    assert "V9" in done.err
+    assert found["in_words"].startswith("INVALID: robust accuracy ≤ ")
+    assert [c["id"] for c in found["trust"] if c["verdict"] == "fail" and c["id"] < "W"] == ["V9"]
+    again = cartl("attack", "--resume", "first")
+    assert "INVALID" in again.out
+    assert f"≤ {100 * found['robust_accuracy']:.1f} %" not in again.out
+
+
+def test_the_number_is_an_upper_bound_in_words_and_checks_come_in_order(
+    cartl: Command, copied: Path
+) -> None:
+    done = cartl("attack", copied / "source", *QUICK, "--eps", "4/255", "--json", "--name", "first")
+    found = json.loads(done.out)
+    words = f"robust accuracy ≤ {100 * found['robust_accuracy']:.1f} % "
+    assert words + "(upper bound under pgd; l-inf, eps 4/255, n = 8)" in found["in_words"]
+    names = [check["id"] for check in found["trust"]]
+    assert names[:12] == [f"V{number}" for number in range(1, 13) if number != 10] + ["K1"]
+    assert names[12:] == ["K2", "K4", "K5", "K9", "K13", "K14", "K15"]
+    (gap,) = [check["value"] for check in found["trust"] if check["id"] == "V7"]
+    assert gap == pytest.approx(found["final_iterate_accuracy"] - found["robust_accuracy_ce"])
+    assert "≤" in cartl("attack", "--resume", "first").out
+
+
+def test_images_of_the_source_model_are_tried_where_it_is_still_there(
+    cartl: Command, copied: Path
+) -> None:
+    attack = ("attack", "target", *QUICK, "--checks", "default", "--json", "--force")
+    names = []
+    for place in ("source", "elsewhere"):
+        (copied / "source").rename(copied / place)
+        done = cartl(*attack)
+        assert done.code == 0
+        names.append({check["id"] for check in json.loads(done.out)["trust"]})
+    assert names[0] - names[1] == {"K10"}
+    assert {"K3", "K6", "K7", "K18"} < names[1]
+
+
+def test_the_source_model_is_known_by_name_and_by_hash(copied: Path) -> None:
+    target = read_run(copied / "target")
+    model, expected = read_source(target), read_model(read_run(copied / "source"))
+    assert model is not None
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert read_source(read_run(copied / "source")) is None
+    damage(copied / "source" / "model.safetensors")
+    assert read_source(target) is None
+    shutil.rmtree(copied / "source")
+    assert read_source(target) is None
+    shutil.copytree(copied / "target", copied / "source")
+    assert read_source(target) is None
+
+
+def test_thorough_checks_are_made_on_more_images(
+    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(probe: Probe, tier: str) -> list[Check]:
+        seen.append((tier, probe.count, probe.k))
+        return []
+
+    monkeypatch.setattr(trusting, "strength", watched)
+    for tier in ("fast", "thorough"):
+        quick = ("--attack", "fgsm", "--pgd-steps", 2, "--precision", "fp32")
+        assert cartl("attack", copied / "source", "--checks", tier, *quick).code == 0
+    assert seen == [("fast", 128, 3), ("thorough", 150, 3)]
