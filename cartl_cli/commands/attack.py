@@ -1,6 +1,7 @@
 """``cartl attack``."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +21,10 @@ from cartl_cli.commands.options import (
 )
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import CartlError
+from cartl_cli.core.requirements import check_matplotlib
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import AttackResults
+    from cartl_cli.core.manifest import AttackResults, Run
 
 
 @flags_from(AttackConfig)
@@ -43,9 +45,14 @@ def attack(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if a check that the attack worked fails.")
     ] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the results into the run folder, as PNG and SVG.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
+    if plot:
+        check_matplotlib()
     given = [*layers("attack", preset, config), settings]
     opened = open_session(AttackConfig, "attack", given, runs_dir, name, resume)
     from cartl_cli.core.attacking import attack as attack_run
@@ -61,6 +68,8 @@ def attack(
     with attack_progress() as report:
         run = opened.finished or attack_run(chosen, attacked, opened.session, report, force)
     say(f"saved {run.folder}")
+    if plot:
+        draw(run, say)
     differences = compare_runs(run, other) if other else {}
     if as_json:
         shown = {
@@ -79,6 +88,8 @@ def attack(
         print(json.dumps(shown))
     else:
         tables.show(tables.attack_table(run))
+        if run.attack_results.diagnosis is not None:
+            tables.show(tables.diagnosis_table(run))
         if any(check.verdict != "pass" for check in run.attack_results.trust):
             tables.show(tables.trust_table(run.attack_results))
         elif run.attack_results.trust:
@@ -88,6 +99,19 @@ def attack(
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")
+
+
+def draw(run: "Run", say: Callable[[str], None]) -> None:
+    """Write the pictures of a finished attack into its folder."""
+    from cartl_cli.core import storage
+    from cartl_cli.core.comparing import read_outcomes
+    from cartl_cli.display.plots import attack_plots
+
+    files = attack_plots(run, read_outcomes(run))
+    with storage.locked(run.folder):
+        for name, data in files.items():
+            storage.write_whole(run.folder / name, data)
+    say(f"drawn {', '.join(files)}")
 
 
 def numbers(results: "AttackResults") -> dict[str, Any]:
@@ -106,6 +130,7 @@ def numbers(results: "AttackResults") -> dict[str, Any]:
         "interval": largest.interval,
         "half_eps": results.half_eps,
         "by_eps": [found.model_dump() for found in results.by_eps],
+        "diagnosis": results.diagnosis and results.diagnosis.model_dump(),
         "headline": headline(results.trust),
         "trust": [check.model_dump() for check in results.trust],
         "seconds": results.seconds,

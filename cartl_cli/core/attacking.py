@@ -14,6 +14,7 @@ from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
+from cartl_cli.core.diagnosing import diagnosed
 from cartl_cli.core.errors import DataError, RunError, UsageError
 from cartl_cli.core.evaluation import (
     UNTRIED,
@@ -131,7 +132,9 @@ def attack(
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
         classes = len(data.classes)
         checks = checked(config, plan, model, split, verdicts, before, clean, classes, autocast)
+        diagnosis = diagnosed(config, attacked, model, split, verdicts, session.say)
         results = summary(plan, verdicts, checks, seconds())
+        results = results.model_copy(update={"diagnosis": diagnosis})
         return recording.finish_attack(run, {**verdicts.outcomes(), "indices": indices}, results)
 
 

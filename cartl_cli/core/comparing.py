@@ -18,7 +18,7 @@ def compare(ours: Run, theirs: Run) -> dict[float | None, Difference]:
     Raises UsageError if the attacks, the data or the images differ: then only the intervals of
     each can be compared.
     """
-    first, second = _outcomes(ours), _outcomes(theirs)
+    first, second = read_outcomes(ours), read_outcomes(theirs)
     check_comparable(ours, theirs)
     if not first["indices"].equal(second["indices"]):
         raise UsageError(f"--compare: {theirs.name!r} was measured on other images")
@@ -49,7 +49,8 @@ def check_comparable(ours: Run, theirs: Run) -> None:
         raise UsageError(f"--compare: {theirs.name!r} was measured on other data")
 
 
-def _outcomes(run: Run) -> dict[str, Tensor]:
+def read_outcomes(run: Run) -> dict[str, Tensor]:
+    """The per-image outcomes of a finished attack, by name. Raises RunError."""
     record, config = run.manifest.outcomes, run.manifest.config
     if record is None or not isinstance(config, AttackConfig):
         raise RunError(f"attack {run.name!r} is not complete ({run.manifest.status})")
