@@ -68,8 +68,6 @@ def attack(
     with attack_progress() as report:
         run = opened.finished or attack_run(chosen, attacked, opened.session, report, force)
     say(f"saved {run.folder}")
-    if plot:
-        draw(run, say)
     differences = compare_runs(run, other) if other else {}
     if as_json:
         shown = {
@@ -96,6 +94,8 @@ def attack(
             say(f"all {len(run.attack_results.trust)} checks that the attack worked have passed")
         if other:
             tables.show(tables.difference_table(run, other, differences))
+    if plot:
+        draw(run, say)
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")

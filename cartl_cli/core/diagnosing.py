@@ -1,10 +1,10 @@
-"""The diagnosis of a finished attack of the recipe, beside the source model's where there is one."""
+"""The diagnosis of a finished attack of the recipe, beside that of the source model."""
 
 from collections.abc import Callable
 
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.diagnostics import BlockMoved, Diagnosis, feature_distances
+from cartl_cli.core.diagnostics import BlockMoved, Diagnosis, Moved, feature_distances
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluation import Verdicts
 from cartl_cli.core.manifest import Run
@@ -31,12 +31,10 @@ def diagnosed(
     images = to_pixels(split.images[kept[attacked_ones]])
     adversarial = verdicts.adversarial[attacked_ones]
     target = feature_distances(model, images, adversarial, config.batch_size)
-    source_model = source_of(attacked, say)
-    if source_model is None:
-        source = [None] * len(target)
-    else:
-        source_model.to(images.device)
-        source = [*feature_distances(source_model, images, adversarial, config.batch_size)]
+    source: list[Moved | None] = [None] * len(target)
+    if (before := source_of(attacked, say)) is not None:
+        before.to(images.device)
+        source[:] = feature_distances(before, images, adversarial, config.batch_size)
     boundary = len(model.blocks) - attacked.manifest.k
     blocks = tuple(
         BlockMoved(block=block, tuned=block > boundary, target=ours, source=theirs)

@@ -5,9 +5,10 @@ it larger (Eq. 11). Also: how an attack's accuracy falls from iterate to iterate
 """
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from cartl_cli.core.config import SETTINGS
@@ -49,8 +50,8 @@ class Diagnosis(BaseModel):
 
     model_config = SETTINGS
 
-    n: int
-    blocks: tuple[BlockMoved, ...]
+    n: Annotated[int, Field(ge=0)]
+    blocks: Annotated[tuple[BlockMoved, ...], Field(min_length=2)]
 
 
 def feature_distances(
@@ -63,7 +64,7 @@ def feature_distances(
             for pair in zip(images.split(batch_size), adversarial.split(batch_size), strict=True)
         ]
     moved, clean = torch.cat(batches, dim=2)  # (L + 1, N) each
-    before = torch.cat([torch.zeros_like(moved[:1]), moved[:-1]])
+    before = torch.cat([torch.zeros_like(moved[:1]), moved[:-1]])  # nothing grows from 0
     return [
         Moved(distance=_mean(relative), growth=_median(grown))
         for relative, grown in zip(moved / clean, moved / before, strict=True)
@@ -87,12 +88,12 @@ def _outputs(model: BlockModel, images: Tensor) -> Iterator[Tensor]:
 
 
 def _mean(values: Tensor) -> float | None:
-    finite = values[values.isfinite()]
+    finite = values[values.isfinite()].double()
     return finite.mean().item() if len(finite) > 0 else None
 
 
 def _median(values: Tensor) -> float | None:
-    finite = values[values.isfinite()]
+    finite = values[values.isfinite()].double()
     return finite.quantile(0.5).item() if len(finite) > 0 else None
 
 

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -26,11 +26,12 @@ from cartl_cli.display.text import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cartl_cli.core.diagnostics import Moved
     from cartl_cli.core.manifest import Run
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     name: {"color": colour, "marker": marker, "linestyle": dashes}
     for name, colour, marker, dashes in zip(
         get_args(AttackName),  # fgsm, pgd, pgd-margin, apgd-ce, apgd-t, square, feature
@@ -48,7 +49,7 @@ def attack_plots(run: "Run", outcomes: "Mapping[str, Tensor]") -> dict[str, byte
     """File name → content of each picture of a finished attack and its per-image ``outcomes``."""
     with style():
         figures = {"accuracy-over-steps": accuracy_over_steps(run, outcomes)}
-        if run.attack_results.by_eps[-1].eps > 0:
+        if len(run.attack_results.by_eps) > 1:  # a line through two points would claim too much
             figures["accuracy-over-eps"] = accuracy_over_eps(run)
         if run.attack_results.diagnosis is not None:
             figures["feature-distance"] = feature_distance(run)
@@ -79,37 +80,36 @@ def rendered(figure: Figure, ending: str) -> bytes:
 def accuracy_over_eps(run: "Run") -> Figure:
     """Accuracy against eps: worst of all with its 95 % band, and each attack that has its own."""
     config, results = _config(run), run.attack_results
-    unit = 255 if config.norm == "linf" else 1
+    unit, of = (255, "/255") if config.norm == "linf" else (1, "")
     eps = [0.0, *(unit * found.eps for found in results.by_eps)]
-    figure, axes = _figure(run, f"eps up to {_largest(run)}")
+    figure, axes = _figure(run, f"n = {results.n}, eps up to {_largest(run)}")
     intervals = [results.clean_interval, *(found.interval for found in results.by_eps)]
     low, high = ([100 * end for end in ends] for ends in zip(*intervals, strict=True))
-    axes.fill_between(eps, low, high, color="0.85", label="its 95 % interval")
+    worst = [results.clean_accuracy, *(found.robust_accuracy for found in results.by_eps)]
+    axes.plot(eps, [100 * value for value in worst], "ko-", ms=9, lw=3, label="worst of all")
+    axes.fill_between(eps, low, high, color="0.85", label="95 % interval of the worst")
     for attack in config.attacks:
         alone = [found.alone(attack) for found in results.by_eps]
         if None not in alone:
             left = [100 * value for value in (results.clean_accuracy, *alone) if value is not None]
             axes.plot(eps, left, label=f"{attack} alone", **LINES[attack])
-    worst = [results.clean_accuracy, *(found.robust_accuracy for found in results.by_eps)]
-    axes.plot(eps, [100 * value for value in worst], "ko-", label="worst of all")
     if results.half_eps is not None:
         half = unit * results.half_eps
-        axes.axvline(half, color="0.4", linestyle=":", label=f"half have fallen: eps {half:.3g}")
-    axes.set_xlabel("eps, /255 (ℓ∞); 0: clean" if unit == 255 else "eps (ℓ₂); 0: clean")
-    axes.set_ylabel("accuracy, %")
-    axes.set(xlim=(0, None), ylim=(0, 100))
-    axes.legend()
+        axes.axvline(half, color="0.4", linestyle=":", label=f"half have fallen: {half:.3g}{of}")
+    axes.set(xlabel=f"eps{of and ', ' + of}; 0: clean", ylabel="accuracy, %", ylim=(0, 102))
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def accuracy_over_steps(run: "Run", outcomes: "Mapping[str, Tensor]") -> Figure:
     """Accuracy against the iterates of each attack at the largest eps: a flat end has converged.
 
-    A curve begins with the images that the attack was run on, those left by the attacks before
-    it but of the ones that are run on all.
+    A curve begins with the images that the attack was run on: what the attacks before it left, or
+    all that are right when clean (``INDEPENDENT``), without those that fell at a smaller eps unless
+    the attack is the first.
     """
     config, results = _config(run), run.attack_results
-    figure, axes = _figure(run, f"eps {_largest(run)}")
+    figure, axes = _figure(run, f"n = {results.n}, eps {_largest(run)}")
     for place, attack in enumerate(config.attacks):
         fell_at = outcomes["fell_at"][-1, place]
         tried = fell_at != UNTRIED
@@ -124,13 +124,14 @@ def accuracy_over_steps(run: "Run", outcomes: "Mapping[str, Tensor]") -> Figure:
             label=f"{attack} (run on {int(tried.sum())}{towards})",
             **LINES[attack],
         )
-    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    each = ", each restart from its start" if config.restarts > 1 else ""
-    axes.set_xlabel(f"iterate{each} (0: the start); of square: query")
-    axes.set_ylabel(f"accuracy, % of {results.n}")
-    axes.set(xlim=(0, None), ylim=(0, 100))
-    axes.legend()
+    each = " of each restart" if config.restarts > 1 else ""
+    query = "; square: queries" if "square" in config.attacks else ""
+    axes.set_xlabel(f"iterate{each} (0: the start{query})")
+    highest = max(5, 105 * results.clean_accuracy)
+    axes.set(xlim=(-0.2, None), ylim=(0, highest), ylabel="accuracy, %")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -139,22 +140,25 @@ def feature_distance(run: "Run") -> Figure:
     diagnosis = run.attack_results.diagnosis
     assert diagnosis is not None
     blocks, boundary = diagnosis.blocks, len(diagnosis.blocks) - 1 - run.manifest.k
-    figure, axes = _figure(run, f"{diagnosis.n} images, eps {_largest(run)}")
-    for name, moved, look in (
-        ("source", [row.source for row in blocks], {"color": BLUE, "marker": "s", "ls": "--"}),
-        ("target", [row.target for row in blocks], {"color": RED, "marker": "o", "ls": "-"}),
-    ):
-        found = [math.nan if one is None or one.distance is None else one.distance for one in moved]
-        if not all(map(math.isnan, found)):
-            axes.plot(range(len(blocks)), found, label=f"{name} model", **look)
-    axes.axvline(boundary + 0.5, color="0.4", linestyle=":", label="L−k: frozen | tuned")
+    figure, axes = _figure(run, f"n = {diagnosis.n} right when clean, eps {_largest(run)}")
+    compared = any(row.source for row in blocks)
+    if compared:
+        before = [_distance(row.source) for row in blocks]
+        axes.plot(before, color=BLUE, marker="s", ls="--", label="source model")
+    moved = [_distance(row.target) for row in blocks]
+    axes.plot(moved, color=RED, marker="o", label="target model" if compared else "model")
+    axes.axvline(
+        boundary + 0.5, color="0.4", ls=":", label=f"L−k = {boundary}: frozen | tuned in transfer"
+    )
     names = ["stem", *map(str, range(1, len(blocks) - 1)), "logits"]
     axes.set_xticks(range(len(blocks)), names, rotation=90 if len(blocks) > 16 else 0)
-    axes.set_xlabel("block")
-    axes.set_ylabel("‖f(x̃) − f(x)‖₂ / ‖f(x)‖₂, mean")
-    axes.set_ylim(0)
-    axes.legend()
+    axes.set(xlabel="block", ylabel="‖f(x̃) − f(x)‖₂ / ‖f(x)‖₂, mean", ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def _distance(moved: "Moved | None") -> float:
+    return math.nan if moved is None or moved.distance is None else moved.distance
 
 
 def plain(name: str) -> str:
@@ -167,12 +171,11 @@ def _figure(run: "Run", conditions: str) -> tuple[Figure, Axes]:
     """Empty axes under a title that says what was attacked, and how."""
     config, results, source = _config(run), run.attack_results, run.manifest.source
     assert source is not None
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes: Axes = figure.subplots()
     lines = [
         f"{plain(run.name)}: attack on {plain(source.run)}",
-        f"n = {results.n}, {conditions}, {NORMS[config.norm]}, {config.pgd_steps} steps, "
-        f"seed {config.seed}",
+        f"{conditions}, {NORMS[config.norm]}, {config.pgd_steps} steps, seed {config.seed}",
     ]
     if (trusted := headline(results.trust)) != "ok":
         lines.append(trusted)
