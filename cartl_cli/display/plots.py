@@ -140,7 +140,7 @@ def feature_distance(run: "Run") -> Figure:
     diagnosis = run.attack_results.diagnosis
     assert diagnosis is not None
     blocks, boundary = diagnosis.blocks, len(diagnosis.blocks) - 1 - run.manifest.k
-    figure, axes = _figure(run, f"n = {diagnosis.n} right when clean, eps {_largest(run)}")
+    figure, axes = _figure(run, f"n = {diagnosis.n} right when clean, eps up to {_largest(run)}")
     compared = any(row.source for row in blocks)
     if compared:
         before = [_distance(row.source) for row in blocks]
