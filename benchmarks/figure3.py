@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.commands import machine, made
 from benchmarks.gain import ATTACK
+from cartl_cli.display.plots import BLUE, GREEN, RED, rendered, style
 
 BLOCKS = 8  # wrn-16-1
 LEARNING_RATE = 0.015
@@ -45,16 +45,16 @@ def plot(results: list[dict[str, Any]], conditions: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     ks = [result["k"] for result in results]
-    for key, label, style in (
-        ("clean_accuracy", "clean", "o-"),
-        ("robust_accuracy_ce", "PGD-100, cross-entropy", "s-"),
-        ("robust_accuracy", "PGD-100, worst of both losses", "^--"),
+    for key, label, look, colour in (
+        ("clean_accuracy", "clean", "o-", GREEN),
+        ("robust_accuracy_ce", "PGD-100, cross-entropy", "s-", BLUE),
+        ("robust_accuracy", "PGD-100, worst of both losses", "^--", RED),
     ):
-        axes.plot(ks, [100 * result[key] for result in results], style, label=label)
+        axes.plot(ks, [100 * result[key] for result in results], look, color=colour, label=label)
     low = [100 * (result["robust_accuracy"] - result["interval"][0]) for result in results]
     high = [100 * (result["interval"][1] - result["robust_accuracy"]) for result in results]
     worst = [100 * result["robust_accuracy"] for result in results]
-    axes.errorbar(ks, worst, yerr=[low, high], fmt="none", ecolor="C2", capsize=3, alpha=0.6)
+    axes.errorbar(ks, worst, yerr=[low, high], fmt="none", ecolor=RED, capsize=3, alpha=0.6)
     axes.set(xlabel="k: blocks tuned, counted from the end", ylabel="accuracy, %", ylim=(0, 100))
     axes.set_title(f"Vanilla transfer, shapes → shapes-target\n{conditions}", fontsize=10)
     axes.grid(alpha=0.3)
@@ -70,12 +70,12 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = measure(options.runs_dir, options.seed)
-    mpl.rcParams["svg.hashsalt"] = "cartl"  # the same picture gives the same file
     n = results[0]["n"]
-    figure = plot(results, f"WRN-16-1, eps 8/255, n = {n}, seed {options.seed}, 95 % intervals")
-    for ending in ("png", "svg"):
-        metadata = {"Date": None} if ending == "svg" else None
-        figure.savefig(options.out / f"figure3.{ending}", dpi=150, metadata=metadata)
+    with style():
+        conditions = f"WRN-16-1, eps 8/255, n = {n}, seed {options.seed}, 95 % intervals"
+        figure = plot(results, conditions)
+        for ending in ("png", "svg"):
+            (options.out / f"figure3.{ending}").write_bytes(rendered(figure, ending))
     stored = {"machine": machine(), "results": results}
     (options.out / "figure3.json").write_text(json.dumps(stored, indent=1) + "\n")
 

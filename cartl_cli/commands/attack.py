@@ -20,11 +20,10 @@ from cartl_cli.commands.options import (
 )
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import CartlError
+from cartl_cli.core.requirements import check_matplotlib
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import AttackResults, Run
-
-PICTURE = "adversarial.png"
+    from cartl_cli.core.manifest import AttackResults
 
 
 @flags_from(AttackConfig)
@@ -45,11 +44,17 @@ def attack(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if a check that the attack worked fails.")
     ] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the results into the run folder, as PNG and SVG.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
+    if plot:
+        check_matplotlib()
     given = [*layers("attack", preset, config), settings]
     opened = open_session(AttackConfig, "attack", given, runs_dir, name, resume)
+    from cartl_cli.commands.drawing import draw_grid, draw_plots
     from cartl_cli.core.attacking import attack as attack_run
     from cartl_cli.core.comparing import compare as compare_runs
     from cartl_cli.core.runs import find_run
@@ -83,6 +88,8 @@ def attack(
         print(json.dumps(shown))
     else:
         tables.show(tables.attack_table(run))
+        if run.attack_results.diagnosis is not None:
+            tables.show(tables.diagnosis_table(run))
         if any(check.verdict != "pass" for check in run.attack_results.trust):
             tables.show(tables.trust_table(run.attack_results))
         elif run.attack_results.trust:
@@ -90,30 +97,12 @@ def attack(
         if other:
             tables.show(tables.difference_table(run, other, differences))
     if chosen.save_adversarial:
-        draw(run, attacked, opened.session.cache_dir)
+        draw_grid(run, attacked, opened.session.cache_dir)
+    if plot:
+        draw_plots(run)
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")
-
-
-def draw(run: "Run", attacked: "Run", cache_dir: Path | None) -> None:
-    """Put a picture of a few adversarial images into the run folder, unless it is there."""
-    from cartl_cli.core.gallery import gallery
-    from cartl_cli.core.storage import exists, write_whole
-    from cartl_cli.display.progress import say
-
-    path = run.folder / PICTURE
-    if exists(path):
-        return
-    try:
-        from cartl_cli.display.pictures import attack_grid
-    except ImportError:
-        say(f"note: no {PICTURE} without matplotlib: pip install 'cartl[plot]', then --resume")
-        return
-    try:
-        write_whole(path, attack_grid(gallery(run, attacked, cache_dir)))
-    except CartlError as error:  # the numbers are there: a missing picture is no reason to fail
-        say(f"warning: no {PICTURE}: {error}")
 
 
 def numbers(results: "AttackResults") -> dict[str, Any]:
@@ -132,6 +121,7 @@ def numbers(results: "AttackResults") -> dict[str, Any]:
         "interval": largest.interval,
         "half_eps": results.half_eps,
         "by_eps": [found.model_dump() for found in results.by_eps],
+        "diagnosis": results.diagnosis and results.diagnosis.model_dump(),
         "headline": headline(results.trust),
         "trust": [check.model_dump() for check in results.trust],
         "saved": results.saved.model_dump() if results.saved else None,

@@ -92,6 +92,11 @@ def _option(name: str, field: FieldInfo) -> Any:
     choices = next((part for part in parts if get_origin(part) is Literal), None)
     if is_positional(field):
         return Annotated[str | None, typer.Argument(help=field.description, show_default=False)]
+    if field.annotation is bool:
+        switch = f"{flag(name)}/{flag('no_' + name)}"
+        return Annotated[
+            bool | None, typer.Option(switch, help=field.description, show_default=False)
+        ]
     kind: Any = str if choices is None or get_origin(field.annotation) is tuple else choices
     names = flag(name)
     if field.annotation is bool:

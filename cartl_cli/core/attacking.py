@@ -14,6 +14,7 @@ from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
+from cartl_cli.core.diagnosing import diagnosed
 from cartl_cli.core.errors import DataError, RunError, UsageError
 from cartl_cli.core.evaluation import (
     UNTRIED,
@@ -110,10 +111,12 @@ def attack(
         autocast = autocast_for(device, precision)
         robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
         checks = checked(run, attacked, plan, model, split, verdicts, before, clean, autocast)
+        diagnosis = diagnosed(config, attacked, model, split, verdicts, session.say)
         file, saved = None, None
         if config.save_adversarial:
             file, saved = saving.save(run, attacked, split, indices, verdicts, session.say)
-        results = summary(plan, verdicts, checks, seconds()).model_copy(update={"saved": saved})
+        results = summary(plan, verdicts, checks, seconds())
+        results = results.model_copy(update={"diagnosis": diagnosis, "saved": saved})
         outcomes = {**verdicts.outcomes(), "indices": indices}
         return recording.finish_attack(run, outcomes, results, file)
 

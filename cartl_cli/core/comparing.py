@@ -56,7 +56,7 @@ def check_comparable(ours: Run, theirs: Run) -> None:
 
 
 def read_outcomes(run: Run) -> dict[str, Tensor]:
-    """The per-image outcomes of a finished attack. Raises RunError."""
+    """The per-image outcomes of a finished attack, by name. Raises RunError."""
     record, config = run.manifest.outcomes, run.manifest.config
     if record is None or not isinstance(config, AttackConfig):
         raise RunError(f"attack {run.name!r} is not complete ({run.manifest.status})")

@@ -282,6 +282,9 @@ class AttackConfig(BaseModel):
         Literal["off", "fast", "default", "thorough"],
         Field(description="Checks that the attack worked, by what they may cost."),
     ] = "fast"
+    diagnose: Annotated[
+        bool, Field(description="Say how far adversarial images move the features of each block.")
+    ] = False
     limit: Annotated[
         Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
     ] = None

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 from cartl_cli import __version__
 from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import DataSet
+from cartl_cli.core.diagnostics import Diagnosis
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.storage import FileRecord
 from cartl_cli.core.trust.checks import Check
@@ -142,7 +143,8 @@ class AttackResults(BaseModel):
 
     ``half_eps`` is where half of the images that are right when clean have fallen, between the
     values of eps that were tried; None if none of them is as large. ``trust`` holds the checks that
-    the attack worked, made at the largest eps.
+    the attack worked, made at the largest eps; ``diagnosis``, if it was asked for, what the attack
+    did to the features.
     """
 
     model_config = SETTINGS
@@ -154,6 +156,7 @@ class AttackResults(BaseModel):
     half_eps: float | None
     trust: tuple[Check, ...] = ()
     saved: SavedImages | None = None
+    diagnosis: Diagnosis | None = None
     seconds: float
 
 

@@ -4,7 +4,7 @@ import re
 from contextlib import suppress
 from importlib import metadata
 
-from cartl_cli.core.errors import CartlError
+from cartl_cli.core.errors import CartlError, UsageError
 
 OLDEST_TORCH = "2.10"
 
@@ -28,6 +28,14 @@ def check_torch() -> None:
                     f"{metadata.version('torchvision')} needs {requirement}, found torch {torch}; "
                     "pip install --upgrade torch torchvision"
                 )
+
+
+def check_matplotlib() -> None:
+    """Refuse to plot without matplotlib. Raises UsageError."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("--plot: needs matplotlib; pip install 'cartl[plot]'") from None
 
 
 def _allows(requirement: str, torch: str) -> bool:

@@ -139,6 +139,44 @@ def in_words(run: "Run") -> str:
     )
 
 
+def diagnosis_table(run: "Run") -> Table:
+    """How far the adversarial images move what leaves each block; a line after block L−k."""
+    diagnosis = run.attack_results.diagnosis
+    assert diagnosis is not None
+    assert run.manifest.source is not None
+    compared = any(row.source for row in diagnosis.blocks)
+    last = len(diagnosis.blocks) - 1
+    table = Table(
+        title=cell(f"{run.manifest.source.run}: how far adversarial images move the features"),
+        caption=cell(
+            f"‖Δ‖/‖f‖: mean distance, relative to the clean features; growth: median of ‖Δ‖ over "
+            f"that of the block before; n = {diagnosis.n} images, right when clean, each where it "
+            "fell or was last led to"
+        ),
+        min_width=72,
+    )
+    table.add_column("block")
+    table.add_column("in transfer")
+    for name in (*(["source"] if compared else []), "target"):
+        table.add_column(f"{name} ‖Δ‖/‖f‖" if compared else "‖Δ‖/‖f‖", justify="right")
+        table.add_column("growth", justify="right")
+    for row in diagnosis.blocks:
+        name = {0: "stem", last: f"{last} (logits)"}.get(row.block, str(row.block))
+        boundary = row.block == last - run.manifest.k
+        moved = (row.source, row.target) if row.source else (row.target,)
+        table.add_row(
+            f"{name} = L−k" if boundary else name,
+            "tuned" if row.tuned else "frozen",
+            *(_ratio(value) for one in moved for value in (one.distance, one.growth)),
+            end_section=boundary,
+        )
+    return table
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
 def trust_table(results: "AttackResults") -> Table:
     """What the checks say that the attack worked; every one that did not pass, with its reason."""
     passed = [check.id for check in results.trust if check.verdict == "pass"]
