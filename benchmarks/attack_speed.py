@@ -232,7 +232,7 @@ def evaluate(runs_dir: Path, name: str, count: int, steps: int) -> None:
     checks(model, shapes_target().evaluation, steps, count)
 
 
-def memory(runs_dir: Path, name: str, sizes: tuple[int, ...]) -> Figures:
+def memory(runs_dir: Path, name: str, sizes: tuple[int, ...], steps: int) -> Figures:
     """Peak resident memory of an attack in a process of its own, in MiB."""
 
     def peak(count: int, steps: int) -> float:
@@ -247,8 +247,7 @@ def memory(runs_dir: Path, name: str, sizes: tuple[int, ...]) -> Figures:
         f"{few} images": peak(few, 2),
         f"{many} images": peak(many, 2),
         "pixels of the difference": (many - few) * pixel_bytes / 2**20,
-        "10 steps": peak(BATCH, 10),
-        "100 steps": peak(BATCH, 100),
+        **{f"{number} steps": peak(BATCH, number) for number in (max(steps // 10, 1), steps)},
     }
 
 
@@ -324,7 +323,7 @@ def main() -> None:
         "fixed work": fixed_work(robust, split, max(steps // 5, 1), rounds),
         "overhead": overhead(robust, split, max(steps // 2, 1), rounds),
         "checks": checks(robust, whole, steps, options.checked),
-        "memory": memory(options.runs_dir, options.cartl, tuple(options.sizes)),
+        "memory": memory(options.runs_dir, options.cartl, tuple(options.sizes), steps),
         "vanilla": to_verdict(vanilla, split, steps, options.verdict_rounds),
         "cartl": to_verdict(robust, split, steps, options.verdict_rounds),
     }
