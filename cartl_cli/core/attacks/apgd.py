@@ -23,6 +23,7 @@ from cartl_cli.core.attacks.pgd import (
 )
 from cartl_cli.core.losses import targeted_dlr
 from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.models.folding import folded
 
 MOMENTUM = 0.25
 RHO = 0.75
@@ -150,10 +151,10 @@ def _climb(
 ) -> Outcome:
     """Algorithm 1. ``objective`` is told the rows of the batch its logits belong to."""
     found, fell_at = start.clone(), torch.full_like(labels, STANDS)
-    marks = checkpoints(budget.steps)
+    marks, light = checkpoints(budget.steps), folded(model)
 
     def look(points: Tensor, rows: Tensor) -> tuple[Place, Tensor]:
-        logits, gradient = ascent(model, points, rows, objective)
+        logits, gradient = ascent(light, points, rows, objective)
         wrong = ~correct(confirm(model, points, labels[rows], logits), labels[rows])
         return Place(points, objective(logits, rows), gradient), wrong
 

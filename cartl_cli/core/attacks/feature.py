@@ -14,6 +14,7 @@ from cartl_cli.core.attacks.geometry import project, uphill
 from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, ascent, attack, confirm, correct
 from cartl_cli.core.losses import cross_entropy, distances
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.models.folding import folded
 
 
 def feature_attack(
@@ -25,17 +26,17 @@ def feature_attack(
     fallen if *any* iterate is misclassified in float32, and leaves; ``fell_at`` counts on through
     both parts. The start must not be the clean image, where the distance has no gradient.
     """
-    away = budget.steps // 3
+    away, light = budget.steps // 3, folded(model)
     found, fell_at = start.clone(), torch.full_like(labels, STANDS)
     rows = torch.arange(len(labels), device=labels.device)
     with eval_mode(model):
         with torch.no_grad():
-            clean = model.features(images, boundary)
+            clean = light.features(images, boundary)
         points = best = start
         farthest = torch.zeros(labels.shape, device=labels.device)
         for step in range(away + 1):
             features, gradient = ascent(
-                lambda pixels: model.features(pixels, boundary), points, clean, distances
+                lambda pixels: light.features(pixels, boundary), points, clean, distances
             )
             distance = distances(features, clean)
             farther = distance > farthest

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cartl_cli.core.attacks.geometry import Norm, project, scatter, uphill
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.models.folding import folded
 from cartl_cli.core.precision import float32
 from cartl_cli.core.randomness import generator
 
@@ -92,9 +93,11 @@ def attack(
 ) -> Outcome:
     """The evaluating attack: an image has fallen if *any* iterate is misclassified in float32.
 
-    Gradients may be taken in bfloat16 (under the caller's autocast), verdicts never are. A fallen
-    image leaves the batch, unless ``to_the_end`` asks for everybody's last iterate.
+    Gradients are those of the folded model and may be taken in bfloat16 (under the caller's
+    autocast), verdicts are the model's own. A fallen image leaves the batch, unless ``to_the_end``
+    asks for everybody's last iterate.
     """
+    light = folded(model)
     found, adversarial = start.clone(), start
     fell_at = torch.full_like(labels, STANDS)
     standing = torch.arange(len(labels), device=labels.device)
@@ -109,7 +112,7 @@ def attack(
 
     with eval_mode(model):
         for step in range(budget.steps):
-            logits, gradient = ascent(model, adversarial, labels[standing], objective)
+            logits, gradient = ascent(light, adversarial, labels[standing], objective)
             judge(~correct(logits, labels[standing]), step)
             adversarial = _step(adversarial, gradient, images[standing], budget)
             if not to_the_end and (fell_at[standing] != STANDS).any():

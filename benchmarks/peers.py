@@ -1,0 +1,102 @@
+"""PGD of other libraries on the same model: (images, labels) → adversarial images.
+
+`pip install 'cartl[bench]'` brings them. torchattacks asks for an old `requests`; where that
+conflicts, `pip install --no-deps torchattacks` does, since PGD makes no use of it.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cartl_cli.core.attacks.pgd import Budget
+
+Peer = Callable[[Tensor, Tensor], Tensor]
+PACKAGES = {"foolbox": "foolbox", "torchattacks": "torchattacks", "ART": "art"}
+DISTRIBUTIONS = {
+    "foolbox": "foolbox",
+    "torchattacks": "torchattacks",
+    "ART": "adversarial-robustness-toolbox",
+}
+
+
+def missing() -> list[str]:
+    """The peers that are not installed, as pip knows them."""
+    return [DISTRIBUTIONS[n] for n, p in PACKAGES.items() if importlib.util.find_spec(p) is None]
+
+
+def peers(model: nn.Module, classes: int, size: int, budget: Budget) -> dict[str, Peer]:
+    """Every peer by name; each in float32, from a random start, with the same steps."""
+    return {
+        "foolbox": _foolbox(model, budget),
+        "torchattacks": _torchattacks(model, budget),
+        "ART": _art(model, classes, size, budget),
+        "plain loop": _plain(model, budget),
+    }
+
+
+def _foolbox(model: nn.Module, budget: Budget) -> Peer:
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    pgd = foolbox.attacks.LinfPGD(
+        abs_stepsize=budget.step_size, steps=budget.steps, random_start=True
+    )
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        _, found, _ = pgd(wrapped, images, labels, epsilons=budget.eps)
+        return found
+
+    return run
+
+
+def _torchattacks(model: nn.Module, budget: Budget) -> Peer:
+    import torchattacks
+
+    pgd = torchattacks.PGD(model, eps=budget.eps, alpha=budget.step_size, steps=budget.steps)
+    return lambda images, labels: pgd(images, labels)
+
+
+def _art(model: nn.Module, classes: int, size: int, budget: Budget) -> Peer:
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=(3, size, size),
+        nb_classes=classes,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    pgd = ProjectedGradientDescentPyTorch(
+        classifier,
+        eps=budget.eps,
+        eps_step=budget.step_size,
+        max_iter=budget.steps,
+        num_random_init=1,
+        batch_size=2**20,
+        verbose=False,
+    )
+    return lambda images, labels: torch.from_numpy(pgd.generate(images.numpy(), labels.numpy()))
+
+
+def _plain(model: nn.Module, budget: Budget) -> Peer:
+    """The loop of the official CARTL code: gradients of the parameters are made as well."""
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        noise = torch.empty_like(images).uniform_(-budget.eps, budget.eps)
+        found = (images + noise).clamp(0, 1)
+        for _ in range(budget.steps):
+            found = found.detach().requires_grad_()
+            model.zero_grad()
+            F.cross_entropy(model(found), labels).backward()
+            assert found.grad is not None
+            moved = found.detach() + budget.step_size * found.grad.sign()
+            delta = (moved - images).clamp(-budget.eps, budget.eps)
+            found = (images + delta).clamp(0, 1)
+        return found.detach()
+
+    return run

@@ -1,0 +1,66 @@
+"""Batch norm in evaluation mode is an affine map, which a convolution before it can do as well."""
+
+import copy
+import itertools
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cartl_cli.core.models.resnet import BasicBlock
+from cartl_cli.core.models.wide_resnet import PreActivationBlock
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Affine(nn.Module):
+    """scale · x + shift per channel: what a batch norm does in evaluation mode."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - norm.running_mean * scale
+        self.register_buffer("scale", scale.detach().view(-1, 1, 1))
+        self.register_buffer("shift", shift.detach().view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → same shape and precision."""
+        return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
+
+
+def folded(model: Model) -> Model:
+    """A copy for gradients with respect to the input: no batch norm is left in it.
+
+    It is in evaluation mode, its logits and features are the model's up to rounding, and its
+    parameters take no gradient. A pass takes about three quarters of the time.
+    """
+    light = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(light.modules()):
+        for before, after in _followed(module):
+            conv, norm = module.get_submodule(before), module.get_submodule(after)
+            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):  # not parametrized
+                fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
+                module.set_submodule(before, fused)
+                module.set_submodule(after, nn.Identity())
+    for module in list(light.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                module.set_submodule(name, Affine(child))
+    return light
+
+
+def _followed(module: nn.Module) -> list[tuple[str, str]]:
+    """The names of layers of which the second takes nothing but what the first gives."""
+    if isinstance(module, PreActivationBlock):
+        return [("conv1", "norm_act2.norm")]
+    if isinstance(module, BasicBlock):
+        return [("conv1", "norm1"), ("conv2", "norm2")]
+    if isinstance(module, nn.Sequential):
+        return list(itertools.pairwise(name for name, _ in module.named_children()))
+    return []

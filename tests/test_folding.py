@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from cartl_cli.core.attacks.pgd import Budget, attack, predict
+from cartl_cli.core.losses import cross_entropy
+from cartl_cli.core.models import build_model
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.folding import folded
+from cartl_cli.core.surgery import make_convex
+from tests.victims import untouched
+
+
+def lived_in(arch: str) -> BlockModel:
+    """A model whose batch norm has statistics and weights of every sign."""
+    torch.manual_seed(2)
+    model = build_model(arch, 5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.3, 3)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+@pytest.mark.parametrize("arch", ["wrn-10-1", "wrn-16-2", "resnet-18"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_folded_features_logits_and_gradients_are_the_models(
+    arch: str, dtype: torch.dtype, close: float, images: Tensor
+) -> None:
+    model = lived_in(arch).to(dtype)
+    make_convex(model, 1)
+    light = folded(model)
+    points = images.to(dtype).requires_grad_()
+    for block in range(len(model.blocks) + 1):
+        ours, theirs = light.features(points, block), model.features(points, block)
+        assert ours.dtype == theirs.dtype
+        assert relative(ours, theirs) < close
+        gradients = [torch.autograd.grad(f.square().sum(), points)[0] for f in (ours, theirs)]
+        assert relative(*gradients) < 10 * close
+
+
+@pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18"])
+def test_no_batch_norm_is_left_and_no_parameter_takes_a_gradient(arch: str) -> None:
+    light = folded(lived_in(arch))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
+    assert not any(parameter.requires_grad for parameter in light.parameters())
+    convolutions = [m for m in light.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
+    assert len(convolutions) == {"wrn-10-1": 3, "resnet-18": 20}[arch]
+
+
+def test_folding_leaves_the_model_as_it_is(images: Tensor) -> None:
+    model = lived_in("wrn-10-1").train()
+    model.blocks[0].eval()
+    with untouched(model):
+        light = folded(model)
+    assert relative(predict(light, images), predict(model.eval(), images)) < 1e-5
+
+
+def test_a_parametrized_convolution_keeps_its_weight(images: Tensor) -> None:
+    model = lived_in("wrn-10-1")
+    spectral_norm(model.blocks[1].conv1)
+    model.eval()
+    assert relative(predict(folded(model), images), predict(model, images)) < 1e-5
+
+
+def test_under_bfloat16_the_activations_stay_in_bfloat16(images: Tensor) -> None:
+    model = lived_in("wrn-10-1")
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = folded(model).features(images, 2), model.features(images, 2)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert relative(ours.float(), theirs.float()) < 0.1
+
+
+def test_verdicts_of_an_attack_are_those_of_the_model_itself(
+    images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lived_in("wrn-10-1")
+    labels = predict(model, images).argmax(1)
+    opposite = lived_in("wrn-10-1")
+    opposite.head.weight.data.neg_()
+    opposite.head.bias.data.neg_()
+    monkeypatch.setattr("cartl_cli.core.attacks.pgd.folded", lambda _: opposite)
+    outcome = attack(model, images, labels, images, Budget(0.0, 0.0, 2), cross_entropy, True)
+    assert not outcome.fallen.any()
+    assert not outcome.fallen_last.any()
