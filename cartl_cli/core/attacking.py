@@ -12,7 +12,7 @@ from cartl_cli.core.attacks.suite import INDEPENDENT
 from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.registry import load_data_set
-from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import DataError, RunError, UsageError
 from cartl_cli.core.evaluation import (
@@ -21,7 +21,6 @@ from cartl_cli.core.evaluation import (
     Verdicts,
     robustness,
     share,
-    stratified,
     unattacked,
 )
 from cartl_cli.core.manifest import (
