@@ -1,5 +1,6 @@
 """``--fraction``: a part of the training images, and the same data to whoever asks later."""
 
+import itertools
 import json
 from pathlib import Path
 from unittest import mock
@@ -7,11 +8,11 @@ from unittest import mock
 import pytest
 import torch
 
-from cartl_cli.core import running
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runs import read_run
+from cartl_cli.core.training import fit
 from tests import tiny
 from tests.conftest import TINY_TRANSFER, Command
 from tests.crashes import call
@@ -37,7 +38,7 @@ def test_a_smaller_part_lies_within_a_larger_one(counts: tuple[int, ...]) -> Non
     assert [len(part) for part in parts] == [
         round(f * sum(counts)) for f in (0.1, 0.2, 0.35, 0.5, 1)
     ]
-    for smaller, larger in zip(parts, parts[1:], strict=False):
+    for smaller, larger in itertools.pairwise(parts):
         assert set(smaller) < set(larger)
         assert smaller == sorted(set(smaller))
     assert parts[-1] == numbers(data.train)
@@ -76,13 +77,12 @@ def test_a_run_is_trained_on_its_part_and_attacked_on_the_same_data(
 ) -> None:
     where = ("--source", runs_dir / "source", "--val-fraction", "0.2")
     seen: dict[str, Split] = {}
-    fit = running.fit
 
     def spy(model: object, optimizer: object, split: Split, *rest: object) -> object:
         seen[str(len(seen))] = split
         return fit(model, optimizer, split, *rest)  # type: ignore[arg-type]
 
-    with mock.patch.object(running, "fit", spy):
+    with mock.patch("cartl_cli.core.running.fit", spy):
         whole = cartl(*TRANSFER, *where, "--name", "whole", "--json")
         half = cartl(*TRANSFER, *where, "--fraction", "0.5", "--name", "half")
     assert (whole.code, half.code) == (0, 0), half.err
