@@ -193,11 +193,11 @@ def test_the_command_says_the_method_and_its_number(cartl: Command, runs_dir: Pa
     for arguments, title in (
         (
             ["--lwf-lambda", "0.02"],
-            "LwF, λ = 0.02 (of 2 epochs 1 the classifier alone); frozen: st",
+            "LwF, λ = 0.02, first 1 of 2 epochs the classifier alone frozen: stem; tuned",
         ),
-        (["--lwf-lambda", "0.02", "--head-epochs", "0"], "LwF, λ = 0.02; frozen: stem; tuned: "),
-        (["--neft-beta", "0.4"], "NEFT, β = 0.4; frozen: stem, blocks 1–2; tuned: blocks 3–5"),
-        ([], "vanilla; frozen: stem, blocks 1–2; tuned: blocks 3–5"),
+        (["--lwf-lambda", "0.02", "--head-epochs", "0"], "LwF, λ = 0.02 frozen: stem; tuned: "),
+        (["--neft-beta", "0.4"], "NEFT, β = 0.4 frozen: stem, blocks 1–2; tuned: blocks 3–5"),
+        ([], "vanilla frozen: stem, blocks 1–2; tuned: blocks 3–5"),
     ):
         done = cartl(*transfer, *arguments)
         assert done.code == 0, done.err
@@ -212,12 +212,14 @@ def test_the_command_without_distance_makes_the_vanilla_model(
 ) -> None:
     transfer = ("transfer", "--source", runs_dir / "source", *TINY_TRANSFER.split(), "--json")
     lwf = ("--lwf-lambda", 0, "--head-epochs", 0, "--k", 3, "--freeze-bn", "all")
-    found = [json.loads(cartl(*transfer, *given).out) for given in (lwf, ())]
-    assert [f["method"] for f in found] == ["lwf", "vanilla"]
-    assert [f["lwf_lambda"] for f in found] == [0, None]
+    heavy = ("--lwf-lambda", 0.5, *lwf[2:])
+    found = [json.loads(cartl(*transfer, *given).out) for given in (lwf, (), heavy)]
+    assert [f["method"] for f in found] == ["lwf", "vanilla", "lwf"]
+    assert [f["lwf_lambda"] for f in found] == [0, None, 0.5]
     digests = [read_run(Path(f["folder"])).manifest.weights for f in found]
     assert digests[0] is not None
     assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
 
 
 LWF = f"transfer {tiny.TRAINED} --source source --lwf-lambda 0.1 --name lwf".split()

@@ -76,7 +76,7 @@ def tuned_table(run: "Run", blocks: int) -> Table:
     beta, cut = config.neft_beta, blocks - k
     caption = "σ: largest singular value of the weight as a C_out × (C_in·K·K) matrix"
     title = f"frozen: stem, blocks 1–{cut}" if cut else "frozen: stem"
-    title = f"{method(config)}; {title}; tuned: blocks {cut + 1}–{blocks}"
+    title = f"{method(config)}\n{title}; tuned: blocks {cut + 1}–{blocks}"
     table = Table(title=title, caption=caption, min_width=72)
     table.add_column("weight")
     table.add_column("σ" if beta is None else f"σ (β = {beta:g})", justify="right")
@@ -92,7 +92,7 @@ def method(config: TransferConfig) -> str:
         return f"NEFT, β = {config.neft_beta:g}"
     if config.lwf_lambda is None:
         return "vanilla"
-    phase = f" (of {config.epochs} epochs {config.head_phase} the classifier alone)"
+    phase = f", first {config.head_phase} of {config.epochs} epochs the classifier alone"
     return f"LwF, λ = {config.lwf_lambda:g}" + (phase if config.head_phase else "")
 
 
