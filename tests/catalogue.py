@@ -33,7 +33,6 @@ INAPPLICABLE = {
     "T36": "one process on one device",
     "T38": "the log is a file of the run folder; there is no TensorBoard",
     "T39": "there is no limit of steps",
-    "T40": "there is no subset ratio",
     "X12": "one power iteration a step; it is no setting",
     "X14": "normalization is the model's first layer; it is no setting",
     "X18": "blocks are frozen by k alone, there is no range",

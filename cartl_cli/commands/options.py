@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 SOURCE_KINDS: "tuple[Kind, ...]" = ("pretrain",)
 ATTACKED_KINDS: "tuple[Kind, ...]" = ("pretrain", "transfer")
 
-Preset = Annotated[str | None, typer.Option("--preset", help="A built-in set of settings: paper.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help="A built-in set of settings: paper; for transfer also paper-lwf."
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="Settings from a TOML or JSON file, or from a run's manifest."),
@@ -154,7 +159,9 @@ def _read_preset(name: str, command: str) -> dict[str, Any]:
     if name not in known:
         raise UsageError(f"--preset: no preset {name!r}; known: {', '.join(known)}")
     content = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
-    settings: dict[str, Any] = content.get(command, {})
+    if command not in content:
+        raise UsageError(f"--preset: {name!r} is for {' and '.join(content)}, not {command}")
+    settings: dict[str, Any] = content[command]
     return settings
 
 

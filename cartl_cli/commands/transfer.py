@@ -49,8 +49,11 @@ def transfer(
             "folder": str(run.folder),
             "source": source.name,
             "k": run.manifest.k,
+            "method": chosen.method,
             "neft_beta": chosen.neft_beta,
+            "lwf_lambda": chosen.lwf_lambda,
             "freeze_bn": chosen.frozen_bn,
+            "train_images": run.manifest.data.train_images,
             "clean_accuracy": results.clean_accuracy,
             "seconds": results.seconds,
         }

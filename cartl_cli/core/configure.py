@@ -40,6 +40,7 @@ def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:
     changed = {name for name in old if old[name] != new[name]} - HARMLESS
     if changed == {"epochs"} and new["epochs"] > old["epochs"]:
         if extend:
+            _check_phases(stored, given)
             return
         raise UsageError(
             f"--epochs: the run has {old['epochs']}, you gave {new['epochs']}; add --extend to "
@@ -48,6 +49,17 @@ def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:
     if changed:
         listed = ", ".join(f"{flag(name)} {old[name]} -> {new[name]}" for name in sorted(changed))
         raise UsageError(f"differs from the run: {listed}; drop it, or start a new run")
+
+
+def _check_phases(stored: BaseModel, given: BaseModel) -> None:
+    """Refuse more epochs where the phase of the classifier alone would move under the run."""
+    if isinstance(stored, TransferConfig) and isinstance(given, TransferConfig):
+        old, new = stored.head_phase, given.head_phase
+        if old != new:
+            raise UsageError(
+                f"--extend: LwF trains the classifier alone for half of --epochs, which would move "
+                f"from {old} to {new}; start a new run (one with --head-epochs can be extended)"
+            )
 
 
 def flag(field: str) -> str:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from cartl_cli.core.attacks.pgd import Budget, Outcome, correct, predict
 from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, PGD, Batch, Setting
 from cartl_cli.core.config import AttackName
-from cartl_cli.core.data.split import Split, to_pixels
+from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.losses import margin
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.randomness import generator
 
 UNTRIED = -2
 """Of an image that this attack was not run on: it is wrong when clean or has fallen before."""
@@ -213,21 +212,6 @@ def probe_images(labels: Tensor, plan: Plan) -> Tensor:
 def share(verdicts: Tensor) -> float:
     """The fraction of true verdicts (N,)."""
     return int(verdicts.sum()) / len(verdicts)
-
-
-def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
-    """Sorted indices of ``count`` images, spread over the classes as evenly as they allow.
-
-    Images are taken in rounds, one of each class a round, in a seeded order.
-    """
-    order = torch.randperm(len(labels), generator=generator(seed, purpose))
-    seen: dict[int, int] = {}
-    ranks = []
-    for label in labels.cpu()[order].tolist():
-        ranks.append(seen.get(label, 0))
-        seen[label] = ranks[-1] + 1
-    by_round = torch.tensor(ranks).argsort(stable=True)
-    return order[by_round[:count]].sort().values
 
 
 def _pixels(images: Tensor) -> Tensor:

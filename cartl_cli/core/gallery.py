@@ -11,10 +11,9 @@ from cartl_cli.core.attacks.geometry import Norm
 from cartl_cli.core.attacks.pgd import predict
 from cartl_cli.core.comparing import read_outcomes
 from cartl_cli.core.config import AttackConfig
-from cartl_cli.core.data.split import to_pixels
+from cartl_cli.core.data.split import stratified, to_pixels
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import DataError, RunError
-from cartl_cli.core.evaluation import stratified
 from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.saving import read_saved

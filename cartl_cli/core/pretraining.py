@@ -12,9 +12,7 @@ from cartl_cli.core import recording
 from cartl_cli.core.attacks.pgd import Budget, perturb, uniform_start
 from cartl_cli.core.checkpoints import stop_if_asked
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import Split, channel_statistics
-from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.evaluation import (
     Plan,
     Verdicts,
@@ -28,18 +26,15 @@ from cartl_cli.core.manifest import (
     ModelSpec,
     Run,
     TrainingResults,
-    data_record,
     now,
-    versions,
 )
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.recording import Session
-from cartl_cli.core.running import state_size, train
+from cartl_cli.core.running import set_up, state_size, train
 from cartl_cli.core.stopping import stop_signals
-from cartl_cli.core.training import LossOfBatch, Progress, StepLoss, count_steps, ramp
+from cartl_cli.core.training import LossOfBatch, Progress, StepLoss, ramp
 
 FINAL_PGD_STEPS = 20
 
@@ -51,29 +46,14 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
     images, DivergedError if the loss is not finite, StoppedError once a signal asked to stop and
     the state is saved.
     """
-    device = resolve_device(config.device)
-    recording.check_place(session)
-    data = load_data_set(
-        config.dataset,
-        config.classes,
-        config.image_size,
-        config.val_fraction,
-        config.seed,
-        session.cache_dir,
-    )
-    total_steps = count_steps(config, len(data.train))
-    augment = augmentation(config.dataset, config.augment)
-    precision = resolve_precision(config.precision, device)
-    autocast = autocast_for(device, precision)
-    for note in data.notes:
-        session.say(note)
-
+    setup = set_up(config, config.image_size, session)
+    data, device = setup.data, setup.device
     with seeded(config.seed, "source weights"):
         model = build_model(config.arch, len(data.classes))
     model.normalize.fix(*channel_statistics(data.train))
     model = model.to(device).to(memory_format=torch.channels_last).train()
     natural = config.method == "natural"
-    loss = natural_loss(model) if natural else adversarial_loss(model, config, total_steps)
+    loss = natural_loss(model) if natural else adversarial_loss(model, config, setup.total_steps)
 
     draft = Manifest(
         kind="pretrain",
@@ -81,17 +61,16 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         config=config,
         k=config.k,
         model=ModelSpec(arch=config.arch, classes=data.classes, image_size=config.image_size),
-        data=data_record(data, augment),
-        versions=versions(device, precision),
+        data=setup.record,
+        versions=setup.versions,
     )
     with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
         session.say(
             f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images"
         )
-        images = data.train.to(device)
-        done = train(run, model, images, config, augment, loss, autocast, session, asked, report)
+        done = train(run, model, config, setup, loss, session, asked, report)
         began = time.monotonic()
-        measured = measure(model, data.evaluation.to(device), config, autocast, run, asked)
+        measured = measure(model, data.evaluation.to(device), config, setup.autocast, run, asked)
         results = TrainingResults(
             clean_accuracy=share(measured.clean),
             robust_accuracy=share(measured.worst(0)),

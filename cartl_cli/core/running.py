@@ -1,17 +1,22 @@
-"""A training as a run: ``fit`` from the newest checkpoint on, with checkpoints and metrics."""
+"""A training as a run: what it begins with, and ``fit`` from the newest checkpoint on."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cartl_cli.core import checkpoints, storage
+from cartl_cli.core import checkpoints, recording, storage
 from cartl_cli.core.config import TrainingConfig
-from cartl_cli.core.data.split import Split
+from cartl_cli.core.data.registry import augmentation, load_data_set
+from cartl_cli.core.data.split import DataSet, Split, fraction_of
+from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import CartlError, RunError
-from cartl_cli.core.manifest import Position, Run
+from cartl_cli.core.manifest import DataRecord, Position, Run, data_record, versions
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.recording import Session
 from cartl_cli.core.tensors import from_bytes, to_bytes
 from cartl_cli.core.training import LossOfBatch, Progress, count_steps, fit, learning_rate, sgd
@@ -21,14 +26,71 @@ TRAIN = "train.safetensors"  # the optimizer's momentum
 METRICS = "metrics.jsonl"
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a training begins with besides its model; ``split`` holds the images to train on."""
+
+    data: DataSet
+    split: Split
+    augment: tuple[str, ...]
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    total_steps: int
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The number format of the forward passes."""
+        return autocast_for(self.device, self.precision)
+
+    @property
+    def record(self) -> DataRecord:
+        """What the manifest keeps of the data, with the number of images trained on."""
+        kept = data_record(self.data, self.augment)
+        return kept.model_copy(update={"train_images": len(self.split)})
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Software and hardware of the training."""
+        return versions(self.device, self.precision)
+
+
+def set_up(
+    config: TrainingConfig, image_size: int, session: Session, fraction: float = 1.0
+) -> Setup:
+    """Device, place and data of a training, checked before any work; tells the data's notes.
+
+    Raises UsageError or DataError.
+    """
+    device = resolve_device(config.device)
+    recording.check_place(session)
+    data = load_data_set(
+        config.dataset,
+        config.classes,
+        image_size,
+        config.val_fraction,
+        config.seed,
+        session.cache_dir,
+    )
+    split = fraction_of(data, fraction, config.seed)
+    setup = Setup(
+        data=data,
+        split=split,
+        augment=augmentation(config.dataset, config.augment),
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        total_steps=count_steps(config, len(split)),
+    )
+    for note in data.notes:
+        session.say(note)
+    return setup
+
+
 def train(
     run: Run,
     model: BlockModel,
-    split: Split,
     config: TrainingConfig,
-    augment: Sequence[str],
+    setup: Setup,
     loss_of_batch: LossOfBatch,
-    autocast: torch.autocast,
     session: Session,
     asked: Callable[[], int | None],
     report: Callable[[Progress], None],
@@ -40,11 +102,12 @@ def train(
     saved, DivergedError, StorageError, or CartlError where memory or the device fails.
     """
     optimizer = sgd(model, config)
+    split = setup.split.to(setup.device)
     begun, metrics = Position(), b""
     if found := checkpoints.newest(run, session.say):
         begun, files = found
         metrics = _restore(run, model, optimizer, begun, files)
-        total = count_steps(config, len(split))
+        total = setup.total_steps
         if begun.step < total:
             rate = learning_rate(config, begun.step, total // config.epochs)
             session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
@@ -71,7 +134,15 @@ def train(
 
     try:
         return fit(
-            model, optimizer, split, config, augment, loss_of_batch, autocast, begun, step_done
+            model,
+            optimizer,
+            split,
+            config,
+            setup.augment,
+            loss_of_batch,
+            setup.autocast,
+            begun,
+            step_done,
         )
     except torch.OutOfMemoryError:
         raise CartlError(

@@ -7,9 +7,8 @@ import torch
 
 from cartl_cli.core.config import AttackConfig, SplitName
 from cartl_cli.core.data.registry import load_data_set
-from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.errors import DataError, UsageError
-from cartl_cli.core.evaluation import stratified
 from cartl_cli.core.manifest import Run
 
 

@@ -100,13 +100,19 @@ def count_steps(config: TrainingConfig, images: int) -> int:
 
 
 def sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
-    """The optimizer of everything in ``model`` that is to be trained."""
-    return torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+    """The optimizer of everything in ``model`` that is to be trained.
+
+    Momentum starts as zeros rather than at the first gradient, so that a checkpoint has it of every
+    parameter, of those too that a recipe leaves alone for a while (a gradient of None).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
+    if config.momentum > 0:
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def fit(

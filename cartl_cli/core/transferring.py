@@ -1,35 +1,34 @@
-"""The target model: fine-tuning of the last k blocks on clean images, vanilla or NEFT (Eq. 11)."""
+"""The target model: the last k blocks tuned on clean images: vanilla, NEFT (Eq. 11), or LwF."""
 
+import copy
 import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from cartl_cli.core import recording, runs
 from cartl_cli.core.config import PretrainConfig, TransferConfig
-from cartl_cli.core.data.registry import augmentation, load_data_set
-from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation import clean_correct, share
+from cartl_cli.core.losses import forgetting
 from cartl_cli.core.manifest import (
     Manifest,
     ModelSpec,
     Run,
     TrainingResults,
-    data_record,
     now,
     source_record,
-    versions,
 )
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.pretraining import natural_loss
 from cartl_cli.core.randomness import seeded
 from cartl_cli.core.recording import Session
-from cartl_cli.core.running import state_size, train
+from cartl_cli.core.running import set_up, state_size, train
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
-from cartl_cli.core.training import Progress, count_steps
+from cartl_cli.core.training import LossOfBatch, Progress, StepLoss
 
 
 def transfer(
@@ -42,31 +41,19 @@ def transfer(
     for bad images, DivergedError if the loss is not finite, StoppedError once a signal asked to
     stop and the state is saved.
     """
-    device = resolve_device(config.device)
-    recording.check_place(session)
     spec = source.manifest.model
-    model = runs.read_model(source)
-    blocks = len(model.blocks)
-    k = config.k or source.manifest.k
-    if k > blocks:
-        raise UsageError(f"--k: {k}, but {spec.arch} has {blocks} blocks; use 1..{blocks}")
-    data = load_data_set(
-        config.dataset,
-        config.classes,
-        spec.image_size,
-        config.val_fraction,
-        config.seed,
-        session.cache_dir,
-    )
-    count_steps(config, len(data.train))
-    augment = augmentation(config.dataset, config.augment)
-    precision = resolve_precision(config.precision, device)
-    autocast = autocast_for(device, precision)
-    for note in [*data.notes, *remarks(source, k, blocks, config.dataset)]:
+    original = runs.read_model(source)
+    k = blocks_to_tune(config, source, len(original.blocks))
+    setup = set_up(config, spec.image_size, session, config.fraction)
+    data, device, split = setup.data, setup.device, setup.split
+    for note in remarks(config, source, k, len(original.blocks)):
         session.say(note)
 
-    model = prepare(model.to(device), config, k, len(data.classes))
-    loss = natural_loss(model)
+    original = original.to(device)
+    model = prepare(copy.deepcopy(original), config, k, len(data.classes))
+    lwf = config.method == "lwf"
+    head_steps = setup.total_steps // config.epochs * config.head_phase
+    loss = lwf_loss(model, original, config, head_steps) if lwf else natural_loss(model)
 
     draft = Manifest(
         kind="transfer",
@@ -77,18 +64,17 @@ def transfer(
             arch=spec.arch,
             classes=data.classes,
             image_size=spec.image_size,
-            convex_blocks=k if config.neft_beta is not None else 0,
+            convex_blocks=k if config.method == "neft" else 0,
         ),
-        data=data_record(data, augment),
+        data=setup.record,
         source=source_record(source),
-        versions=versions(device, precision),
+        versions=setup.versions,
     )
     with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
-        session.say(f"run {run.name}: from {source.name}, {len(data.train):,} training images")
-        images = data.train.to(device)
-        done = train(run, model, images, config, augment, loss, autocast, session, asked, report)
+        session.say(f"run {run.name}: from {source.name}, {len(split):,} training images")
+        done = train(run, model, config, setup, loss, session, asked, report)
         began = time.monotonic()
-        if config.neft_beta is not None:
+        if config.method == "neft":
             bake(model, k)
         clean = clean_correct(model, data.evaluation.to(device), config.batch_size)
         results = TrainingResults(
@@ -98,6 +84,18 @@ def transfer(
             spectral_norms=spectral_norms(model, k),
         )
         return recording.finish_training(run, model, results, done.step)
+
+
+def blocks_to_tune(config: TransferConfig, source: Run, blocks: int) -> int:
+    """k: as configured, else all blocks for LwF and those of the source run for the others.
+
+    Raises UsageError if there are not so many.
+    """
+    k = config.k or (blocks if config.method == "lwf" else source.manifest.k)
+    if k > blocks:
+        arch = source.manifest.model.arch
+        raise UsageError(f"--k: {k}, but {arch} has {blocks} blocks; use 1..{blocks}")
+    return k
 
 
 def prepare(model: BlockModel, config: TransferConfig, k: int, num_classes: int) -> BlockModel:
@@ -111,7 +109,30 @@ def prepare(model: BlockModel, config: TransferConfig, k: int, num_classes: int)
     return model
 
 
-def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:
+def lwf_loss(
+    model: BlockModel, source: BlockModel, config: TransferConfig, head_steps: int
+) -> LossOfBatch:
+    """Mean cross-entropy + λ · distance of the features to the source's (Shafahi et al. 2020).
+
+    In the first ``head_steps`` steps the classifier alone is trained, on the source's own features:
+    no other parameter has a gradient, and no batch-norm statistic is touched. ``source`` is in
+    evaluation mode.
+    """
+
+    def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+        with torch.no_grad():
+            kept = source.embed(images)  # z₀ (B, d)
+        features = kept if step < head_steps else model.embed(images)  # z (B, d)
+        logits = model.head(features).float()  # (B, classes)
+        loss = F.cross_entropy(logits, labels)
+        if config.lwf_lambda:
+            loss = loss + config.lwf_lambda * forgetting(features, kept)
+        return StepLoss(loss, {"clean": (logits.argmax(1) == labels).sum()})
+
+    return loss_of_batch
+
+
+def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[str]:
     """What a user should know about this pairing of source, k and target."""
     manifest = source.manifest
     found = []
@@ -121,8 +142,8 @@ def remarks(source: Run, k: int, blocks: int, dataset: str) -> list[str]:
             f"source {source.name}: its feature distance was minimised for k={manifest.k}, "
             f"you use k={k}"
         )
-    if k == blocks:
+    if k == blocks and config.method != "lwf":
         found.append(f"k={k} tunes every block: no robust block is kept")
-    if manifest.config.dataset == dataset:
-        found.append(f"source and target use the same data set {dataset}")
+    if manifest.config.dataset == config.dataset:
+        found.append(f"source and target use the same data set {config.dataset}")
     return found

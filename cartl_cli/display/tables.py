@@ -54,9 +54,12 @@ def block_table(arch: str, rows: list["BlockRow"]) -> Table:
 def training_table(run: "Run") -> Table:
     """Clean accuracy of a trained model and, if it was measured, its robust accuracy."""
     results, config, data = run.results, run.manifest.config, run.manifest.data
+    part = ""
+    if isinstance(config, TransferConfig) and config.fraction < 1:
+        part = f"trained on {data.train_images} images, fraction {config.fraction:g}; "
     table = _accuracy_table(
         run.name,
-        f"n = {results.n} {data.measured} images of {data.name}; seed {config.seed}; "
+        f"n = {results.n} {data.measured} images of {data.name}; {part}seed {config.seed}; "
         f"{results.seconds:.0f} s; 95 % intervals",
     )
     _add_row(table, "clean", results.clean_accuracy, results.n)
@@ -67,19 +70,30 @@ def training_table(run: "Run") -> Table:
 
 
 def tuned_table(run: "Run", blocks: int) -> Table:
-    """Which blocks were frozen and tuned, and σ of every tuned weight."""
+    """The method, which blocks were frozen and tuned, and σ of every tuned weight."""
     config, k = run.manifest.config, run.manifest.k
-    beta = config.neft_beta if isinstance(config, TransferConfig) else None
-    cut = blocks - k
+    assert isinstance(config, TransferConfig)
+    beta, cut = config.neft_beta, blocks - k
     caption = "σ: largest singular value of the weight as a C_out × (C_in·K·K) matrix"
     title = f"frozen: stem, blocks 1–{cut}" if cut else "frozen: stem"
-    table = Table(title=f"{title}; tuned: blocks {cut + 1}–{blocks}", caption=caption, min_width=72)
+    title = f"{method(config)}\n{title}; tuned: blocks {cut + 1}–{blocks}"
+    table = Table(title=title, caption=caption, min_width=72)
     table.add_column("weight")
     table.add_column("σ" if beta is None else f"σ (β = {beta:g})", justify="right")
     for name, norm in run.results.spectral_norms.items():
         _, number, *layers = name.split(".")
         table.add_row(cell(f"block {int(number) + 1} {'.'.join(layers)}"), f"{norm:.4f}")
     return table
+
+
+def method(config: TransferConfig) -> str:
+    """How a target model was tuned, with the one number that belongs to the method."""
+    if config.neft_beta is not None:
+        return f"NEFT, β = {config.neft_beta:g}"
+    if config.lwf_lambda is None:
+        return "vanilla"
+    phase = f", first {config.head_phase} of {config.epochs} epochs the classifier alone"
+    return f"LwF, λ = {config.lwf_lambda:g}" + (phase if config.head_phase else "")
 
 
 def attack_table(run: "Run") -> Table:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.errors import UsageError
+from cartl_cli.core.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,41 @@ class DataSet:
                 digest.update(f"{tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
+    """Sorted indices of ``count`` images, spread over the classes as evenly as they allow.
+
+    Images are taken in rounds, one of each class a round, in a seeded order.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed, purpose))
+    seen: dict[int, int] = {}
+    ranks = []
+    for label in labels.cpu()[order].tolist():
+        ranks.append(seen.get(label, 0))
+        seen[label] = ranks[-1] + 1
+    by_round = torch.tensor(ranks).argsort(stable=True)
+    return order[by_round[:count]].sort().values
+
+
+def fraction_of(data: DataSet, fraction: float, seed: int) -> Split:
+    """A seeded part of the training images, as many of each class as the data allow.
+
+    A smaller part of the same seed lies within a larger one. Raises UsageError where a class would
+    be left without an image.
+    """
+    if fraction == 1:
+        return data.train
+    count = round(fraction * len(data.train))
+    part = data.train.take(stratified(data.train.labels, count, seed, "fraction"))
+    counts = part.labels.bincount(minlength=len(data.classes)).tolist()
+    if 0 in counts:
+        empty, classes = data.classes[counts.index(0)], len(data.classes)
+        raise UsageError(
+            f"--fraction: {fraction:g} of {len(data.train)} training images leaves class "
+            f"{empty!r} empty; use at least {classes}/{len(data.train)}"
+        )
+    return part
 
 
 def shared_images(train: Split, evaluation: Split) -> int:

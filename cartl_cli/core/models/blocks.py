@@ -66,6 +66,11 @@ class BlockModel(nn.Module):
             activations = block(activations)
         return cast(Tensor, activations)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] → what enters the classifier ``head``, (B, d)."""
+        last = cast(nn.Sequential, self.blocks[-1])
+        return cast(Tensor, last[:-1](self.features(images, len(self.blocks) - 1)))
+
     def classify(self, features: Tensor, start: int) -> Tensor:
         """What left block ``start`` → logits (B, classes) in float32."""
         for block in self.blocks[start:]:
