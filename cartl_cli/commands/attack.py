@@ -10,6 +10,8 @@ import typer
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
+    DataDir,
+    NoDownload,
     Preset,
     Resume,
     RunName,
@@ -43,11 +45,22 @@ def attack(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if a check that the attack worked fails.")
     ] = False,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
     given = [*layers("attack", preset, config), settings]
-    opened = open_session(AttackConfig, "attack", given, runs_dir, name, resume)
+    opened = open_session(
+        AttackConfig,
+        "attack",
+        given,
+        runs_dir,
+        name,
+        resume,
+        data_dir=data_dir,
+        no_download=no_download,
+    )
     from cartl_cli.core.attacking import attack as attack_run
     from cartl_cli.core.comparing import compare as compare_runs
     from cartl_cli.core.runs import find_run

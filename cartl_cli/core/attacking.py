@@ -10,7 +10,7 @@ from cartl_cli.core import recording, runs
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT
 from cartl_cli.core.checkpoints import Keeper, newest
-from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.config import AttackConfig, own_eps
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
@@ -76,6 +76,7 @@ def attack(
         attacked.training.val_fraction,
         attacked.training.seed,
         session.cache_dir,
+        session.store,
     )
     check_classes(attacked, data)
     indices = chosen_images(config, data.evaluation)
@@ -110,7 +111,8 @@ def attack(
         session.say(note)
     if "apgd-t" in config.attacks and len(data.classes) < 4:
         session.say("note: with fewer than 4 classes apgd-t aims with the margin, not the DLR loss")
-    if config.norm == "linf" and config.eps[-1] > LARGE_EPS:
+    usual = max(LARGE_EPS, own_eps(data.name))
+    if config.norm == "linf" and config.eps[-1] > usual:
         session.say(f"note: eps {shown_pixels(config.eps[-1])} is unusual for images of this kind")
     with recording.written(session, draft, 8 * len(split)) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")

@@ -60,6 +60,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         config.val_fraction,
         config.seed,
         session.cache_dir,
+        session.store,
     )
     total_steps = count_steps(config, len(data.train))
     augment = augmentation(config.dataset, config.augment)

@@ -57,6 +57,7 @@ def transfer(
         config.val_fraction,
         config.seed,
         session.cache_dir,
+        session.store,
     )
     count_steps(config, len(data.train))
     augment = augmentation(config.dataset, config.augment)
