@@ -100,7 +100,7 @@ def _option(name: str, field: FieldInfo) -> Any:
     if is_positional(field):
         return Annotated[str | None, typer.Argument(help=field.description, show_default=False)]
     kind: Any = str if choices is None or get_origin(field.annotation) is tuple else choices
-    shown = _shown_default(name, field.get_default())
+    shown = "" if field.default_factory else _shown_default(name, field.default)
     return Annotated[
         kind | None,
         typer.Option(

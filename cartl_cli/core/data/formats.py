@@ -130,12 +130,13 @@ def tar_members(file: BinaryIO, names: Collection[str]) -> dict[str, bytes]:
             safe = member.isreg() or member.isdir()
             if not safe or member.name.startswith("/") or ".." in member.name.split("/"):
                 raise DataError(f"archive contains an unsafe member: {member.name!r}")
-            if member.name not in names:
+            name = member.name.removeprefix("./")
+            if name not in names:
                 continue
             if member.size > MAX_MEMBER:
                 raise DataError(f"archive would expand to {member.size / 1e6:,.0f} MB")
             opened = archive.extractfile(member)
-            found[member.name] = opened.read() if opened else b""
+            found[name] = opened.read() if opened else b""
             if len(found) == len(names):
                 return found
     raise DataError(f"archive has no member {min(set(names) - found.keys())!r}")
