@@ -464,6 +464,7 @@ def test_source_and_target_by_name(cartl: Command, publish: Publish) -> None:
     done = cartl(*PRETRAIN, "--name", "source")
     assert done.code == 0, done.err
     assert "downloading cifar-10-binary.tar.gz, 0." in done.err
+    assert {Path(p).stat().st_mode & 0o777 for p in ("cache/cartl", "cache/cartl/data")} == {0o700}
     assert "\r" not in done.err  # no progress bar of another library
     assert socket.getdefaulttimeout() is None
     done = cartl("transfer", "--dataset", "mnist", *TINY, "--name", "target")

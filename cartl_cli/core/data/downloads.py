@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import shlex
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -88,10 +89,11 @@ def _fetched(name: str, archives: Sequence[Archive], store: Store) -> Path:
         urls = " ".join(archive.urls[0] for archive in missing)
         raise DataError(
             f"{name}: not in {str(folder)!r}: {names}; run without --no-download, or: "
-            f"wget -P '{folder}' {urls}"
+            f"wget -P {shlex.quote(str(folder))} {urls}"
         )
     try:
-        storage.make_cache(store.folder)
+        for place in (store.folder.parent, store.folder):  # the cache itself may be missing yet
+            storage.make_cache(place)
     except OSError as error:
         raise StorageError(
             f"cannot write {str(store.folder)!r}: {error.strerror}; give another --data-dir"
