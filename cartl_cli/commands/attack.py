@@ -10,6 +10,8 @@ import typer
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
+    DataDir,
+    NoDownload,
     Preset,
     Resume,
     RunName,
@@ -47,13 +49,24 @@ def attack(
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw the results into the run folder, as PNG and SVG.")
     ] = False,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
     if plot:
         check_matplotlib()
     given = [*layers("attack", preset, config), settings]
-    opened = open_session(AttackConfig, "attack", given, runs_dir, name, resume)
+    opened = open_session(
+        AttackConfig,
+        "attack",
+        given,
+        runs_dir,
+        name,
+        resume,
+        data_dir=data_dir,
+        no_download=no_download,
+    )
     from cartl_cli.commands.drawing import draw_grid, draw_plots
     from cartl_cli.core.attacking import attack as attack_run
     from cartl_cli.core.comparing import compare as compare_runs
@@ -97,7 +110,7 @@ def attack(
         if other:
             tables.show(tables.difference_table(run, other, differences))
     if chosen.save_adversarial:
-        draw_grid(run, attacked, opened.session.cache_dir)
+        draw_grid(run, attacked, opened.session)
     if plot:
         draw_plots(run)
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]

@@ -1,12 +1,11 @@
 """The pictures of a finished attack, put into its run folder."""
 
-from pathlib import Path
-
 from cartl_cli.core import storage
 from cartl_cli.core.comparing import read_outcomes
 from cartl_cli.core.errors import CartlError
 from cartl_cli.core.gallery import gallery
 from cartl_cli.core.manifest import Run
+from cartl_cli.core.recording import Session
 from cartl_cli.display.progress import say
 
 GRID = "adversarial.png"
@@ -23,7 +22,7 @@ def draw_plots(run: Run) -> None:
     say(f"drawn {', '.join(files)}")
 
 
-def draw_grid(run: Run, attacked: Run, cache_dir: Path | None) -> None:
+def draw_grid(run: Run, attacked: Run, session: Session) -> None:
     """A few adversarial images beside the clean ones, unless the picture is there."""
     path = run.folder / GRID
     if storage.exists(path):
@@ -34,6 +33,6 @@ def draw_grid(run: Run, attacked: Run, cache_dir: Path | None) -> None:
         say(f"note: no {GRID} without matplotlib: pip install 'cartl[plot]', then --resume")
         return
     try:
-        storage.write_whole(path, attack_grid(gallery(run, attacked, cache_dir)))
+        storage.write_whole(path, attack_grid(gallery(run, attacked, session)))
     except CartlError as error:  # the numbers are there: a missing picture is no reason to fail
         say(f"warning: no {GRID}: {error}")

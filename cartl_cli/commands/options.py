@@ -17,10 +17,12 @@ from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config import (
     BUILT_IN_DATA,
+    PUBLIC_DATA,
+    AttackConfig,
     PretrainConfig,
     TransferConfig,
 )
-from cartl_cli.core.configure import Config, check_same, configure, flag, is_positional
+from cartl_cli.core.configure import Config, at_own_eps, check_same, configure, flag, is_positional
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.requirements import check_torch
 from cartl_cli.core.values import shown_pixels
@@ -51,6 +53,11 @@ Extend = Annotated[
     bool, typer.Option("--extend", help="With --resume and more --epochs: train longer.")
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder of downloaded data sets (default: in the cache)."),
+]
+NoDownload = Annotated[bool, typer.Option("--no-download", help="Download no data set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -102,15 +109,13 @@ def _option(name: str, field: FieldInfo) -> Any:
         return Annotated[
             bool | None, typer.Option(switch, help=field.description, show_default=False)
         ]
-    kind: Any = str if choices is None or get_origin(field.annotation) is tuple else choices
-    names = flag(name)
-    if field.annotation is bool:
-        kind, names = bool, f"{names} / --no-{name.replace('_', '-')}"
-    shown = _shown_default(name, field.default)
+    several = any(get_origin(part) is tuple for part in parts)
+    kind: Any = str if choices is None or several else choices
+    shown = "" if field.default_factory else _shown_default(name, field.default)
     return Annotated[
         kind | None,
         typer.Option(
-            names,
+            flag(name),
             help=f"{field.description} (default: {shown})" if shown else field.description,
             show_default=False,
             metavar=_metavar(kind, parts),
@@ -125,8 +130,6 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def _metavar(kind: Any, parts: tuple[Any, ...]) -> str | None:
-    if kind is bool:
-        return None
     if kind is not str:
         return "|".join(get_args(kind))
     if any(get_origin(part) is tuple for part in parts):
@@ -202,7 +205,7 @@ def located(config: Config) -> Config:
     """The config with a data set that is given as a path made ``homely``."""
     name = config.dataset
     path = Path(os.path.expanduser(name or ""))
-    if name is None or name in BUILT_IN_DATA or not path.exists():
+    if name is None or name in (*BUILT_IN_DATA, *PUBLIC_DATA) or not path.exists():
         return config
     return config.model_copy(update={"dataset": homely(path)})
 
@@ -240,6 +243,8 @@ def open_session(
     name: str | None,
     resume: str | None,
     extend: bool = False,
+    data_dir: Path | None = None,
+    no_download: bool = False,
 ) -> Opened[Config]:
     """Settings from all layers on top of the defaults or of the run to go on with.
 
@@ -254,6 +259,7 @@ def open_session(
     elif name is not None:
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
     check_torch()
+    from cartl_cli.core.data.downloads import Store
     from cartl_cli.core.recording import Session, tidy
     from cartl_cli.core.runs import find_run, state
     from cartl_cli.display.progress import say
@@ -263,7 +269,9 @@ def open_session(
         base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
     config = located(configure(config_type, base, *layers))
     config, source = _with_source(config, runs_dir, say)
-    session = Session(runs_dir, name, cache_dir(), say, stored)
+    cache = cache_dir()
+    kept = data_dir.expanduser() if data_dir else cache and cache / "data"
+    session = Session(runs_dir, name, cache, say, stored, Store(kept, not no_download, say))
     if stored is None:
         return Opened(config, session, source, None)
     check_same(stored.manifest.config, config, extend)
@@ -301,4 +309,7 @@ def _with_source(
         say(f"{field}: {run.folder} (the newest finished {which}run)")
     for remark in remarks(run):
         say(remark)
-    return config.model_copy(update={field: selector(run, runs_dir)}), run
+    config = config.model_copy(update={field: selector(run, runs_dir)})
+    if isinstance(config, AttackConfig):
+        config = at_own_eps(config, config.dataset or run.training.dataset)
+    return config, run

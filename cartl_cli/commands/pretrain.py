@@ -9,7 +9,9 @@ import typer
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
+    DataDir,
     Extend,
+    NoDownload,
     Preset,
     Resume,
     RunName,
@@ -31,6 +33,8 @@ def pretrain(
     runs_dir: RunsDir = Path("runs"),
     resume: Resume = None,
     extend: Extend = False,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
     as_json: AsJson = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Show the architecture's blocks, and stop.")
@@ -41,7 +45,17 @@ def pretrain(
     if describe:
         show_blocks(configure(PretrainConfig, *given))
         return
-    opened = open_session(PretrainConfig, "pretrain", given, runs_dir, name, resume, extend)
+    opened = open_session(
+        PretrainConfig,
+        "pretrain",
+        given,
+        runs_dir,
+        name,
+        resume,
+        extend,
+        data_dir=data_dir,
+        no_download=no_download,
+    )
     from cartl_cli.core.pretraining import pretrain as pretrain_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import say, training_progress

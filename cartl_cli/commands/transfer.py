@@ -7,7 +7,9 @@ from typing import Any
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
+    DataDir,
     Extend,
+    NoDownload,
     Preset,
     Resume,
     RunName,
@@ -29,11 +31,23 @@ def transfer(
     runs_dir: RunsDir = Path("runs"),
     resume: Resume = None,
     extend: Extend = False,
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune the last k blocks of a source model on your images, without adversarial images."""
     given = [*layers("transfer", preset, config), settings]
-    opened = open_session(TransferConfig, "transfer", given, runs_dir, name, resume, extend)
+    opened = open_session(
+        TransferConfig,
+        "transfer",
+        given,
+        runs_dir,
+        name,
+        resume,
+        extend,
+        data_dir=data_dir,
+        no_download=no_download,
+    )
     from cartl_cli.core.transferring import transfer as transfer_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import say, training_progress

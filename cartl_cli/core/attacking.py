@@ -11,7 +11,7 @@ from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT, PGD
 from cartl_cli.core.checkpoints import Keeper, newest
-from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.config import AttackConfig, own_eps
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.diagnosing import diagnosed
@@ -72,7 +72,7 @@ def attack(
     recording.check_place(session)
     model = runs.read_model(attacked).to(device)
     trained = attacked.manifest
-    data = load_targets(config, attacked, session.cache_dir)
+    data = load_targets(config, attacked, session)
     indices = chosen_images(config, data.evaluation)
     split = data.evaluation.take(indices).to(device)
     plan = plan_of(config, trained.k)
@@ -144,7 +144,7 @@ def notes(config: AttackConfig, data: DataSet) -> list[str]:
     found, eps = [], config.eps[-1]
     if "apgd-t" in config.attacks and len(data.classes) < 4:
         found.append("with fewer than 4 classes apgd-t aims with the margin, not the DLR loss")
-    if config.norm == "linf" and eps > LARGE_EPS:
+    if config.norm == "linf" and eps > max(LARGE_EPS, own_eps(data.name)):
         found.append(f"eps {shown_pixels(eps)} is unusual for images of this kind")
     return [f"note: {line}" for line in found]
 

@@ -29,6 +29,7 @@ from cartl_cli.core.values import (
 )
 
 BUILT_IN_DATA = ("shapes", "shapes-target")
+PUBLIC_DATA = ("cifar10", "cifar100", "svhn", "gtsrb", "mnist", "fashion-mnist", "stl10")
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -46,7 +47,11 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # Fields that several commands share: bounds and description once, defaults where they are used.
 Dataset = Annotated[
-    str, Field(description="Data set: shapes, shapes-target, an image folder or a .zip of one.")
+    str,
+    Field(
+        description=f"Data set: {', '.join((*BUILT_IN_DATA, *PUBLIC_DATA))}, an image folder or a "
+        ".zip of one."
+    ),
 ]
 Classes = Annotated[Names, Field(description="Only these classes, as a,b,c (default: all).")]
 ValFraction = Annotated[
@@ -56,7 +61,14 @@ Augment = Annotated[
     Augmentations | None,
     Field(description="crop, flip and rotate, as a,b; none; default: the data set's own choice."),
 ]
-Eps = Annotated[Pixels, Field(ge=0, description="Radius of the l-infinity ball, e.g. 8/255.")]
+Eps = Annotated[
+    Pixels,
+    Field(
+        ge=0,
+        description="Radius of the l-infinity ball (default: the data set's own, 8/255, of mnist "
+        "and fashion-mnist 0.15).",
+    ),
+]
 StepSize = Annotated[
     Pixels | None, Field(gt=0, description="Step of the attack (default: a quarter of eps).")
 ]
@@ -93,6 +105,11 @@ AttackName = Literal[
 Norm = Literal["linf", "l2"]
 SplitName = Literal["test", "val", "train"]
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
+
+
+def own_eps(dataset: str | None) -> float:
+    """The radius that a data set is trained and attacked with unless another is given."""
+    return 0.15 if dataset in ("mnist", "fashion-mnist") else 8 / 255
 
 
 def _check_step_size(eps: float, step_size: float | None) -> None:
@@ -140,7 +157,7 @@ class PretrainConfig(BaseModel):
         Number,
         Field(ge=0, description="Weight of feature distance minimization at block L-k (0: off)."),
     ] = 0.0
-    eps: Eps = 8 / 255
+    eps: Eps = Field(default_factory=lambda given: own_eps(given.get("dataset")))
     step_size: StepSize = None
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the training attack.")] = 5
     eps_warmup: Annotated[
@@ -324,8 +341,12 @@ class AttackConfig(BaseModel):
     eps: Annotated[
         tuple[Number, ...],
         BeforeValidator(parse_eps),
-        Field(min_length=1, description="Radius of the ball; several, as 2/255,4/255, one curve."),
-    ] = (8 / 255,)
+        Field(
+            min_length=1,
+            description="Radius of the ball; several, as 2/255,4/255, one curve (default: the data "
+            "set's own, see pretrain).",
+        ),
+    ] = Field(default_factory=lambda given: (own_eps(given.get("dataset")),))
     step_size: StepSize = None
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
     restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
@@ -377,7 +398,7 @@ class AttackConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for eps in self.eps:
+        for eps in self.eps if "eps" in self.model_fields_set else ():  # else see at_own_eps
             _check_step_size(eps, self.step_size)
         return self
 

@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from cartl_cli.core.config import POSITIONAL, AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.config import (
+    POSITIONAL,
+    AttackConfig,
+    PretrainConfig,
+    TransferConfig,
+    own_eps,
+)
 from cartl_cli.core.errors import UsageError
 
 Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig)
@@ -28,6 +34,13 @@ def configure(config_type: type[Config], *layers: Mapping[str, Any]) -> Config:
         return config_type.model_validate(merged)
     except ValidationError as error:
         raise UsageError(_explain(error.errors()[0], list(config_type.model_fields))) from None
+
+
+def at_own_eps(config: AttackConfig, dataset: str) -> AttackConfig:
+    """The attack with the eps of the data set that is attacked, unless one was given."""
+    if "eps" in config.model_fields_set:
+        return config
+    return configure(AttackConfig, config.model_dump(), {"eps": [own_eps(dataset)]})
 
 
 def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:

@@ -1,7 +1,6 @@
 """A few images of an attack to look at: clean, adversarial, and what the model says of each."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import DataError, RunError
 from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.recording import Session
 from cartl_cli.core.saving import read_saved
 from cartl_cli.core.targets import load_targets
 
@@ -47,7 +47,7 @@ class Gallery:
     images: tuple[Shown, ...]
 
 
-def gallery(run: Run, attacked: Run, cache_dir: Path | None) -> Gallery:
+def gallery(run: Run, attacked: Run, session: Session) -> Gallery:
     """Images of a finished attack that saved them: fallen ones first, spread over the classes.
 
     Raises DataError if the data changed since, RunError where a file is missing or damaged.
@@ -56,7 +56,7 @@ def gallery(run: Run, attacked: Run, cache_dir: Path | None) -> Gallery:
     assert isinstance(config, AttackConfig)
     if manifest.adversarial is None:
         raise RunError(f"attack {run.name!r} saved no images")
-    data = load_targets(config, attacked, cache_dir)
+    data = load_targets(config, attacked, session)
     if data.fingerprint() != manifest.data.fingerprint:
         raise DataError(f"the data changed since {run.name!r}")
     saved = read_saved(run, manifest.adversarial, run.attack_results.n)

@@ -10,6 +10,7 @@ import torch
 
 from cartl_cli.core import storage, tensors
 from cartl_cli.core.checkpoints import prune
+from cartl_cli.core.data.downloads import NOWHERE, Store
 from cartl_cli.core.errors import CartlError, InUseError, RunError, UsageError
 from cartl_cli.core.manifest import AttackResults, Manifest, Run, TrainingResults
 from cartl_cli.core.models.blocks import BlockModel
@@ -29,6 +30,7 @@ class Session:
     cache_dir: Path | None
     say: Callable[[str], None]
     resume: Run | None = None
+    store: Store = NOWHERE
 
 
 def check_place(session: Session) -> None:

@@ -70,6 +70,7 @@ def set_up(
         config.val_fraction,
         config.seed,
         session.cache_dir,
+        session.store,
     )
     split = fraction_of(data, fraction, config.seed)
     setup = Setup(

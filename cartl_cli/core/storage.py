@@ -105,6 +105,33 @@ def commit_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     _patiently(path, commit)
 
 
+@contextmanager
+def arriving(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that a library writes; once written it is synced and renamed.
+
+    If the block raises, what it wrote is removed. Raises OSError, and StorageError where something
+    else than a file has the name.
+    """
+    _refuse_other(path, stat.S_ISREG, "a regular file")
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        _discard(temporary)
+
+
+def set_aside(path: Path, name: str) -> None:
+    """Give a file another name in its folder. Raises OSError."""
+    os.rename(path, path.with_name(name))
+
+
 def make_folder(path: Path) -> None:
     """Create a folder, unless it is there. Raises StorageError."""
 
@@ -140,13 +167,13 @@ def sweep(folder: Path) -> None:
             _discard(Path(entry.path))
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold. Raises StorageError."""
+def check_space(folder: Path, needed: int, flag: str = "--runs-dir") -> None:
+    """Refuse to begin what the disk cannot hold; ``flag`` moves it. Raises StorageError."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
             f"not enough disk space in {str(folder)!r}: need about {_megabytes(needed)}, "
-            f"{_megabytes(free)} free; make room or give another --runs-dir"
+            f"{_megabytes(free)} free; make room or give another {flag}"
         )
 
 

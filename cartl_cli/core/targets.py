@@ -1,7 +1,6 @@
 """What an attack is aimed at: the data set, the split of it, the images of that."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -10,9 +9,10 @@ from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.manifest import Run
+from cartl_cli.core.recording import Session
 
 
-def load_targets(config: AttackConfig, attacked: Run, cache_dir: Path | None) -> DataSet:
+def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataSet:
     """The attacked run's data, or those asked for; ``evaluation`` is the split to attack.
 
     ``--split test`` is the whole test split, whatever part of the training data a run held out.
@@ -25,7 +25,8 @@ def load_targets(config: AttackConfig, attacked: Run, cache_dir: Path | None) ->
         attacked.manifest.model.image_size,
         0.0 if config.split == "test" else training.val_fraction,
         training.seed,
-        cache_dir,
+        session.cache_dir,
+        session.store,
     )
     check_classes(attacked, data)
     return measured_on(data, config.split)

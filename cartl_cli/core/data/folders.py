@@ -4,7 +4,6 @@ Decoded once into one uint8 tensor and kept in a cache under a fingerprint of wh
 """
 
 import hashlib
-import json
 import unicodedata
 import zipfile
 from collections import Counter
@@ -12,24 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
 from torch import Tensor
 
+from cartl_cli.core.data.cache import Content, read_cache, write_cache
 from cartl_cli.core.data.decoding import decode_image
 from cartl_cli.core.data.listings import Entry, Listing, is_hidden, list_folder, list_zip
 from cartl_cli.core.data.split import DataSet, Split, choose_classes
-from cartl_cli.core.errors import CartlError, DataError
-from cartl_cli.core.storage import make_cache, write_whole
+from cartl_cli.core.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
 DECODER = "2"  # part of the cache key: raise it when decoding changes
 
 Group = tuple[str, str]
 """Split and class."""
-Content = tuple[dict[str, Tensor], tuple[str, ...]]
-"""Tensors by name, and notes."""
 
 
 def image_folder(
@@ -65,11 +59,11 @@ def _data_set(
         for parts, state in members:
             key.update(repr((group, parts, state)).encode())
     cached = cache_dir and cache_dir / f"images-{key.hexdigest()[:32]}.safetensors"
-    content = _read_cache(cached) if cached else None
+    content = read_cache(cached) if cached else None
     if content is None:
         content = _decode(listing, wanted, kept, image_size)
         if cached:
-            _write_cache(cached, content)
+            write_cache(cached, content)
     tensors, notes = content
     return DataSet(
         name=path.name,
@@ -169,23 +163,3 @@ def _decode(
     total = len(tensors["train_labels"]) + len(tensors["test_labels"])
     notes = [f"{count:,} of {total:,} images {what}" for what, count in sorted(converted.items())]
     return tensors, tuple(notes)
-
-
-def _read_cache(path: Path) -> Content | None:
-    """The cached tensors, or None where there are none or they cannot be read: decode again."""
-    try:
-        tensors = parse_tensors(path.read_bytes())
-        notes = json.loads(bytes(tensors.pop("notes").tolist()))
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return tensors, tuple(notes)
-
-
-def _write_cache(path: Path, content: Content) -> None:
-    tensors, notes = content
-    text = torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)
-    try:
-        make_cache(path.parent)
-        write_whole(path, format_tensors({**tensors, "notes": text}))
-    except (OSError, CartlError):
-        return  # a cache that cannot be written costs time, not the run

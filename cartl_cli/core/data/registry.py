@@ -8,14 +8,23 @@ from pathlib import Path
 import torch
 
 from cartl_cli.core.config import BUILT_IN_DATA
+from cartl_cli.core.data.downloads import NOWHERE, Store
 from cartl_cli.core.data.folders import image_folder
+from cartl_cli.core.data.public import public_data_set
+from cartl_cli.core.data.published import PUBLIC
 from cartl_cli.core.data.shapes import shapes, shapes_target
 from cartl_cli.core.data.split import DataSet, Split, choose_classes, shared_images
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.randomness import generator
 
 BUILT_IN = dict(zip(BUILT_IN_DATA, (shapes, shapes_target), strict=True))
-AUGMENTATION: dict[str, tuple[str, ...]] = {"shapes": (), "shapes-target": ()}
+KNOWN = (*BUILT_IN, *PUBLIC)
+AUGMENTATION: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(KNOWN, ()),
+    "cifar10": ("crop", "flip", "rotate"),
+    "cifar100": ("crop", "flip", "rotate"),
+    "stl10": ("crop", "flip"),
+}
 FOLDER_AUGMENTATION = ("crop",)
 DEFAULT_HELD_OUT = 0.1
 
@@ -27,8 +36,9 @@ def load_data_set(
     val_fraction: float,
     seed: int,
     cache_dir: Path | None = None,
+    store: Store = NOWHERE,
 ) -> DataSet:
-    """A built-in data set, an image folder or a ``.zip`` of one, as (N, 3, S, S) tensors.
+    """A data set by name, an image folder or a ``.zip`` of one, as (N, 3, S, S) tensors.
 
     With ``val_fraction`` > 0, or without a test split, the part that measures is a seeded
     stratified part of the training data. Raises UsageError for an unknown name or class and
@@ -38,15 +48,18 @@ def load_data_set(
         data = _chosen(BUILT_IN[name](), classes)
         if image_size != data.train.images.shape[-1]:
             raise UsageError(f"--image-size: {name} is drawn at 32 pixels, got {image_size}")
+    elif name in PUBLIC:
+        choose_classes(PUBLIC[name].classes, classes)  # before anything is downloaded
+        data = _chosen(public_data_set(name, PUBLIC[name], image_size, cache_dir, store), classes)
     elif (path := Path(os.path.expanduser(name))).exists():
         data = image_folder(path, classes, image_size, cache_dir)
     elif len(Path(name).parts) > 1 or name.endswith(".zip"):
         raise UsageError(f"--dataset: no image folder or .zip at {name!r}")
     else:
-        close = difflib.get_close_matches(name, BUILT_IN, n=1)
+        close = difflib.get_close_matches(name, KNOWN, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UsageError(
-            f"--dataset: unknown data set {name!r}{hint}; known: {', '.join(BUILT_IN)}, or the "
+            f"--dataset: unknown data set {name!r}{hint}; known: {', '.join(KNOWN)}, or the "
             "path of an image folder or .zip"
         )
     if len(data.classes) < 2:
@@ -74,7 +87,8 @@ def _chosen(data: DataSet, classes: tuple[str, ...]) -> DataSet:
         part = split.take((renumber[split.labels] >= 0).nonzero().squeeze(1))
         return Split(part.images, renumber[part.labels])
 
-    return DataSet(data.name, kept, select(data.train), select(data.evaluation), data.measured)
+    train, evaluation = select(data.train), select(data.evaluation)
+    return DataSet(data.name, kept, train, evaluation, data.measured, data.notes)
 
 
 def _hold_out(data: DataSet, fraction: float, seed: int) -> DataSet:

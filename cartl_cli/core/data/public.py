@@ -1,0 +1,73 @@
+"""Public data sets by name: downloaded once, verified, read in memory, kept decoded."""
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor
+
+from cartl_cli.core.data import formats
+from cartl_cli.core.data.cache import Content, read_cache, write_cache
+from cartl_cli.core.data.downloads import Store, verified
+from cartl_cli.core.data.published import Published
+from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.errors import DataError
+
+DECODER = "1"  # part of the cache key: raise it when decoding changes
+
+
+def public_data_set(
+    name: str, published: Published, image_size: int, cache_dir: Path | None, store: Store
+) -> DataSet:
+    """A public data set as RGB at ``image_size``, measured on its own test part.
+
+    Archives come from ``store`` (see ``downloads.verified``); once decoded, the cache will do.
+    Raises DataError for an archive that cannot be had or used, StorageError where it cannot be
+    kept.
+    """
+    key = hashlib.sha256(f"{DECODER}/{name}/{image_size}".encode())
+    for archive in published.archives:
+        key.update(archive.sha256.encode())
+    cached = cache_dir and cache_dir / f"{name}-{key.hexdigest()[:32]}.safetensors"
+    content = read_cache(cached) if cached else None
+    if content is None:
+        content = _read(name, published, image_size, store)
+        if cached:
+            write_cache(cached, content)
+    tensors, notes = content
+    return DataSet(
+        name=name,
+        classes=published.classes,
+        train=Split(tensors["train_images"], tensors["train_labels"]),
+        evaluation=Split(tensors["test_images"], tensors["test_labels"]),
+        measured="test",
+        notes=notes,
+    )
+
+
+def _read(name: str, published: Published, image_size: int, store: Store) -> Content:
+    with verified(name, published.archives, store) as files:
+        try:
+            parts = published.read(files, image_size)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        except Exception as error:  # every format has errors of its own
+            raise DataError(f"{name}: cannot read its archive: {error}") from None
+    tensors: dict[str, Tensor] = {}
+    notes = set()
+    for split, (images, labels) in zip(("train", "test"), parts, strict=True):
+        _check(f"{name} {split}", images, labels, len(published.classes))
+        if images.shape[1] == 1:
+            notes.add("all images were grayscale, made RGB")
+        if images.shape[2] != image_size:
+            notes.add(f"all images were resized to {image_size}x{image_size}")
+        tensors[f"{split}_images"] = formats.resized(images, image_size)
+        tensors[f"{split}_labels"] = labels
+    return tensors, tuple(sorted(notes))
+
+
+def _check(where: str, images: Tensor, labels: Tensor, classes: int) -> None:
+    if len(images) != len(labels) or not len(labels):
+        raise DataError(f"{where}: {len(images):,} images, but {len(labels):,} labels")
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < classes:
+            raise DataError(f"{where}: label {label}; classes are 0..{classes - 1}")
