@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from cartl_cli.core.attacks.suite import steps_towards_each
 from cartl_cli.core.config import AttackConfig, AttackName
 from cartl_cli.core.diagnostics import fall
 from cartl_cli.core.evaluation import UNTRIED
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
     from cartl_cli.core.manifest import Run
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#808080"
 LINES: dict[str, dict[str, Any]] = {
     name: {"color": colour, "marker": marker, "linestyle": dashes}
     for name, colour, marker, dashes in zip(
-        get_args(AttackName),  # fgsm, pgd, pgd-margin, apgd-ce, apgd-t, square, feature
-        (SKY, BLUE, ORANGE, PURPLE, RED, BLACK, GREEN),
-        ("v", "s", "^", "P", "D", "X", "*"),
-        ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), ":", (0, (1, 1))),
+        get_args(AttackName),  # fgsm, pgd, pgd-margin, apgd-ce, apgd-t, square, feature, autoattack
+        (SKY, BLUE, ORANGE, PURPLE, RED, BLACK, GREEN, GREY),
+        ("v", "s", "^", "P", "D", "X", "*", "h"),
+        ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), ":", (0, (1, 1)), (0, (8, 2))),
         strict=True,
     )
 }
@@ -110,11 +111,14 @@ def accuracy_over_steps(run: "Run", outcomes: "Mapping[str, Tensor]") -> Figure:
     """
     config, results = _config(run), run.attack_results
     figure, axes = _figure(run, f"n = {results.n}, eps {_largest(run)}")
+    steps = dict.fromkeys(config.attacks, config.pgd_steps)
+    steps |= {"fgsm": 1, "square": config.queries, "apgd-t": steps_towards_each(config.pgd_steps)}
     for place, attack in enumerate(config.attacks):
+        if attack == "autoattack":  # it does not say at which iterate an image fell
+            continue
         fell_at = outcomes["fell_at"][-1, place]
         tried = fell_at != UNTRIED
-        steps = {"fgsm": 1, "square": config.queries}.get(attack, config.pgd_steps)
-        curve = fall(tried, fell_at, steps)
+        curve = fall(tried, fell_at, steps[attack])
         towards = ", iterates towards one class" if attack == "apgd-t" else ""
         axes.plot(
             [iterate for iterate, _ in curve],

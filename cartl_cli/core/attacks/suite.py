@@ -1,5 +1,6 @@
 """The attacks by name, each as one function of the same shape."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,14 +74,17 @@ def _apgd_ce(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) 
 
 
 def _apgd_t(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
-    """A third of the steps towards each class: what falls at all falls early, docs/strength.md."""
-
     def start_of(target: int, rows: Tensor) -> Tensor:
         some = Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
         return start(some, budget, setting, f"attack start towards {target}")
 
-    third = replace(budget, steps=-(-budget.steps // 3))
-    return apgd_targeted(model, batch.images, batch.labels, start_of, third, WRONG_CLASSES)
+    fewer = replace(budget, steps=steps_towards_each(budget.steps))
+    return apgd_targeted(model, batch.images, batch.labels, start_of, fewer, WRONG_CLASSES)
+
+
+def steps_towards_each(steps: int) -> int:
+    """A third of all: what falls to ``apgd-t`` falls early (docs/strength.md)."""
+    return math.ceil(steps / 3)
 
 
 def _square(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
