@@ -47,13 +47,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         gap = 100 * (row["strong"] - row["autoattack"])
-        share = row["strong_seconds"] / row["autoattack_seconds"]
+        seconds = f"{row['strong_seconds']:.0f} s of {row['autoattack_seconds']:.0f} s"
+        part = row["autoattack_seconds"] / row["strong_seconds"]
         accuracies = " | ".join(
             f"{100 * row[name]:.1f} %" for name in ("clean", "strong", "autoattack")
         )
         lines.append(
-            f"| {row['run']} | {row['n']} | {accuracies} | {gap:+.1f} | {row['strong_seconds']:.0f} s"
-            f" of {row['autoattack_seconds']:.0f} s: 1/{1 / share:.0f} |"
+            f"| {row['run']} | {row['n']} | {accuracies} | {gap:+.1f} | {seconds}: 1/{part:.0f} |"
         )
     return "\n".join(lines)
 

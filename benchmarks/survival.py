@@ -19,9 +19,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks.commands import machine, made, progress
 from benchmarks.gain import FDM_LAMBDA
 from benchmarks.signs import halves
+from cartl_cli.display.plots import BLACK, BLUE, ORANGE, RED, SKY, rendered, style
 
 NEFT = ("--freeze-bn", "affine", "--neft-beta")
 METHODS: dict[str, tuple[object, ...]] = {
@@ -42,6 +45,8 @@ ATTACK = (
     500,
 )
 COLUMNS = ("clean", "pgd", "strong", "autoattack")
+COLOURS = dict(zip(METHODS, (BLACK, SKY, BLUE, ORANGE, RED), strict=True))
+MARKERS = dict(zip(METHODS, "os^Dv", strict=True))
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Row:
     clean: float
     pgd: float
     strong: float
-    autoattack: float
+    autoattack: float | None
 
 
 def scenes(seeds: Iterable[int], archive: Path | None) -> list[Scene]:
@@ -137,13 +142,18 @@ def everything(tasks: Iterable[Callable[[], Any]], jobs: int) -> list[Any]:
 def markdown(rows: list[Row]) -> str:
     """One line for each scene, method and k: means over the seeds."""
     lines = [
-        "| data | method | k | clean | PGD-100 | strong | AutoAttack |",
-        "|---|---|---|---|---|---|---|",
+        "| data | method | k | seeds | clean | PGD-100 | strong | AutoAttack |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (scene, method, k), group in grouped(rows).items():
-        values = (f"{mean(getattr(row, name) for row in group):.1f}" for name in COLUMNS)
-        lines.append(f"| {scene} | {method} | {k} | {' | '.join(values)} |")
+        values = [_mean(getattr(row, name) for row in group) for name in COLUMNS]
+        lines.append(f"| {scene} | {method} | {k} | {len(group)} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.1f}" if known else ""
 
 
 def grouped(rows: list[Row]) -> dict[tuple[str, str, int], list[Row]]:
@@ -154,6 +164,27 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str, int], list[Row]]:
         key: [row for row in rows if (row.scene, row.method, row.k) == key]
         for key in sorted(keys, key=lambda key: (key[0], order.index(key[1]), key[2]))
     }
+
+
+def plot(rows: list[Row]) -> Figure:
+    """Robust against clean accuracy: from what PGD-100 leaves down to what a strong attack does."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    axes = figure.subplots()
+    drawn: set[str] = set()
+    for (_, method, k), group in grouped(rows).items():
+        look = {"color": COLOURS[method], "marker": MARKERS[method]}
+        clean, pgd, strong = (
+            mean(getattr(row, name) for row in group) for name in ("clean", "pgd", "strong")
+        )
+        axes.plot([clean, clean], [pgd, strong], color=look["color"], lw=1, zorder=1)
+        axes.plot([clean], [pgd], mfc="white", **look)
+        axes.plot([clean], [strong], label=None if method in drawn else method, ls="", **look)
+        axes.annotate(str(k), (clean, strong), (4, -10), textcoords="offset points", fontsize=8)
+        drawn.add(method)
+    axes.set(xlabel="clean accuracy, %", ylabel="robust accuracy, %", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(title="hollow: PGD-100, cross-entropy\nfull: strong attack; numbers: k")
+    return figure
 
 
 def main() -> None:
@@ -173,9 +204,20 @@ def main() -> None:
         (partial(attacked, runs_dir, scene, method, k) for k, method, scene in targets),
         options.jobs,
     )
-    made_by = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-    options.out.write_text(json.dumps(made_by, indent=1) + "\n")
+    write(rows, machine(), options.out)
     print(markdown(rows))
+
+
+def write(rows: list[Row], made_on: str, out: Path) -> None:
+    """The rows as JSON, and beside it the plot of each pair of data sets."""
+    stored = {"machine": made_on, "rows": [asdict(row) for row in rows]}
+    out.write_text(json.dumps(stored, indent=1) + "\n")
+    for scene in {row.scene for row in rows}:
+        with style():
+            figure = plot([row for row in rows if row.scene == scene])
+            for ending in ("png", "svg"):
+                picture = out.with_name(f"{out.stem}-{scene}.{ending}")
+                picture.write_bytes(rendered(figure, ending))
 
 
 if __name__ == "__main__":
