@@ -878,7 +878,6 @@ REFUSED = [
         "1 tensors (normalize.std) missing",
     ),
     row("A18", float_images, 1, "32-bit image: 'test/ring/odd.tif'; convert it to 8 bits"),
-    row("A26", [*ATTACK, "target", "--split", "train"], 2, "no such option: --split"),
     *each("A33", ["--precision", "fp16"], 2, "'fp16' is not one of 'auto', 'fp32', 'bf16'", "A"),
     row(
         "A37",

@@ -121,22 +121,32 @@ def test_a_plan_that_was_interrupted_goes_on_to_the_same_verdicts(
 ) -> None:
     chosen = plan("pgd", "pgd-margin", "square", restarts=2, batch_size=5)
     whole = measure(model, data.evaluation, chosen)
-    rounds = len(chosen.rounds(len(data.evaluation)))
     fp32 = autocast_for(CPU, "fp32")
+    left: list[int] = []
+    robustness(
+        model,
+        data.evaluation,
+        chosen,
+        fp32,
+        unattacked(model, data.evaluation, chosen),
+        left.append,
+    )
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0
 
     class EnoughError(Exception):
         pass
 
-    for stop in (1, rounds // 2, rounds - 1):
+    for stop in (left[0], left[len(left) // 2], left[-2]):
 
-        def until(number: int, stop: int = stop) -> None:
-            if number == stop:
+        def until(waiting: int, stop: int = stop) -> None:
+            if waiting == stop:
                 raise EnoughError
 
         begun = unattacked(model, data.evaluation, chosen)
         with pytest.raises(EnoughError):
             robustness(model, data.evaluation, chosen, fp32, begun, until)
-        robustness(model, data.evaluation, chosen, fp32, begun, lambda number: None, stop)
+        robustness(model, data.evaluation, chosen, fp32, begun, lambda waiting: None)
         assert torch.equal(begun.fell_at, whole.fell_at)
         assert torch.equal(begun.last, whole.last)
 
@@ -146,10 +156,10 @@ def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
 ) -> None:
     real = suite.ATTACKS["pgd"]
 
-    def small(model: BlockModel, images: torch.Tensor, *rest: object) -> object:
-        if len(images) > 2:
+    def small(model: BlockModel, batch: suite.Batch, *rest: object) -> object:
+        if len(batch.images) > 2:
             raise torch.OutOfMemoryError("x")
-        return real(model, images, *rest)  # type: ignore[arg-type]
+        return real(model, batch, *rest)  # type: ignore[arg-type]
 
     chosen = plan("pgd", eps=(EPS,), batch_size=12)
     whole = measure(model, data.evaluation, chosen)

@@ -175,7 +175,7 @@ def test_a_larger_weight_keeps_the_features_nearer_to_the_sources(
         with torch.no_grad(), eval_mode(tuned):
             found.append(forgetting(tuned.embed(images), model.embed(images)).item())
     assert found[0] > found[1] > found[2]
-    assert found[2] < 0.3 * found[0]
+    assert found[2] < 0.6 * found[0]
 
 
 def test_defaults_are_those_of_the_method() -> None:

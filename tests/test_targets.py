@@ -98,7 +98,7 @@ def test_a_split_that_is_not_there_is_refused(
     assert sorted(Path("runs").iterdir()) == before
 
 
-def test_results_on_different_splits_are_kept_apart(attack: Command) -> None:
+def test_a26_results_on_different_splits_are_kept_apart(attack: Command) -> None:
     assert attack("tested", "--name", "on-test").code == 0
     done = attack("tested", "--split", "train", "--name", "on-train", "--compare", "on-test")
     assert done.code == 2

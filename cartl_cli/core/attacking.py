@@ -1,15 +1,16 @@
 """The evaluation recipe: how robust is a run's model, really?"""
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
-from cartl_cli.core import recording, runs, saving
+from cartl_cli.core import recording, runs
 from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
-from cartl_cli.core.attacks.suite import INDEPENDENT, PGD
+from cartl_cli.core.attacks.suite import INDEPENDENT, PAPERS
 from cartl_cli.core.checkpoints import Keeper, newest
 from cartl_cli.core.config import AttackConfig, own_eps
 from cartl_cli.core.data.split import DataSet, Split
@@ -20,6 +21,7 @@ from cartl_cli.core.evaluation import (
     UNTRIED,
     Plan,
     Verdicts,
+    all_waiting,
     robustness,
     share,
     unattacked,
@@ -39,6 +41,7 @@ from cartl_cli.core.manifest import (
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.recording import Session
+from cartl_cli.core.saving import saved_size, write_and_reread
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.targets import chosen_images, load_targets
@@ -62,7 +65,7 @@ def attack(
 ) -> Run:
     """Attack a finished run's model, on the images that measure it or others, as a run of its own.
 
-    ``report`` gets (images attacked, in all), an image counting once for each loss and restart.
+    ``report`` gets (images attacked, in all), an image counting once for each eps and attack.
     Raises UsageError, RunError or DataError before any work, StoppedError once a signal asked to
     stop and the verdicts so far are saved.
     """
@@ -92,29 +95,32 @@ def attack(
         _refuse_repeat(session, draft)
     for note in (*data.notes, *notes(config, data)):
         session.say(note)
-    size = 8 * len(split) + (saving.size(split) if config.save_adversarial else 0)
+    size = 8 * len(split) + (saved_size(split) if config.save_adversarial else 0)
     with recording.written(session, draft, size) as run, stop_signals() as asked:
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
         began, before = time.monotonic(), snapshot(model)
         position, verdicts = _begun(run, model, split, plan, session)
         clean = check_clean(attacked, data, verdicts, device, session.say)
         keeper = Keeper(run, lambda: {VERDICTS: to_bytes(verdicts.tensors())}, position, asked)
-        total = len(plan.rounds(len(split)))
+        step, total = position.step, all_waiting(plan, verdicts)
 
         def seconds() -> float:
             return position.seconds + time.monotonic() - began
 
-        def batch_done(number: int) -> None:
-            report(min(number * plan.batch_size, total * plan.batch_size), total * plan.batch_size)
-            keeper.step_done(Position(step=number, seconds=seconds()), total)
+        def batch_done(left: int) -> None:
+            nonlocal step
+            step += 1
+            report(total - left, total)
+            batches = math.ceil(left / plan.batch_size)
+            keeper.step_done(Position(step=step, seconds=seconds()), step + batches)
 
         autocast = autocast_for(device, precision)
-        robustness(model, split, plan, autocast, verdicts, batch_done, position.step)
+        robustness(model, split, plan, autocast, verdicts, batch_done)
         checks = checked(run, attacked, plan, model, split, verdicts, before, clean, autocast)
         diagnosis = diagnosed(config, attacked, model, split, verdicts, session.say)
         file, saved = None, None
         if config.save_adversarial:
-            file, saved = saving.save(run, attacked, split, indices, verdicts, session.say)
+            file, saved = write_and_reread(run, attacked, split, indices, verdicts, session.say)
         results = summary(plan, verdicts, checks, seconds())
         results = results.model_copy(update={"diagnosis": diagnosis, "saved": saved})
         outcomes = {**verdicts.outcomes(), "indices": indices}
@@ -159,7 +165,7 @@ def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float)
             robust_accuracy=share(verdicts.worst(number)),
             interval=accuracy_interval(int(verdicts.worst(number).sum()), n),
             final_iterate_accuracy=(
-                share(verdicts.last[number]) if plan.attacks[0] in PGD else None
+                share(verdicts.last[number]) if plan.attacks[0] == PAPERS else None
             ),
             added=tuple(
                 Added(
@@ -210,12 +216,12 @@ def _begun(
         return Position(), verdicts
     position, files = found
     where = run.folder / f"ckpt-{position.step:06d}"
-    if files.keys() != {VERDICTS} or position.step > len(plan.rounds(len(split))):
+    if files.keys() != {VERDICTS}:
         raise RunError(f"checkpoint is not that of this attack: {where}")
     stored = from_bytes(files[VERDICTS], verdicts.tensors(), where)
     for name, tensor in verdicts.tensors().items():
         tensor.copy_(stored[name])
-    session.say(f"going on after batch {position.step} of {len(plan.rounds(len(split)))}")
+    session.say(f"going on after batch {position.step}")
     return position, verdicts
 
 

@@ -1,15 +1,14 @@
 """Clean and robust accuracy, image by image: every attack, every eps, the worst of all."""
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.pgd import Budget, Outcome, correct, predict
-from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, PGD, Batch, Setting
+from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
+from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, PAPERS, Batch, Setting
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.losses import margin
@@ -38,17 +37,10 @@ class Plan:
     probe: int = 128  # images on which the checks of trust are made
     keep_all: bool = False
 
-    def rounds(self, count: int) -> list[tuple[int, int, int, int]]:
-        """(eps, attack, restart, batch) by number, in the order in which they are done."""
-        batches = math.ceil(count / self.batch_size)
-        return list(
-            itertools.product(
-                range(len(self.budgets)),
-                range(len(self.attacks)),
-                range(self.restarts),
-                range(batches),
-            )
-        )
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Numbers of (eps, attack) in the order in which they are done."""
+        return list(itertools.product(range(len(self.budgets)), range(len(self.attacks))))
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class Verdicts:
     ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
     ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
     ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
-    the paper counts, if that attack is one of ``PGD``. ``kept`` (K,): rising numbers of the images
+    the paper counts, if that attack is the paper's. ``kept`` (K,): rising numbers of the images
     whose ``adversarial`` (K, C, H, W) is kept, where one fell or was last led to.
     """
 
@@ -142,36 +134,61 @@ def robustness(
     autocast: torch.autocast,
     verdicts: Verdicts,
     batch_done: Callable[[int], None],
-    done: int = 0,
 ) -> Verdicts:
-    """Run the whole plan, batch by batch; ``verdicts`` are updated in place.
+    """Run what is left of the plan, batch by batch; ``verdicts`` are updated in place.
 
     The verdicts do not depend on the batch size: losses are summed over the batch and every random
-    draw belongs to an image. ``batch_done`` gets the number of rounds done, of
-    ``plan.rounds(N)``; the first ``done`` of them are taken as done before.
+    draw belongs to an image. ``batch_done`` gets the number of images that still wait, one counting
+    once for each eps and attack. It falls faster than batches are done: what has fallen to one
+    attack does not wait for the next.
     """
-    places = torch.arange(len(split), device=split.labels.device).split(plan.batch_size)
-    for number, (eps, attack, restart, batch) in enumerate(plan.rounds(len(split))):
-        if number < done:
-            continue
-        name, rows = plan.attacks[attack], places[batch]
-        to_the_end = attack == restart == 0 and name in PGD
-        if to_the_end:
-            right = verdicts.clean
-        elif name in INDEPENDENT:
-            right = verdicts.stands_alone(eps, attack)
-        else:
-            right = verdicts.stands(eps, attack)
-        targets = rows[right[rows]]
-        if len(targets) > 0:
-            setting = Setting(plan.seed, restart, plan.queries, plan.k, to_the_end)
-            outcome = _attack(model, split, name, targets, plan.budgets[eps], setting, autocast)
-            verdicts.keep(targets, outcome.adversarial)
-            verdicts.fell_at[eps, attack, targets] = outcome.fell_at.int()
-            if to_the_end:
-                verdicts.last[eps, targets] = ~outcome.fallen_last
-        batch_done(number + 1)
+    for eps, attack in plan.stages:
+        while len(rows := waiting(plan, verdicts, eps, attack)[: plan.batch_size]) > 0:
+            _attack_batch(model, split, plan, autocast, verdicts, eps, attack, rows)
+            batch_done(all_waiting(plan, verdicts))
     return verdicts
+
+
+def waiting(plan: Plan, verdicts: Verdicts, eps: int, attack: int) -> Tensor:
+    """Rising numbers of the images that an attack is still to be run on."""
+    name = plan.attacks[attack]
+    if attack == 0 and name == PAPERS:
+        right = verdicts.clean
+    elif name in INDEPENDENT:
+        right = verdicts.stands_alone(eps, attack)
+    else:
+        right = verdicts.stands(eps, attack)
+    return (right & (verdicts.fell_at[eps, attack] == UNTRIED)).nonzero().squeeze(1)
+
+
+def all_waiting(plan: Plan, verdicts: Verdicts) -> int:
+    """How many images wait, counted for each eps and attack."""
+    return sum(len(waiting(plan, verdicts, eps, attack)) for eps, attack in plan.stages)
+
+
+def _attack_batch(
+    model: BlockModel,
+    split: Split,
+    plan: Plan,
+    autocast: torch.autocast,
+    verdicts: Verdicts,
+    eps: int,
+    attack: int,
+    rows: Tensor,
+) -> None:
+    """All restarts of one attack on the images ``rows``."""
+    name, fell_at = plan.attacks[attack], verdicts.fell_at[eps, attack]
+    for restart in range(plan.restarts):
+        to_the_end = attack == restart == 0 and name == PAPERS
+        targets = rows if restart == 0 else rows[fell_at[rows] == STANDS]
+        if len(targets) == 0:
+            break
+        setting = Setting(plan.seed, restart, plan.queries, plan.k, to_the_end)
+        outcome = _attack(model, split, name, targets, plan.budgets[eps], setting, autocast)
+        verdicts.keep(targets, outcome.adversarial)
+        fell_at[targets] = outcome.fell_at.int()
+        if to_the_end:
+            verdicts.last[eps, targets] = ~outcome.fallen_last
 
 
 def _attack(

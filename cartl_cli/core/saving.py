@@ -27,12 +27,12 @@ FOLDER = "adversarial"  # of pictures, one folder a class
 BLOCK = 4096  # bytes that the smallest file takes on a disk
 
 
-def size(split: Split) -> int:
+def saved_size(split: Split) -> int:
     """Bytes that the adversarial images take: float32 and, a file each, 8 bits a pixel."""
     return len(split) * (5 * split.images[0].numel() + BLOCK)
 
 
-def save(
+def write_and_reread(
     run: Run,
     attacked: Run,
     split: Split,

@@ -7,7 +7,7 @@ import torch
 
 from cartl_cli.core import runs
 from cartl_cli.core.attacks.pgd import Objective
-from cartl_cli.core.attacks.suite import PGD
+from cartl_cli.core.attacks.suite import PAPERS
 from cartl_cli.core.config import AttackConfig, AttackName
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.errors import CartlError
@@ -86,7 +86,7 @@ def checked(
     with suppress(CartlError):
         stored = runs.read_model(attacked).to(device)
     found = invariants(probe, before, snapshot(model), stored, classes, clean)
-    if plan.attacks[0] in PGD:
+    if plan.attacks[0] == PAPERS:
         alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
         found.append(best_iterate(torch.stack(alone), verdicts.last))
     if budget.eps > 0:

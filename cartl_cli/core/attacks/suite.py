@@ -122,9 +122,10 @@ ATTACKS: Mapping[AttackName, Attack] = {
     "autoattack": _autoattack,
 }
 
-PGD: tuple[AttackName, ...] = ("pgd", "pgd-margin")
-"""Attacks whose last iterate has an accuracy of its own: the paper counts it alone."""
+PAPERS: AttackName = "pgd"
+"""The paper's attack: as the first of several it walks to the end with all images, since the paper
+counts the last iterate alone."""
 
-INDEPENDENT: tuple[AttackName, ...] = (*PGD, "autoattack")
+INDEPENDENT: tuple[AttackName, ...] = (PAPERS, "pgd-margin", "autoattack")
 """Attacks that are run on all images, for a number to cite: the paper's, its antidote, the
 reference."""
