@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -70,11 +71,11 @@ def open_spec(given: str) -> tuple[str, Spec]:
     path = Path(given).expanduser()
     if given in known:
         return given, parse_spec(sweep_preset(given), given)
-    if not path.exists():
+    if not os.path.exists(path):
         close = difflib.get_close_matches(given, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"SPEC: no such file or built-in sweep: {given!r}{hint}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"SPEC: {given!r} is a folder; give a TOML file in it")
     try:
         data, size = storage.read(path.resolve(), "SPEC", MAX_SPEC)
