@@ -36,6 +36,7 @@ FIRST: "tuple[Status, ...]" = (
     "skipped",
     "waiting",
 )  # what a small screen shows first
+WIDE = 200  # columns of a tree that goes to a file
 MARGIN = 6  # lines of a screen that the table's rows leave free
 
 
@@ -56,15 +57,16 @@ def standing(states: "Iterable[State]") -> str:
 
 def tree(sweep: Sweep, states: "States") -> Tree:
     """What a sweep runs, each run below the one whose model it takes."""
-    words = wording(sweep)
+    told = _told(sweep)
     head = f"sweep {sweep.name}: {in_numbers(counts(sweep.points))}"
     root = Tree(cell(f"{head} ({standing(states.values())})"))
     nodes: dict[str | None, Tree] = {None: root}
     for point in sweep.points:
-        state = states[point.id]
-        line = cell(f"{point.run}  {words[point.id]}  ")
+        state, above = states[point.id], told.get(point.needs or "", {})
+        new = [f"{n} {v}" for n, v in told[point.id].items() if above.get(n) != v]
+        line = cell("  ".join([point.run, ", ".join(new)]).strip())
         if state.status != "waiting":
-            line.append(state.status, style=COLOURS[state.status])
+            line.append(f"  {state.status}", style=COLOURS[state.status])
         if state.reason:
             line.append_text(cell(f": {state.reason}"))
         nodes[point.id] = nodes[point.needs].add(line)
@@ -73,12 +75,24 @@ def tree(sweep: Sweep, states: "States") -> Tree:
 
 def show_tree(sweep: Sweep, states: "States") -> None:
     """Print the plan on stdout."""
-    Console(file=sys.stdout, highlight=False).print(tree(sweep, states), soft_wrap=True)
+    out = Console(file=sys.stdout, highlight=False)
+    out.print(tree(sweep, states), width=None if out.is_terminal else WIDE)
 
 
 def wording(sweep: Sweep) -> dict[str, str]:
     """What distinguishes each point from the others of its kind, in words."""
-    words = {}
+    return {
+        name: ", ".join(f"{label} {value}" for label, value in told.items())
+        for name, told in _told(sweep).items()
+    }
+
+
+def _told(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Of each point the labels that not all points of its kind share; its method, if there is none.
+
+    The result is keyed by the point's id.
+    """
+    told = {}
     for kind in KINDS:
         points = [point for point in sweep.points if point.kind == kind]
         values: dict[str, set[Label]] = {}
@@ -86,13 +100,14 @@ def wording(sweep: Sweep) -> dict[str, str]:
             for name, value in point.labels.items():
                 values.setdefault(name, set()).add(value)
         for point in points:
-            told = [
-                f"{name} {value}"
-                for name, value in point.labels.items()
-                if value is not None and len(values[name]) > 1
-            ]
-            words[point.id] = ", ".join(told) or str(point.labels.get("method", ""))
-    return words
+            own = {name: v for name, v in point.labels.items() if len(values[name]) > 1}
+            own = own or {"method": point.labels.get("method")}
+            told[point.id] = {name: _text(v) for name, v in own.items() if v is not None}
+    return told
+
+
+def _text(value: Label) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table(sweep: Sweep, states: "States", rows: int | None = None) -> Table:
@@ -146,14 +161,24 @@ def sweep_progress(sweep: Sweep, states: "States") -> Iterator["Callable[[Point,
 
 def list_table(rows: Iterable[tuple[str, str, dict[Kind, int], Hours | None]]) -> Table:
     """The built-in sweeps: name, what each repeats, its runs, about how long they take."""
-    made = Table(title="built-in sweeps", caption="hours: one run after another, a rough estimate")
-    for heading in ("name", "what", *NAMES.values(), "hours", "on"):
-        made.add_column(heading, justify="left" if heading in ("name", "what", "on") else "right")
+    made = Table(
+        title="built-in sweeps",
+        caption="runs: source runs + transfers + attacks; hours: a rough estimate, one run at a "
+        "time",
+    )
+    made.add_column("name", no_wrap=True)
+    made.add_column("what")
+    made.add_column("runs", no_wrap=True, justify="right")
+    made.add_column("hours", no_wrap=True)
     for name, about, runs, hours in rows:
-        numbers = [str(runs[kind]) for kind in KINDS]
-        spent = sum(runs[kind] * getattr(hours, kind) for kind in KINDS) if hours else None
-        shown = "" if spent is None else f"{spent:.0f}" if spent >= 10 else f"{spent:.1f}"
-        made.add_row(cell(name), cell(about), *numbers, shown, cell(hours.on if hours else ""))
+        spent = sum(runs[kind] * getattr(hours, kind) for kind in KINDS) if hours else 0
+        shown = f"{spent:.0f}" if spent >= 10 else f"{spent:.1f}"
+        made.add_row(
+            cell(name),
+            cell(about),
+            " + ".join(str(runs[kind]) for kind in KINDS),
+            cell(f"{shown} on {hours.on}" if hours else ""),
+        )
     return made
 
 
