@@ -171,7 +171,7 @@ def _points(chain: Chain, located: Locate) -> list[Point]:
     first = _point("pretrain", source, None, source_labels(source))
     target = target.model_copy(update={"source": first.run})
     labels = target_labels(source, target)
-    if chain.method:
+    if chain.method not in ("", labels["method"]):
         labels["variant"] = chain.method
     second = _point("transfer", target, first.id, labels)
     attack = attack.model_copy(update={"run": second.run})

@@ -75,8 +75,8 @@ def tree(sweep: Sweep, states: "States") -> Tree:
 
 def show_tree(sweep: Sweep, states: "States") -> None:
     """Print the plan on stdout."""
-    out = Console(file=sys.stdout, highlight=False)
-    out.print(tree(sweep, states), width=None if out.is_terminal else WIDE)
+    width = None if sys.stdout.isatty() else WIDE
+    Console(file=sys.stdout, highlight=False, width=width).print(tree(sweep, states))
 
 
 def wording(sweep: Sweep) -> dict[str, str]:
