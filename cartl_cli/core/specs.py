@@ -129,8 +129,10 @@ def _problems(spec: Spec) -> list[str]:
                 found += [f"{place}.{kind}.{name}: {problem}"] if problem else []
     if spec.zipped.preset:
         found.append("zipped.preset: give it in [base] or a method")
+    if found:
+        return found
     lengths = {f"{kind}.{n}": len(v) for kind in KINDS for n, v in spec.zipped.of(kind).items()}
-    if not found and len(set(lengths.values())) > 1:
+    if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         found.append(f"zipped: lists must have one length, got {listed}")
     return found
