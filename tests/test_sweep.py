@@ -143,7 +143,12 @@ def test_settings_come_from_preset_base_zipped_and_method() -> None:
 
 def test_a_list_is_one_value_where_the_setting_is_a_list() -> None:
     sweep = planned(
-        '[base.attack]\neps = ["2/255", "4/255"]\n[base.transfer]\nclasses = [["a", "b"], ["c", "d"]]'
+        """
+        [base.attack]
+        eps = ["2/255", "4/255"]
+        [base.transfer]
+        classes = [["a", "b"], ["c", "d"]]
+        """
     )
     assert {c.eps for c in of_kind(sweep, "attack")} == {(2 / 255, 4 / 255)}
     assert {c.classes for c in of_kind(sweep, "transfer")} == {("a", "b"), ("c", "d")}
@@ -191,6 +196,21 @@ def test_ids_are_the_same_wherever_and_whenever_they_are_planned() -> None:
     another_attack = planned("[base.transfer]\nk = 4\n[base.attack]\npgd_steps = 7")
     same = [a.id == b.id for a, b in zip(plain.points, another_attack.points, strict=True)]
     assert same == [True, True, False]
+
+
+def test_the_documented_example_is_what_the_page_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sweep.md").read_text()
+    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    found = counts(planned(example[1]).points)
+    assert found == {"pretrain": 6, "transfer": 9, "attack": 9}
+    assert "6 source runs, 9 transfers, 9 attacks" in page
+    for name, (sources, targets) in RUNS.items():
+        if not name.endswith("-shapes"):
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+            assert [cell.strip() for cell in row.split("|")[3:6]] == [
+                *(str(targets), str(sources), str(targets))
+            ]
 
 
 def test_ids_do_not_change_by_accident() -> None:
