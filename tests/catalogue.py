@@ -48,7 +48,6 @@ INAPPLICABLE = {
     "S26": "no clock is used: a run is alive while its lock is held",
     "S29": "one machine with one torch",
     "S33": "source run, transfer, attack: the order is fixed",
-    "S34": "downloads are locked, whoever begins them, see the rows of D",
     "S35": "there is no limit of time",
     "S39": "a run under way holds no file of the sweep's open",
 }
