@@ -142,7 +142,7 @@ def execute(
                 del running[name]
                 now(points[name], state_of(points[name], code))
     finally:
-        for job in running.values():
+        for job in running.values() if not stopping else ():
             job.terminate()
         while any(job.poll() is None for job in running.values()):
             time.sleep(PAUSE)
