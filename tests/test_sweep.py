@@ -1,18 +1,22 @@
 """A spec → points: what is run, what is shared, what is refused before anything is run."""
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cartl_cli.core.config import AttackConfig, TransferConfig
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.executing import State
 from cartl_cli.core.presets import sweep_presets
 from cartl_cli.core.specs import Spec, open_spec, parse_spec
 from cartl_cli.core.sweeping import chains, counts, plan, size
 from cartl_cli.core.sweeps import MAX_POINTS, Point, Sweep, read_sweep, write_sweep
+from cartl_cli.display.sweeps import table
 from tests.conftest import Command
 
 RUNS = {
@@ -380,3 +384,17 @@ def test_s23_jobs_are_at_least_one(cartl: Command) -> None:
     done = cartl("sweep", "table2", "--jobs", 0)
     assert done.code == 2
     assert "'--jobs'" in done.err
+
+
+def test_a_small_screen_shows_what_is_most_worth_looking_at() -> None:
+    sweep = builtin("table2")
+    states = {point.id: State("waiting") for point in sweep.points}
+    failed, running = sweep.points[40], sweep.points[20]
+    states |= {failed.id: State("failed", "why"), running.id: State("running")}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table(sweep, states, 3))
+    shown = console.export_text()
+    assert shown.index(failed.run) < shown.index(running.run) < shown.index(sweep.points[0].run)
+    assert "1 running, 1 failed, 40 waiting; 39 more rows" in shown
+    console.print(table(sweep, states))
+    assert all(point.run in console.export_text(clear=False) for point in sweep.points)
