@@ -18,7 +18,7 @@ from cartl_cli.core.specs import parse_spec
 from cartl_cli.core.sweeping import plan
 from cartl_cli.core.sweeps import Point, Sweep, read_sweep
 from tests import tiny
-from tests.processes import finish, run, start
+from tests.processes import Ended, finish, run, start
 
 TRAINED = """
 dataset = "../images"
@@ -54,6 +54,7 @@ freeze_bn = "affine"
 [methods.vanilla.transfer]
 freeze_bn = "none"
 """
+PATIENCE = 400  # seconds for a sweep of a few processes, on a busy machine
 SWEEP = ["sweep", "mine.toml", "--jobs", "2", "--json"]
 
 
@@ -63,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sweep")
     tiny.make_images(root / "images")
     folder = scene(root, "done")
-    done = run(SWEEP, folder)
+    done = swept(folder)
     assert done.code == 0, done.err
     assert json.loads(done.out)["done"] == 5
     return root
@@ -80,6 +81,10 @@ def scene(root: Path, name: str, spec: str = SPEC) -> Path:
     folder.mkdir()
     (folder / "mine.toml").write_text(spec)
     return folder
+
+
+def swept(folder: Path, arguments: list[str] = SWEEP) -> Ended:
+    return finish(start(arguments, folder), folder, PATIENCE)
 
 
 def points(folder: Path) -> dict[str, Point]:
@@ -129,7 +134,7 @@ def test_a_sweep_gives_what_single_commands_give(place: Path) -> None:
 
 def test_s18_a_finished_sweep_repeats_nothing(folder: Path) -> None:
     before = stamps(folder)
-    done = run(SWEEP, folder)
+    done = swept(folder)
     assert done.code == 0, done.err
     assert "5 done" in done.err
     assert changed_runs(before, folder) == set()
@@ -148,7 +153,7 @@ def test_s18_s30_s40_s41_a_sweep_goes_on_where_it_was_cut(folder: Path, place: P
     moved = folder.with_name(folder.name + "-moved")
     folder.rename(moved)
     before = stamps(moved)
-    done = run(SWEEP, moved)
+    done = swept(moved)
     assert done.code == 0, done.err
     assert changed_runs(before, moved) == {transfer.run, attack.run}
     assert points(moved) == found
@@ -165,7 +170,7 @@ def test_s14_s32_a_failure_is_that_of_its_dependents_alone(folder: Path) -> None
     for name in ("transfer cartl", "attack cartl", "transfer vanilla", "attack vanilla"):
         shutil.rmtree(folder / "runs" / found[name].run)
     (folder / "runs" / broken.run).mkdir()  # a name that is taken
-    done = run([*SWEEP[:2], "--jobs", "2"], folder)
+    done = swept(folder, SWEEP[:-1])
     assert done.code == 1
     last = done.err.splitlines()[-1]
     assert "1 of 5 runs failed, 1 skipped behind them" in last
@@ -177,13 +182,14 @@ def test_s14_s32_a_failure_is_that_of_its_dependents_alone(folder: Path) -> None
 
 
 def test_s27_a_signal_stops_the_runs_once_and_the_same_command_goes_on(place: Path) -> None:
-    spec = SPEC.replace("epochs = 2", "epochs = 200", 1)
+    spec = SPEC.replace("epochs = 2", "epochs = 100", 1)
+    spec = spec.replace('save_every = "1"', 'save_every = "20"', 1)
     folder = scene(place, "stopped", spec[: spec.index("[methods.vanilla")])
     child = start(SWEEP, folder)
     wait_for(lambda: list(folder.glob("runs/pretrain-*/ckpt-*")))
     (run_folder,) = folder.glob("runs/pretrain-*")
     os.kill(child.pid, signal.SIGTERM)
-    stopped = finish(child, folder)
+    stopped = finish(child, folder, PATIENCE)
     assert stopped.code == 128 + signal.SIGTERM
     last = stopped.err.splitlines()[-1]
     assert "stopped: 0 of 3 runs done, what ran is saved; the same command goes on" in last
@@ -192,7 +198,7 @@ def test_s27_a_signal_stops_the_runs_once_and_the_same_command_goes_on(place: Pa
     assert not storage.is_locked(run_folder)
     log = (folder / "runs" / "sweeps" / "mine" / f"{run_folder.name}.log").read_text()
     assert log.count("stopping after this step") == 1
-    went_on = run(SWEEP, folder)
+    went_on = swept(folder)
     assert went_on.code == 0, went_on.err
     log = (folder / "runs" / "sweeps" / "mine" / f"{run_folder.name}.log").read_text()
     assert "was interrupted; going on" in log
@@ -201,7 +207,7 @@ def test_s27_a_signal_stops_the_runs_once_and_the_same_command_goes_on(place: Pa
 
 def test_s19_two_sweeps_do_not_run_in_one_folder(folder: Path) -> None:
     with storage.locked(folder / "runs" / "sweeps"):
-        done = run(SWEEP, folder)
+        done = swept(folder)
     assert done.code == 1
     assert "another sweep is running in 'runs'; wait for it" in done.err
 
@@ -209,7 +215,7 @@ def test_s19_two_sweeps_do_not_run_in_one_folder(folder: Path) -> None:
 def test_s20_a_changed_spec_is_told_and_goes_on(folder: Path) -> None:
     (folder / "mine.toml").write_text(SPEC[: SPEC.index("[methods.vanilla")])
     before = stamps(folder)
-    done = run(SWEEP, folder)
+    done = swept(folder)
     assert done.code == 0, done.err
     assert "note: sweep mine changed: 0 runs are new, 2 no longer belong to it" in done.err
     assert changed_runs(before, folder) == set()
@@ -220,7 +226,7 @@ def test_s21_an_edited_run_is_not_taken_for_another(folder: Path) -> None:
     settings = point.config.model_dump(mode="json") | {"pgd_steps": 3}
     edit(folder, point, config=settings)
     before = stamps(folder)
-    done = run(SWEEP, folder)
+    done = swept(folder)
     assert done.code == 1
     assert f"{point.run} holds a run with other settings; move it away" in done.err
     assert changed_runs(before, folder) == set()
@@ -228,7 +234,7 @@ def test_s21_an_edited_run_is_not_taken_for_another(folder: Path) -> None:
 
 def test_a_dry_run_says_what_is_done(folder: Path) -> None:
     shutil.rmtree(folder / "runs" / points(folder)["attack cartl"].run)
-    done = run(["sweep", "mine.toml", "--dry-run"], folder)
+    done = swept(folder, [*SWEEP[:2], "--dry-run"])
     assert "1 source run, 2 transfers, 2 attacks (4 done, 1 waiting)" in done.out
 
 
