@@ -1,14 +1,14 @@
 """The catalogue of bad input: its rows, those that cannot be given, and those that tests cover.
 
 A row is C (command line and environment), R (runs and checkpoints), D (data), T (training),
-X (transfer) or A (attack). A test covers the rows that its function name lists,
+X (transfer), A (attack) or S (sweep). A test covers the rows that its function name lists,
 ``test_c16_c17_…``, and the row that its parametrize id begins with, ``C01-pretrain``.
 """
 
 import re
 from collections.abc import Iterable
 
-SECTIONS = {"C": 58, "R": 43, "D": 36, "T": 40, "X": 26, "A": 41}
+SECTIONS = {"C": 58, "R": 43, "D": 36, "T": 40, "X": 26, "A": 41, "S": 43}
 ROWS = [f"{section}{row:02d}" for section, count in SECTIONS.items() for row in range(1, count + 1)]
 
 INAPPLICABLE = {
@@ -36,14 +36,28 @@ INAPPLICABLE = {
     "A35": "an attack takes all classes of its run",
     "A36": "one seed, not a list",
     "A39": "verdicts are float32 from the start; there is no second look",
+    "S03": "specs are TOML; there are no tags",
+    "S04": "specs are TOML; its types are not guessed",
+    "S11": "run folders are named by the ids of their points; there is no template",
+    "S12": "run folders are named by the ids of their points",
+    "S15": "what fails takes its dependents along, the others are tried",
+    "S17": "a run is tried once; the same command tries again",
+    "S22": "there is no limit of time: how long an honest training takes is unknown",
+    "S24": "each run finds its own device, see the rows of C",
+    "S25": "each run checks the disk before it begins",
+    "S26": "no clock is used: a run is alive while its lock is held",
+    "S29": "one machine with one torch",
+    "S33": "source run, transfer, attack: the order is fixed",
+    "S35": "there is no limit of time",
+    "S39": "a run under way holds no file of the sweep's open",
 }
 
 
 def rows_of(test: str) -> set[str]:
     """The rows that a test covers, by its node id."""
     function, _, parameter = test.rpartition("::")[2].partition("[")
-    named = re.findall(r"_([crdtxa]\d\d)(?=_|$)", function)
-    return {row.upper() for row in [*named, *re.findall(r"^([CRDTXA]\d\d)\b", parameter)]}
+    named = re.findall(r"_([crdtxas]\d\d)(?=_|$)", function)
+    return {row.upper() for row in [*named, *re.findall(r"^([CRDTXAS]\d\d)\b", parameter)]}
 
 
 def coverage(passed: Iterable[str]) -> str:

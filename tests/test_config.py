@@ -1,5 +1,4 @@
 import tomllib
-from importlib import resources
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ from cartl_cli.commands.options import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import UsageError
+from cartl_cli.core.presets import SETTINGS_FOLDER
 from cartl_cli.core.values import shown_pixels
 
 TYPES: dict[str, Any] = {
@@ -15,12 +15,12 @@ TYPES: dict[str, Any] = {
     "transfer": TransferConfig,
     "attack": AttackConfig,
 }
-PRESETS = [p.name for p in (resources.files("cartl_cli") / "presets").iterdir()]
+PRESETS = [p.name for p in SETTINGS_FOLDER.iterdir() if p.is_file()]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(preset: str) -> None:
-    text = (resources.files("cartl_cli") / "presets" / preset).read_text(encoding="utf-8")
+    text = (SETTINGS_FOLDER / preset).read_text(encoding="utf-8")
     commands = tomllib.loads(text).keys()
     assert commands <= TYPES.keys()
     for command in commands:

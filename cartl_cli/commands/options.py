@@ -7,7 +7,6 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, get_args, get_origin
 
@@ -19,20 +18,22 @@ from cartl_cli.core.config import (
     BUILT_IN_DATA,
     PUBLIC_DATA,
     AttackConfig,
+    Kind,
     PretrainConfig,
     TransferConfig,
 )
 from cartl_cli.core.configure import Config, at_own_eps, check_same, configure, flag, is_positional
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.presets import read_preset
 from cartl_cli.core.requirements import check_torch
 from cartl_cli.core.values import shown_pixels
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import Kind, Run
+    from cartl_cli.core.manifest import Run
     from cartl_cli.core.recording import Session
 
-SOURCE_KINDS: "tuple[Kind, ...]" = ("pretrain",)
-ATTACKED_KINDS: "tuple[Kind, ...]" = ("pretrain", "transfer")
+SOURCE_KINDS: tuple[Kind, ...] = ("pretrain",)
+ATTACKED_KINDS: tuple[Kind, ...] = ("pretrain", "transfer")
 
 Preset = Annotated[
     str | None,
@@ -155,17 +156,10 @@ def layers(command: str, preset: str | None, config: Path | None) -> list[dict[s
 
 
 def _read_preset(name: str, command: str) -> dict[str, Any]:
-    folder = resources.files("cartl_cli") / "presets"
-    known = sorted(
-        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
-    )
-    if name not in known:
-        raise UsageError(f"--preset: no preset {name!r}; known: {', '.join(known)}")
-    content = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
+    content = read_preset(name)
     if command not in content:
         raise UsageError(f"--preset: {name!r} is for {' and '.join(content)}, not {command}")
-    settings: dict[str, Any] = content[command]
-    return settings
+    return content[command]
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -237,7 +231,7 @@ class Opened(Generic[Config]):
 
 def open_session(
     config_type: type[Config],
-    kind: Literal["pretrain", "transfer", "attack"],
+    kind: Kind,
     layers: Sequence[Mapping[str, Any]],
     runs_dir: Path,
     name: str | None,

@@ -44,6 +44,7 @@ Augmentations = Annotated[
 FreezeBatchNorm = Literal["none", "affine", "stats", "all"]
 Method = Literal["vanilla", "neft", "lwf"]
 Precision = Literal["auto", "fp32", "bf16"]
+Kind = Literal["pretrain", "transfer", "attack"]
 
 # Fields that several commands share: bounds and description once, defaults where they are used.
 Dataset = Annotated[

@@ -13,7 +13,7 @@ import torchvision
 from pydantic import BaseModel, Field, model_validator
 
 from cartl_cli import __version__
-from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.config import SETTINGS, AttackConfig, Kind, PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.diagnostics import Diagnosis
 from cartl_cli.core.errors import RunError
@@ -22,7 +22,6 @@ from cartl_cli.core.trust.checks import Check
 
 SCHEMA_VERSION = 3
 
-Kind = Literal["pretrain", "transfer", "attack"]
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Count = Annotated[int, Field(ge=0, lt=10**12)]

@@ -22,9 +22,10 @@ from cartl_cli import __version__
 from cartl_cli.core import storage, tensors
 from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.checkpoints import resuming
+from cartl_cli.core.config import Kind
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.jsons import read_json
-from cartl_cli.core.manifest import Kind, Manifest, Run
+from cartl_cli.core.manifest import Manifest, Run
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.schemas import parse_manifest

@@ -127,6 +127,15 @@ def arriving(path: Path) -> Iterator[Path]:
         _discard(temporary)
 
 
+def open_log(path: Path) -> int:
+    """A descriptor to write at the end of a file; no link is followed. Raises StorageError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror}") from None
+
+
 def set_aside(path: Path, name: str) -> None:
     """Give a file another name in its folder. Raises OSError."""
     os.rename(path, path.with_name(name))

@@ -44,6 +44,7 @@ def load_data_set(
     stratified part of the training data. Raises UsageError for an unknown name or class and
     DataError for content that cannot be used.
     """
+    check_name(name)
     if name in BUILT_IN:
         data = _chosen(BUILT_IN[name](), classes)
         if image_size != data.train.images.shape[-1]:
@@ -51,17 +52,8 @@ def load_data_set(
     elif name in PUBLIC:
         choose_classes(PUBLIC[name].classes, classes)  # before anything is downloaded
         data = _chosen(public_data_set(name, PUBLIC[name], image_size, cache_dir, store), classes)
-    elif (path := Path(os.path.expanduser(name))).exists():
-        data = image_folder(path, classes, image_size, cache_dir)
-    elif len(Path(name).parts) > 1 or name.endswith(".zip"):
-        raise UsageError(f"--dataset: no image folder or .zip at {name!r}")
     else:
-        close = difflib.get_close_matches(name, KNOWN, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(
-            f"--dataset: unknown data set {name!r}{hint}; known: {', '.join(KNOWN)}, or the "
-            "path of an image folder or .zip"
-        )
+        data = image_folder(Path(os.path.expanduser(name)), classes, image_size, cache_dir)
     if len(data.classes) < 2:
         raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}")
     if val_fraction > 0 or len(data.evaluation) == 0:
@@ -71,6 +63,20 @@ def load_data_set(
         note = f"warning: {shared:,} of {total:,} {data.measured} images are also in train"
         data = replace(data, notes=(*data.notes, note))
     return data
+
+
+def check_name(name: str) -> None:
+    """Refuse a data set that is neither known nor at a path. Raises UsageError."""
+    if name in KNOWN or Path(os.path.expanduser(name)).exists():
+        return
+    if len(Path(name).parts) > 1 or name.endswith(".zip"):
+        raise UsageError(f"--dataset: no image folder or .zip at {name!r}")
+    close = difflib.get_close_matches(name, KNOWN, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(
+        f"--dataset: unknown data set {name!r}{hint}; known: {', '.join(KNOWN)}, or the "
+        "path of an image folder or .zip"
+    )
 
 
 def augmentation(name: str, chosen: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,0 +1,206 @@
+"""``cartl sweep``."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cartl_cli.commands.options import AsJson, DataDir, NoDownload, RunsDir, located
+from cartl_cli.core import storage
+from cartl_cli.core.errors import CartlError, InUseError, RunError, StoppedError, UsageError
+from cartl_cli.core.presets import sweep_presets
+from cartl_cli.core.requirements import check_torch
+from cartl_cli.core.specs import open_spec
+from cartl_cli.core.stopping import stop_signals
+from cartl_cli.core.sweeping import counts, plan
+from cartl_cli.core.sweeps import FOLDER, Sweep, read_sweep, sweep_path, write_sweep
+
+if TYPE_CHECKING:
+    from cartl_cli.core.executing import States
+
+
+def sweep(
+    spec: Annotated[
+        str | None,
+        typer.Argument(help="A TOML file, or a built-in sweep: see --list.", show_default=False),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show the built-in sweeps.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of settings: every source model, its transfers, an attack on each."""
+    if listed:
+        show_list(as_json)
+        return
+    if spec is None:
+        raise UsageError("SPEC: give a TOML file or a built-in sweep; --list shows those")
+    name, content = open_spec(spec)
+    planned, same = plan(name, content, datetime.now(UTC).isoformat(timespec="seconds"), located)
+    check_torch()
+    from cartl_cli.core.executing import ended_state, execute, local, survey
+    from cartl_cli.display import sweeps, tables
+    from cartl_cli.display.progress import say
+
+    check_data(planned)
+    if same:
+        say(f"note: {same} combinations are the same as another and run once")
+    if dry_run:
+        states = survey(planned, runs_dir)
+        if as_json:
+            print(json.dumps(summary(planned, states, runs_dir)))
+        else:
+            sweeps.show_tree(planned, states)
+        return
+
+    flags = [*(["--data-dir", str(data_dir)] if data_dir else [])]
+    flags += ["--no-download"] if no_download else []
+    with sweeps_folder(runs_dir, say) as folder:
+        keep(planned, runs_dir, say)
+        storage.make_folder(logs := folder / name)
+        states = survey(planned, runs_dir)
+        say(f"sweep {name}: {sweeps.in_numbers(counts(planned.points))}")
+        say(f"{sweeps.standing(states.values())}; output of each run: {logs}/")
+        with stop_signals() as asked, sweeps.sweep_progress(planned, states) as report:
+            start = local(runs_dir, logs, flags, threads(jobs, say))
+            states = execute(
+                planned,
+                states,
+                lambda point, code: ended_state(point, code, runs_dir, logs, bool(asked())),
+                start,
+                jobs,
+                asked,
+                report,
+            )
+            signal = asked()
+    if as_json:
+        print(json.dumps(summary(planned, states, runs_dir)))
+    else:
+        tables.show(sweeps.table(planned, states))
+    finish(planned, states, logs, signal)
+
+
+def finish(planned: Sweep, states: "States", logs: Path, signal: int | None) -> None:
+    """Say what is left to do. Raises StoppedError after a signal, CartlError after a failure."""
+    done = sum(state.status == "done" for state in states.values())
+    total = len(planned.points)
+    if signal:
+        raise StoppedError(
+            f"stopped: {done} of {total} runs done, what ran is saved; the same command goes on",
+            signal,
+        )
+    failed = [point for point in planned.points if states[point.id].status == "failed"]
+    if failed:
+        skipped = sum(state.status == "skipped" for state in states.values())
+        listed = "; ".join(f"{point.run}: {states[point.id].reason}" for point in failed[:5])
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        behind = f", {skipped} skipped behind them" if skipped else ""
+        raise CartlError(
+            f"{len(failed)} of {total} runs failed{behind}: {listed}{more}; see why in {logs}/; "
+            "the same command tries again"
+        )
+
+
+@contextmanager
+def sweeps_folder(runs_dir: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """The folder of the sweeps, ours alone. Raises InUseError while another sweep runs here."""
+    from cartl_cli.core.recording import Session, check_place
+
+    check_place(Session(runs_dir, None, None, say))
+    storage.make_folder(folder := runs_dir / FOLDER)
+    with ExitStack() as held:
+        try:
+            held.enter_context(storage.locked(folder))
+        except InUseError:
+            raise InUseError(
+                f"another sweep is running in {str(runs_dir)!r}; wait for it or give another "
+                "--runs-dir"
+            ) from None
+        storage.sweep(folder)
+        yield folder
+
+
+def keep(planned: Sweep, runs_dir: Path, say: Callable[[str], None]) -> None:
+    """Store the plan, unless it is the stored one; say what changed."""
+    before: set[str] = set()
+    with suppress(RunError):  # none, or a damaged one that is written anew
+        before = {point.id for point in read_sweep(sweep_path(runs_dir, planned.name)).points}
+    now = {point.id for point in planned.points}
+    if before == now:
+        return
+    if before:
+        added, dropped = len(now - before), len(before - now)
+        say(
+            f"note: sweep {planned.name} changed: {added} runs are new, {dropped} no longer belong "
+            "to it (their folders stay)"
+        )
+    write_sweep(runs_dir, planned)
+
+
+def check_data(planned: Sweep) -> None:
+    """Refuse a sweep that names a data set which is not there. Raises UsageError."""
+    from cartl_cli.core.data.registry import check_name
+
+    for point in planned.points:
+        if point.config.dataset is not None:
+            try:
+                check_name(point.config.dataset)
+            except UsageError as error:
+                raise UsageError(f"nothing was run, since {point.kind} {error}") from None
+
+
+def threads(jobs: int, say: Callable[[str], None]) -> int | None:
+    """Threads of each run, so that runs side by side share the cores."""
+    cores = os.cpu_count() or 1
+    if jobs > cores:
+        say(f"note: {jobs} runs at a time share {cores} cores")
+    return max(1, cores // jobs) if jobs > 1 else None
+
+
+def summary(planned: Sweep, states: "States", runs_dir: Path) -> dict[str, Any]:
+    """A sweep as printed with ``--json``."""
+    points = [
+        {
+            **point.model_dump(include={"id", "kind", "needs", "labels"}),
+            "run": point.run,
+            "folder": str(runs_dir / point.run),
+            **asdict(states[point.id]),
+        }
+        for point in planned.points
+    ]
+    statuses = [state.status for state in states.values()]
+    return {
+        "sweep": planned.name,
+        "table": planned.table,
+        "runs": counts(planned.points),
+        **{status: statuses.count(status) for status in ("done", "failed", "skipped", "waiting")},
+        "points": points,
+    }
+
+
+def show_list(as_json: bool) -> None:
+    """The built-in sweeps, on stdout."""
+    from cartl_cli.display import sweeps, tables
+
+    rows = []
+    for name in sweep_presets():
+        _, content = open_spec(name)
+        planned, _ = plan(name, content, "", located)
+        rows.append((name, content.about, counts(planned.points), content.hours))
+    if as_json:
+        shown = [
+            {"name": name, "about": about, "runs": runs, "hours": hours and hours.model_dump()}
+            for name, about, runs, hours in rows
+        ]
+        print(json.dumps(shown))
+    else:
+        tables.show(sweeps.list_table(rows))

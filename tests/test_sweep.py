@@ -1,0 +1,400 @@
+"""A spec → points: what is run, what is shared, what is refused before anything is run."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cartl_cli.core.config import AttackConfig, TransferConfig
+from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.executing import State
+from cartl_cli.core.presets import sweep_presets
+from cartl_cli.core.specs import Spec, open_spec, parse_spec
+from cartl_cli.core.sweeping import chains, counts, plan, size
+from cartl_cli.core.sweeps import MAX_POINTS, Point, Sweep, read_sweep, write_sweep
+from cartl_cli.display.sweeps import table
+from tests.conftest import Command
+
+RUNS = {
+    "table1": (2, 16),
+    "table2": (6, 18),
+    "table3": (4, 9),
+    "table4": (6, 12),
+    "figure3": (2, 22),
+    "figure4": (7, 25),
+    "figure5": (2, 12),
+    "table1-shapes": (1, 8),
+    "table2-shapes": (6, 18),
+    "table3-shapes": (4, 9),
+    "table4-shapes": (2, 3),
+    "figure3-shapes": (1, 8),
+    "figure4-shapes": (7, 25),
+    "figure5-shapes": (2, 12),
+}
+
+
+def planned(text: str, name: str = "mine") -> Sweep:
+    return plan(name, parse_spec(text.encode(), name), "now", lambda config: config)[0]
+
+
+def of_kind(sweep: Sweep, kind: str) -> list[Any]:
+    return [point.config for point in sweep.points if point.kind == kind]
+
+
+def builtin(name: str) -> Sweep:
+    return plan(*open_spec(name), "now", lambda config: config)[0]
+
+
+def test_every_built_in_sweep_is_known() -> None:
+    assert sweep_presets() == sorted(RUNS)
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_dry_run_counts_the_runs(cartl: Command, name: str) -> None:
+    done = cartl("sweep", name, "--dry-run", "--json")
+    assert done.code == 0, done.err
+    sources, targets = RUNS[name]
+    shown = json.loads(done.out)
+    assert shown["runs"] == {"pretrain": sources, "transfer": targets, "attack": targets}
+    assert shown["table"] == name.removesuffix("-shapes")
+    assert not Path("runs").exists()
+
+
+def test_the_plan_is_a_tree(cartl: Command) -> None:
+    done = cartl("sweep", "table2", "--dry-run")
+    assert "sweep table2: 6 source runs, 18 transfers, 18 attacks (42 waiting)" in done.out
+    assert done.out.count("── pretrain-") == 6
+    assert done.out.count("── transfer-") == done.out.count("── attack-") == 18
+    assert "k 4, fdm_lambda 0.01" in done.out
+
+
+def test_the_built_in_sweeps_are_listed(cartl: Command) -> None:
+    done = cartl("sweep", "--list")
+    assert all(name in done.out for name in RUNS)
+    assert "6 + 18 + 18" in done.out
+    found = {entry["name"]: entry for entry in json.loads(cartl("sweep", "--list", "--json").out)}
+    assert found["table2"]["runs"] == {"pretrain": 6, "transfer": 18, "attack": 18}
+    assert found["table2"]["hours"]["on"] == "one H100"
+
+
+def test_table_2_is_that_of_the_paper() -> None:
+    sweep = builtin("table2")
+    expected = {(k, m, b) for k in (4, 6, 8) for m in (0.01, 0.005) for b in (1.0, 0.6, 0.4)}
+    labels = [point.labels for point in sweep.points if point.kind == "attack"]
+    assert {(x["k"], x["fdm_lambda"], x["neft_beta"]) for x in labels} == expected
+    assert {x["method"] for x in labels} == {"cartl"}
+    for config in of_kind(sweep, "pretrain"):
+        assert (config.arch, config.epochs, config.dataset) == ("wrn-34-10", 100, "cifar100")
+    assert {config.freeze_bn for config in of_kind(sweep, "transfer")} == {"affine"}
+    assert {config.pgd_steps for config in of_kind(sweep, "attack")} == {100}
+
+
+def test_cartl_in_figure_4_is_that_of_table_2() -> None:
+    for ending in ("", "-shapes"):
+        table = {point.id for point in builtin(f"table2{ending}").points}
+        assert table <= {point.id for point in builtin(f"figure4{ending}").points}
+
+
+def test_one_source_run_without_fdm_serves_every_k() -> None:
+    sweep = planned("[base.pretrain]\nk = [2, 4]\nfdm_lambda = [0.0, 0.01]")
+    assert counts(sweep.points) == {"pretrain": 3, "transfer": 4, "attack": 4}
+    assert sorted(c.k for c in of_kind(sweep, "transfer")) == [2, 2, 4, 4]
+
+
+def test_what_a_point_needs_comes_before_it_and_is_named_by_it() -> None:
+    sweep = planned("seeds = [0, 1]\n[base.transfer]\nneft_beta = [1.0, 0.4]")
+    found: dict[str, Point] = {}
+    for point in sweep.points:
+        assert point.kind == "pretrain" or point.needs in found
+        if isinstance(point.config, TransferConfig):
+            assert point.config.source == found[point.needs or ""].run
+        if isinstance(point.config, AttackConfig):
+            assert point.config.run == found[point.needs or ""].run
+        assert point.config.seed == point.labels["seed"]
+        found[point.id] = point
+    assert counts(sweep.points) == {"pretrain": 2, "transfer": 4, "attack": 4}
+
+
+def test_settings_come_from_preset_base_zipped_and_method() -> None:
+    sweep = planned(
+        """
+        [base]
+        preset = "paper"
+        [base.pretrain]
+        epochs = 90
+        milestones = [40, 70]
+        [base.transfer]
+        lr = 0.3
+        [zipped.pretrain]
+        arch = ["wrn-16-2", "wrn-16-4"]
+        pgd_steps = [3, 4]
+        [methods.lwf]
+        preset = "paper-lwf"
+        [methods.lwf.transfer]
+        lwf_lambda = [0.1, 0.2]
+        """
+    )
+    pairs = {(c.arch, c.pgd_steps, c.epochs, c.milestones) for c in of_kind(sweep, "pretrain")}
+    assert pairs == {("wrn-16-2", 3, 90, (40, 70)), ("wrn-16-4", 4, 90, (40, 70))}
+    targets = of_kind(sweep, "transfer")
+    assert {(c.lr, c.epochs, c.lwf_lambda) for c in targets} == {(0.001, 52, 0.1), (0.001, 52, 0.2)}
+    assert {c.k for c in targets} == {8}  # LwF tunes all blocks
+
+
+def test_a_list_is_one_value_where_the_setting_is_a_list() -> None:
+    sweep = planned(
+        """
+        [base.attack]
+        eps = ["2/255", "4/255"]
+        [base.transfer]
+        classes = [["a", "b"], ["c", "d"]]
+        """
+    )
+    assert {c.eps for c in of_kind(sweep, "attack")} == {(2 / 255, 4 / 255)}
+    assert {c.classes for c in of_kind(sweep, "transfer")} == {("a", "b"), ("c", "d")}
+
+
+def test_an_attack_has_the_eps_of_the_data_it_attacks() -> None:
+    sweep = planned('[base.transfer]\ndataset = ["mnist", "cifar10"]')
+    assert {c.eps for c in of_kind(sweep, "attack")} == {(0.15,), (8 / 255,)}
+    sweep = planned('[base.transfer]\ndataset = "mnist"\n[base.attack]\neps = "1/255"')
+    assert {c.eps for c in of_kind(sweep, "attack")} == {(1 / 255,)}
+
+
+def test_labels_name_the_method() -> None:
+    sweep = planned(
+        """
+        [methods.plain]
+        [methods.neft.transfer]
+        neft_beta = 0.4
+        [methods.both.transfer]
+        neft_beta = 0.4
+        [methods.both.pretrain]
+        fdm_lambda = 0.01
+        [methods.lwf.transfer]
+        lwf_lambda = 0.1
+        """
+    )
+    found = [
+        (point.labels["method"], point.labels.get("variant"))
+        for point in sweep.points
+        if point.kind == "transfer"
+    ]
+    assert found == [("vanilla", "plain"), ("neft", None), ("cartl", "both"), ("lwf", None)]
+
+
+def test_ids_are_the_same_wherever_and_whenever_they_are_planned() -> None:
+    plain = planned("[base.transfer]\nk = 4")
+    elsewhere = planned(
+        '[base.pretrain]\ndevice = "cpu"\nsave_every = "3m"\nlr = 0.2\n'
+        '[base.transfer]\nk = "4"\nfreeze_bn = "all"\ndevice = "cuda"',
+        "other",
+    )
+    assert [p.id for p in plain.points] == [p.id for p in elsewhere.points]
+    changed = planned("[base.pretrain]\nlr = 0.25\n[base.transfer]\nk = 4")
+    assert not {p.id for p in plain.points} & {p.id for p in changed.points}
+    another_attack = planned("[base.transfer]\nk = 4\n[base.attack]\npgd_steps = 7")
+    same = [a.id == b.id for a, b in zip(plain.points, another_attack.points, strict=True)]
+    assert same == [True, True, False]
+
+
+def test_the_documented_example_is_what_the_page_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sweep.md").read_text()
+    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    found = counts(planned(example[1]).points)
+    assert found == {"pretrain": 6, "transfer": 9, "attack": 9}
+    assert "6 source runs, 9 transfers, 9 attacks" in page
+    for name, (sources, targets) in RUNS.items():
+        if not name.endswith("-shapes"):
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+            assert [cell.strip() for cell in row.split("|")[3:6]] == [
+                *(str(targets), str(sources), str(targets))
+            ]
+
+
+def test_ids_do_not_change_by_accident() -> None:
+    """A change here makes every finished sweep run again: is it wanted?"""
+    assert [p.id for p in planned("").points] == IDS
+
+
+IDS = ["02e2a01c6c7a", "28039d09fb20", "d8f3c8eddd0d"]
+
+
+def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
+    sweep = builtin("figure5")
+    assert read_sweep(write_sweep(tmp_path, sweep)) == sweep
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(points=s["points"][1:]), "comes before what it needs"),
+        (lambda s: s["points"].append(s["points"][0]), "is there twice"),
+        (lambda s: s["points"][0].update(id="../../x"), "points.0.id: String should match"),
+        (lambda s: s["points"][0].update(kind="attack"), "config is not that of a attack run"),
+        (lambda s: s["points"][0]["config"].update(arch="wrn-3-1"), "wrn-3-1"),
+        (lambda s: s.update(extra=1), "extra: Extra inputs"),
+        (lambda s: s.update(schema_version=2), "schema_version"),
+        (lambda s: s.update(name="../x"), "name: String should match"),
+    ],
+)
+def test_a_bad_stored_sweep_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path = write_sweep(tmp_path, planned("", "mine"))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=message):
+        read_sweep(path)
+
+
+def test_the_size_is_known_without_making_the_grid() -> None:
+    spec = Spec.model_validate(
+        {
+            "seeds": [0, 1],
+            "base": {"pretrain": {"k": [2, 3, 4]}},
+            "zipped": {"transfer": {"lr": [0.1, 0.2]}},
+            "methods": {"a": {}, "b": {"transfer": {"neft_beta": [1.0, 0.5]}}},
+        }
+    )
+    assert size(spec) == len(list(chains(spec))) == 2 * 2 * (3 + 3 * 2)
+
+
+GRID = "[base.pretrain]\nk = [4, 6]\n"
+BAD: list[tuple[str, str | bytes | None, str]] = [
+    ("S01-missing", None, "no such file or built-in sweep: 'mine.toml'"),
+    ("S01-folder", "/", "is a folder; give a TOML file"),
+    ("S02-malformed", "a = 1\nb = [1, =\n", "'mine.toml' is not valid TOML: .*line 2"),
+    ("S02-binary", b"\x7fELF\x80\x81", "is no text; it must be TOML in UTF-8"),
+    ("S02-nested", "a = " + "[" * 5000, "is not valid TOML"),
+    ("S05", "seeds = [0]\nseeds = [1]\n", "is not valid TOML: .*line 2"),
+    ("S06-key", "bases = 1", "unknown key 'bases'; did you mean 'base'"),
+    ("S06-command", "[base.transfr]", "unknown key 'base.transfr'; did you mean 'transfer'"),
+    (
+        "S06-setting",
+        "[base.pretrain]\nfdm_lamda = [1, 2]",
+        "base.pretrain.fdm_lamda: unknown setting; did you mean 'fdm_lambda'",
+    ),
+    ("S06-preset", '[base]\npreset = "papr"', "preset: no preset 'papr'; known: paper, paper-lwf"),
+    ("S07", "[base.transfer]\nneft_beta = []", "base.transfer.neft_beta: an empty list leaves"),
+    ("S08", "seeds = [0]\n", "1,000,000,000 combinations, but a sweep has at most 500 runs"),
+    ("S10", "[base.pretrain]\nk = [6, 99]", r"pretrain --k: wrn-16-1 has 8 blocks, got 99 \(k 99"),
+    (
+        "S10-transfer",
+        '[base.transfer]\nk = [4, 9]\nneft_beta = [1.0, 2.0]\n[base.attack]\nattack = "pdg"',
+        r"transfer --neft-beta: must be <= 1, got 2.0 \(k 4, neft_beta 2.0\)",
+    ),
+    (
+        "S10-blocks",
+        "[base.pretrain]\nfdm_lambda = 0.1\n[base.transfer]\nk = 9",
+        "transfer --k: wrn-16-1 has 8 blocks, got 9",
+    ),
+    ("S28-empty", "seeds = []", "seeds: Tuple should have at least 1 item"),
+    ("S28-repeated", "seeds = [0, 1, 0]", "seeds: 0 is there twice"),
+    ("S28-setting", "[base.pretrain]\nseed = 3", r"base.pretrain.seed: give seeds = \["),
+    ("S36", '[base.transfer]\nsource = "001"', "a sweep trains its own source runs; drop it"),
+    ("S37-utf-16", "seeds = [0]".encode("utf-16"), "must be UTF-8 without BOM"),
+    ("S37-bom", b"\xef\xbb\xbfseeds = [0]", "must be UTF-8 without BOM"),
+    ("S38-include", 'include = "/etc/passwd"', "unknown key 'include'"),
+    ("S38-command", '[base.pretrain]\ndataset = "$(id)"', r"unknown data set '\$\(id\)'"),
+    ("S43", "#" * 200_000, "too large: 'mine.toml' has 200,000 bytes, at most 100,000"),
+    ("twice", "[base.pretrain]\nk = [4, 6, 4]", "base.pretrain.k: 4 is there twice"),
+    (
+        "zip-lengths",
+        "[zipped.pretrain]\nk = [4, 6]\n[zipped.transfer]\nlr = [0.1, 0.2, 0.3]",
+        "lists must have one length, got pretrain.k 2, transfer.lr 3",
+    ),
+    ("zip-no-list", "[zipped.pretrain]\nk = 4", "zipped.pretrain.k: must be a list"),
+    (
+        "data",
+        '[base.pretrain]\ndataset = "cifar"',
+        "unknown data set 'cifar'; did you mean cifar10",
+    ),
+    ("folder", '[base.transfer]\ndataset = "no/ne"', "no image folder or .zip at 'no/ne'"),
+    ("nothing-a-list", "methods = 3", "methods: Input should be"),
+]
+
+
+@pytest.mark.parametrize("way", ["S42-dry-run", "run"])
+@pytest.mark.parametrize(("row", "text", "message"), BAD, ids=[row for row, _, _ in BAD])
+def test_s42_bad_specs_are_refused_before_anything_is_run(
+    cartl: Command, row: str, text: str | bytes | None, message: str, way: str
+) -> None:
+    if row == "S08":
+        keys = ("k", "epochs", "batch_size", "lr", "momentum", "weight_decay")
+        tables = [f"[base.pretrain]\n{grid(keys)}", f"[base.transfer]\n{grid(keys[3:])}"]
+        text = "\n".join(tables)
+    path = Path("mine.toml")
+    if text == "/":
+        path.mkdir()
+    elif text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = cartl("sweep", path, *(["--dry-run"] if way != "run" else []))
+    assert done.code == 2, done.err
+    assert len(done.err.splitlines()) == 1
+
+    assert re.search(message, done.err), done.err
+    assert not Path("runs").exists()
+
+
+def grid(keys: tuple[str, ...]) -> str:
+    return "\n".join(f"{key} = {[n + 1 for n in range(10)]}" for key in keys)
+
+
+def test_every_wrong_combination_is_told() -> None:
+    with pytest.raises(UsageError) as error:
+        planned('[base.pretrain]\nk = [6, 77, 99]\narch = ["wrn-16-1", "wrn-10-1"]')
+    assert str(error.value).count("blocks, got") == 5
+    assert "nothing was run" in str(error.value)
+
+
+def test_a_grid_of_too_many_runs_is_refused() -> None:
+    values = list(range(1, MAX_POINTS // 2 + 2))
+    with pytest.raises(UsageError, match="753 runs, but a sweep has at most 500"):
+        planned(f"[base.pretrain]\nepochs = {values}")
+
+
+def test_s09_what_is_the_same_runs_once(cartl: Command) -> None:
+    Path("mine.toml").write_text('[methods.a]\n[methods.b.transfer]\nfreeze_bn = "all"')
+    done = cartl("sweep", "mine.toml", "--dry-run")
+    assert "note: 1 combinations are the same as another and run once" in done.err
+    assert "1 source run, 1 transfer, 1 attack" in done.out
+
+
+@pytest.mark.parametrize("name", ["my sweep.toml", "-x.toml", "a" * 80 + ".toml"])
+def test_s13_bad_names_of_sweeps_are_refused(cartl: Command, name: str) -> None:
+    Path(name).write_text("")
+    done = cartl("sweep", "--dry-run", f"./{name}")
+    assert done.code == 2
+    assert "is no name of a sweep; use letters" in done.err
+
+
+def test_no_spec_and_a_mistyped_one_are_told_what_there_is(cartl: Command) -> None:
+    assert "--list shows those" in cartl("sweep").err
+    done = cartl("sweep", "tabel2")
+    assert done.code == 2
+    assert "no such file or built-in sweep: 'tabel2'; did you mean 'table2'?" in done.err
+
+
+def test_s23_jobs_are_at_least_one(cartl: Command) -> None:
+    done = cartl("sweep", "table2", "--jobs", 0)
+    assert done.code == 2
+    assert "'--jobs'" in done.err
+
+
+def test_a_small_screen_shows_what_is_most_worth_looking_at() -> None:
+    sweep = builtin("table2")
+    states = {point.id: State("waiting") for point in sweep.points}
+    failed, running = sweep.points[40], sweep.points[20]
+    states |= {failed.id: State("failed", "why"), running.id: State("running")}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table(sweep, states, 3))
+    shown = console.export_text()
+    assert shown.index(failed.run) < shown.index(running.run) < shown.index(sweep.points[0].run)
+    assert "1 running, 1 failed, 40 waiting; 39 more rows" in shown
+    console.print(table(sweep, states))
+    assert all(point.run in console.export_text(clear=False) for point in sweep.points)
