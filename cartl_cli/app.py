@@ -18,6 +18,7 @@ COMMANDS = {
     "transfer": "Fine-tune the last k blocks of a source model on your images, without "
     "adversarial images.",
     "attack": "Attack a run's model with PGD and say how much accuracy is left.",
+    "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
 }
 
 

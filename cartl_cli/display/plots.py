@@ -71,9 +71,9 @@ def style() -> Iterator[None]:
 
 
 def rendered(figure: Figure, ending: str) -> bytes:
-    """The figure as a file of that ending, ``png`` or ``svg``, without a date."""
+    """The figure as a file of that ending, ``png``, ``svg`` or ``pdf``, without a date."""
     content = io.BytesIO()
-    metadata = {"Date": None} if ending == "svg" else None
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
     figure.savefig(content, format=ending, dpi=150, metadata=metadata)
     return content.getvalue()
 

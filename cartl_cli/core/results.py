@@ -1,0 +1,335 @@
+"""From run folders to results: each finished attack beside the training that it attacked."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel
+
+from cartl_cli.core import storage
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.configure import HARMLESS
+from cartl_cli.core.errors import RunError
+from cartl_cli.core.manifest import AttackResults, Kind, Run
+from cartl_cli.core.runs import MANIFEST, find_run, read_run, state
+from cartl_cli.core.sweeps import Sweep, read_sweep, sweep_path
+from cartl_cli.core.trust.checks import headline
+
+MethodName = Literal["source", "vanilla", "LwF", "NEFT", "CARTL"]
+SHOWN = {"k", "neft_beta", "lwf_lambda", "fdm_lambda", "fraction", "freeze_bn", "dataset", "arch"}
+UNTOLD = HARMLESS | {"seed", "source"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was trained, and how: runs that agree in it differ by their seeds alone.
+
+    ``others`` has every setting of the training, and of its source's, that has no field here.
+    """
+
+    method: MethodName
+    k: int
+    neft_beta: float | None
+    fdm_lambda: float | None
+    lwf_lambda: float | None
+    fraction: float
+    freeze_bn: str | None
+    source_data: str
+    target_data: str | None
+    arch: str
+    others: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must agree before accuracies are averaged or compared: images and attack.
+
+    ``subset`` is (--limit, the seed that drew it), None where all ``n`` images were attacked.
+    """
+
+    data: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    measured: str
+    n: int
+    subset: tuple[int, int] | None
+    attacks: tuple[str, ...]
+    norm: str
+    eps: tuple[float, ...]
+    step_size: float | None
+    pgd_steps: int
+    restarts: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished attack; ``trainings`` are the run it attacked and, before it, that one's source.
+
+    ``seed`` is that of the training, as source/target where the two differ.
+    """
+
+    run: Run
+    trainings: tuple[Run, ...]
+    setting: Setting
+    conditions: Conditions
+    seed: str
+
+    @property
+    def numbers(self) -> AttackResults:
+        """What the attack found."""
+        return self.run.attack_results
+
+    @property
+    def attacked(self) -> str:
+        """The name of the attacked run."""
+        return self.trainings[-1].name
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that is in no average, and why; ``fault``: because something is wrong with it."""
+
+    name: str
+    reason: str
+    fault: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was asked for: results, what was left out, and the paper's table of a sweep."""
+
+    results: tuple[Result, ...]
+    left_out: tuple[LeftOut, ...]
+    table: str | None
+
+
+def find_results(selectors: Sequence[str], runs_dir: Path) -> Found:
+    """The results of the named attacks and sweeps; of all attacks in ``runs_dir`` if none is.
+
+    Raises UsageError for a name that means nothing, RunError where there is no attack at all.
+    """
+    folders, left_out, table = _folders(selectors, runs_dir)
+    runs: dict[Path, Run] = {}
+    attacks = []
+    for folder in folders:
+        try:
+            run = runs[folder] = read_run(folder)
+        except RunError as error:
+            left_out.append(LeftOut(folder.name, str(error), fault=True))
+            continue
+        if run.manifest.kind == "attack":
+            attacks.append(run)
+    results, seen = [], set()
+    for run in sorted(attacks, key=lambda run: (run.manifest.number, run.name)):
+        if run.manifest.id in seen:
+            continue
+        seen.add(run.manifest.id)
+        found = _result(run, runs)
+        if isinstance(found, LeftOut):
+            left_out.append(found)
+        else:
+            results.append(found)
+    if not results and not left_out:
+        raise RunError(f"no attacks in {str(runs_dir)!r}; run cartl attack first")
+    return Found(tuple(results), tuple(left_out), table)
+
+
+def _folders(
+    selectors: Sequence[str], runs_dir: Path
+) -> tuple[list[Path], list[LeftOut], str | None]:
+    """Run folders, each once; what is none; the table of the paper that a sweep repeats."""
+    if not selectors:
+        entries = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
+        return [entry for entry in entries if storage.exists(entry / MANIFEST)], [], None
+    folders: dict[Path, None] = {}
+    left_out: list[LeftOut] = []
+    tables = set()
+    for selector in selectors:
+        if (sweep := _sweep(selector, runs_dir)) is not None:
+            tables.add(sweep.table)
+            place = runs_dir if (runs_dir / selector).parent == runs_dir else Path(selector).parent
+            for point in sweep.points:
+                folder = place / point.run
+                if (folder / MANIFEST).exists():
+                    folders[folder] = None
+                elif point.kind == "attack":
+                    left_out.append(LeftOut(point.run, "not run yet", fault=False))
+            continue
+        folder = Path(os.path.expanduser(selector))
+        if "/" in selector and storage.exists(folder) and not storage.exists(folder / MANIFEST):
+            left_out.append(LeftOut(selector, "is not a run", fault=True))
+        elif (runs_dir / selector).is_dir():
+            folders[runs_dir / selector] = None
+        elif folder.is_dir():
+            folders[folder] = None
+        else:
+            folders[find_run(selector, runs_dir, "RUN", get_args(Kind)).folder] = None
+    alone = {folder.resolve(): folder for folder in reversed(folders)}
+    return list(reversed(alone.values())), left_out, tables.pop() if len(tables) == 1 else None
+
+
+def _sweep(selector: str, runs_dir: Path) -> Sweep | None:
+    if selector.isdecimal() or (runs_dir / selector / MANIFEST).exists():
+        return None
+    for path in (sweep_path(runs_dir, selector), Path(os.path.expanduser(selector))):
+        if path.suffix == ".json" and path.is_file():
+            return read_sweep(path)
+    return None
+
+
+def _result(run: Run, runs: dict[Path, Run]) -> Result | LeftOut:
+    """One attack, or why it cannot be told; ``runs`` has the runs that were read."""
+    if run.manifest.status != "completed":
+        return LeftOut(run.name, f"incomplete: {state(run)}", fault=False)
+    if headline(run.manifest.results.trust if _is_attack(run) else ()) == "invalid":
+        failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
+        return LeftOut(run.name, f"INVALID: {', '.join(failed)} failed", fault=False)
+    try:
+        check_possible(run)
+        return _joined(run, runs)
+    except RunError as error:
+        return LeftOut(run.name, str(error), fault=True)
+
+
+def check_possible(run: Run) -> None:
+    """Refuse numbers that no attack can have found. Raises RunError."""
+    config, results = run.manifest.config, run.attack_results
+    assert isinstance(config, AttackConfig)
+    if not {"eps", "norm"} <= config.model_fields_set:
+        raise RunError(f"no eps and norm recorded in run {run.name!r}")
+    if tuple(found.eps for found in results.by_eps) != config.eps:
+        raise RunError(f"results of run {run.name!r} are not of the eps of its settings")
+    for found in results.by_eps:
+        parts = [added.alone for added in found.added if added.alone is not None]
+        for accuracy in (results.clean_accuracy, found.robust_accuracy, *parts):
+            if accuracy > results.clean_accuracy or not _is_count(accuracy * results.n):
+                raise RunError(
+                    f"impossible value in run {run.name!r}: accuracy {accuracy:g} of "
+                    f"{results.n} images, {results.clean_accuracy:g} when clean"
+                )
+        if any(not added.fell <= added.attacked <= results.n for added in found.added):
+            raise RunError(f"impossible value in run {run.name!r}: more fell than were attacked")
+
+
+def _is_count(number: float) -> bool:
+    return abs(number - round(number)) < 1e-3
+
+
+def _is_attack(run: Run) -> bool:
+    return isinstance(run.manifest.results, AttackResults)
+
+
+def _joined(run: Run, runs: dict[Path, Run]) -> Result:
+    manifest, config = run.manifest, run.manifest.config
+    assert isinstance(config, AttackConfig)
+    if manifest.source is None:
+        raise RunError(f"attack {run.name!r} does not say what it attacked")
+    attacked = _beside(run, config.run, manifest.source.run, runs)
+    if attacked is None:
+        raise RunError(f"the run that it attacked is gone: {manifest.source.run!r}")
+    if attacked.manifest.weights is None or (
+        attacked.manifest.weights.sha256 != manifest.source.sha256
+    ):
+        raise RunError(f"stale attack result: run {attacked.name!r} has other weights now")
+    trainings = (attacked,)
+    if (record := attacked.manifest.source) is not None:
+        assert isinstance(attacked.manifest.config, TransferConfig)
+        source = _beside(attacked, attacked.manifest.config.source, record.run, runs)
+        weights = source.manifest.weights if source else None
+        if source is not None and weights is not None and weights.sha256 == record.sha256:
+            trainings = (source, attacked)
+    seeds = list(dict.fromkeys(str(training.training.seed) for training in trainings))
+    return Result(run, trainings, setting_of(trainings), conditions_of(run), "/".join(seeds))
+
+
+def _beside(run: Run, selector: str, name: str, runs: dict[Path, Run]) -> Run | None:
+    """The run whose model another took: beside it, else where its settings say."""
+    for folder in (run.folder.parent / name, Path(os.path.expanduser(selector or name))):
+        if folder in runs:
+            return runs[folder]
+        if storage.exists(folder / MANIFEST):
+            runs[folder] = read_run(folder)
+            return runs[folder]
+    return None
+
+
+def setting_of(trainings: Sequence[Run]) -> Setting:
+    """What the trainings, in the order they were made, have in common with those of other seeds."""
+    last = trainings[-1]
+    config, before = last.training, trainings[0].training
+    source = before if isinstance(before, PretrainConfig) else None
+    if isinstance(config, PretrainConfig):
+        return Setting(
+            method="source",
+            k=config.k,
+            neft_beta=None,
+            fdm_lambda=config.fdm_lambda,
+            lwf_lambda=None,
+            fraction=1.0,
+            freeze_bn=None,
+            source_data=config.dataset,
+            target_data=None,
+            arch=config.arch,
+            others=_others(config),
+        )
+    record = last.manifest.source
+    assert record is not None
+    fdm_lambda = record.fdm_lambda
+    gone = () if source else (("source model", record.sha256[:12]),)
+    return Setting(
+        method=method_of(config, fdm_lambda),
+        k=last.manifest.k,
+        neft_beta=config.neft_beta,
+        fdm_lambda=fdm_lambda,
+        lwf_lambda=config.lwf_lambda,
+        fraction=config.fraction,
+        freeze_bn=config.frozen_bn,
+        source_data=source.dataset if source else "?",
+        target_data=config.dataset,
+        arch=last.manifest.model.arch,
+        others=(
+            *_others(config),
+            *gone,
+            *((f"source {name}", value) for name, value in (_others(source) if source else ())),
+        ),
+    )
+
+
+def method_of(config: TransferConfig, fdm_lambda: float | None) -> MethodName:
+    """The paper's name for a transfer: CARTL is NEFT from a source trained with FDM."""
+    if config.method == "neft":
+        return "CARTL" if fdm_lambda else "NEFT"
+    return "vanilla" if config.method == "vanilla" else "LwF"
+
+
+def _others(config: BaseModel) -> tuple[tuple[str, str], ...]:
+    shown = SHOWN if isinstance(config, TransferConfig) else SHOWN - {"k"}
+    return tuple(
+        (name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        for name, value in config
+        if name not in shown | UNTOLD
+    )
+
+
+def conditions_of(run: Run) -> Conditions:
+    """The images and the attack of a finished attack."""
+    manifest, config = run.manifest, run.manifest.config
+    assert isinstance(config, AttackConfig)
+    return Conditions(
+        data=manifest.data.name,
+        fingerprint=manifest.data.fingerprint,
+        classes=manifest.model.classes,
+        measured=manifest.data.measured,
+        n=run.attack_results.n,
+        subset=None if config.limit is None else (config.limit, config.seed),
+        attacks=config.attacks,
+        norm=config.norm,
+        eps=config.eps,
+        step_size=config.step_size,
+        pgd_steps=config.pgd_steps,
+        restarts=config.restarts,
+        queries=config.queries,
+    )
