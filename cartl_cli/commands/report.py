@@ -104,12 +104,9 @@ def report(
             storage.write_whole(out / file, content)
         say(f"written {', '.join(contents)} into {out}")
     elif wanted == ["table"]:
-        from cartl_cli.display.formats import rich_table
-        from cartl_cli.display.sheets import sheets_of
-        from cartl_cli.display.tables import show
+        from cartl_cli.display.formats import show
 
-        for sheet in sheets_of(found):
-            show(rich_table(sheet))
+        show(found)
     else:
         print(next(iter(contents.values())).decode(), end="")
     for one in found.left_out:
@@ -190,10 +187,11 @@ def _reported(
     if sort_by is not None:
         rows = sorted_rows(rows, sort_by)
     paired, untested = paired_with(rows, baseline) if baseline is not None else ([], [])
-    chosen = table or (found.table if found.table in _tables() else None)
-    paper = beside_paper(rows, chosen) if against else None  # type: ignore[arg-type]
+    named = table or found.table
+    chosen = next((name for name in _tables() if name == named), None)
+    paper = tuple(beside_paper(rows, chosen)) if against else None
     left_out = (*found.left_out, *repeats, *untested)
-    return Report(tuple(rows), tuple(paired), baseline, paper and tuple(paper), left_out)
+    return Report(tuple(rows), tuple(paired), baseline, paper, left_out)
 
 
 def _written(found: "Report", name: str) -> str:

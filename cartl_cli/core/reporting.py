@@ -119,7 +119,7 @@ def sorted_rows(rows: Sequence[Row], column: str) -> list[Row]:
     """The rows by one of their columns. Raises UsageError where there is none of that name."""
     if column not in SORTS:
         raise UsageError(f"--sort-by: no column {column!r}; have {', '.join(SORTS)}")
-    return sorted(rows, key=SORTS[column])  # type: ignore[arg-type]
+    return sorted(rows, key=SORTS[column])
 
 
 def paired_with(rows: Sequence[Row], baseline: str) -> tuple[list[Paired], list[LeftOut]]:
@@ -135,6 +135,8 @@ def paired_with(rows: Sequence[Row], baseline: str) -> tuple[list[Paired], list[
     every = {id(result): (row, result) for row in rows for result in row.results}
     for row, ours in every.values():
         theirs = theirs_of(row, ours)
+        if ours.run.manifest.outcomes is None:
+            theirs = "its outcomes image by image are not there"
         if isinstance(theirs, str):
             impossible.append(LeftOut(ours.run.name, f"no paired test: {theirs}", fault=False))
         elif theirs.run.name != ours.run.name:

@@ -184,10 +184,11 @@ def _result(run: Run, runs: dict[Path, Run]) -> Result | LeftOut:
     """One attack, or why it cannot be told; ``runs`` has the runs that were read."""
     if run.manifest.status != "completed":
         return LeftOut(run.name, f"incomplete: {state(run)}", fault=False)
-    if headline(run.manifest.results.trust if _is_attack(run) else ()) == "invalid":
-        failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
-        return LeftOut(run.name, f"INVALID: {', '.join(failed)} failed", fault=False)
     try:
+        checks = run.attack_results.trust
+        if headline(checks) == "invalid":
+            failed = [check.id for check in checks if check.verdict == "fail"]
+            return LeftOut(run.name, f"INVALID: {', '.join(failed)} failed", fault=False)
         check_possible(run)
         return _joined(run, runs)
     except RunError as error:
@@ -218,10 +219,6 @@ def _is_count(number: float) -> bool:
     return abs(number - round(number)) < 1e-3
 
 
-def _is_attack(run: Run) -> bool:
-    return isinstance(run.manifest.results, AttackResults)
-
-
 def _joined(run: Run, runs: dict[Path, Run]) -> Result:
     manifest, config = run.manifest, run.manifest.config
     assert isinstance(config, AttackConfig)
@@ -234,7 +231,7 @@ def _joined(run: Run, runs: dict[Path, Run]) -> Result:
         attacked.manifest.weights.sha256 != manifest.source.sha256
     ):
         raise RunError(f"stale attack result: run {attacked.name!r} has other weights now")
-    trainings = (attacked,)
+    trainings: tuple[Run, ...] = (attacked,)
     if (record := attacked.manifest.source) is not None:
         assert isinstance(attacked.manifest.config, TransferConfig)
         source = _beside(attacked, attacked.manifest.config.source, record.run, runs)
@@ -290,11 +287,7 @@ def setting_of(trainings: Sequence[Run]) -> Setting:
         source_data=source.dataset if source else "?",
         target_data=config.dataset,
         arch=last.manifest.model.arch,
-        others=(
-            *_others(config),
-            *gone,
-            *((f"source {name}", value) for name, value in (_others(source) if source else ())),
-        ),
+        others=(*_others(config), *gone, *(_of_source(source, last.manifest.k) if source else ())),
     )
 
 
@@ -306,12 +299,17 @@ def method_of(config: TransferConfig, fdm_lambda: float | None) -> MethodName:
 
 
 def _others(config: BaseModel) -> tuple[tuple[str, str], ...]:
-    shown = SHOWN if isinstance(config, TransferConfig) else SHOWN - {"k"}
     return tuple(
         (name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
         for name, value in config
-        if name not in shown | UNTOLD
+        if name not in SHOWN | UNTOLD
     )
+
+
+def _of_source(config: PretrainConfig, k: int) -> tuple[tuple[str, str], ...]:
+    """The source's settings; its k if FDM acted on it and the transfer took another."""
+    moved = (("source k", str(config.k)),) if config.fdm_lambda and config.k != k else ()
+    return (*moved, *((f"source {name}", value) for name, value in _others(config)))
 
 
 def conditions_of(run: Run) -> Conditions:

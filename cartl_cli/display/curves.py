@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cartl_cli.core.reporting import METHODS, Row
 from cartl_cli.core.statistics import Spread
@@ -73,9 +74,7 @@ def tradeoff(rows: Sequence[Row]) -> Figure:
         )
         for row in members if several_k else ():
             at = (100 * row.clean.mean, 100 * row.robust.mean)
-            axes.annotate(
-                f"k={row.setting.k}", at, (5, 5), textcoords="offset points", fontsize=8
-            )
+            axes.annotate(f"k={row.setting.k}", at, (5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="clean accuracy, %", ylabel="worst of all attacks, % (upper bound)")
     figure.legend(loc="outside lower center", ncols=5)
     return figure
@@ -85,7 +84,7 @@ def over_k(rows: Sequence[Row]) -> Figure:
     """Clean and robust accuracy against the number of blocks tuned."""
     figure, axes = _against(rows, "k", lambda row: row.setting.k)
     axes.set_xlabel("k: blocks tuned, counted from the end")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -121,7 +120,7 @@ def _against(
                 yerr=_errors(found),
                 color=COLOURS[method],
                 marker=MARKERS[method],
-                fillstyle=filled,  # type: ignore[arg-type]
+                fillstyle=filled,
                 linestyle=dashes,
                 elinewidth=0.7,
                 capsize=2,
@@ -142,7 +141,9 @@ def _series(rows: Sequence[Row], name: str) -> list[list[Row]]:
         others = tuple(one for one in row.setting.others if one[0] != f"source {name}")
         key = (tuple({**setting, "others": others}.items()), row.conditions, row.eps)
         lines.setdefault(key, []).append(row)
-    return [sorted(line, key=lambda row: float(getattr(row.setting, name))) for line in lines.values()]
+    return [
+        sorted(line, key=lambda row: float(getattr(row.setting, name))) for line in lines.values()
+    ]
 
 
 def _labels(series: Sequence[Sequence[Row]], name: str) -> list[str]:

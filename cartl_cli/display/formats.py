@@ -6,6 +6,7 @@ Each function escapes what its reader would act on.
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,7 +28,7 @@ def rich_table(sheet: Sheet) -> Table:
     """The sheet for a terminal."""
     table = Table(title=cell(sheet.title), caption=cell(" ".join(sheet.notes)), min_width=72)
     for head, right in zip(sheet.heads, sheet.numeric, strict=True):
-        table.add_column(cell(head), justify="right" if right else "left", overflow="fold")
+        table.add_column(cell(head), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in sheet.rows:
         lines = [[text for text in (one.text, one.small) if text] for one in row]
         table.add_row(*(_lines(parts) for parts in lines))
@@ -41,8 +42,16 @@ def _lines(parts: Sequence[str]) -> Any:
     return text
 
 
+def show(report: Report) -> None:
+    """Print the tables on stdout, at most ``WIDTH`` columns wide."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    for sheet in sheets_of(report):
+        console.print(rich_table(sheet))
+
+
 def plain(report: Report) -> str:
-    """The tables as a terminal without colours shows them."""
+    """The same as text."""
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, highlight=False)
     for sheet in sheets_of(report):
@@ -99,7 +108,7 @@ LATEX = {
 
 
 def latex(report: Report) -> str:
-    """Tables for \\usepackage{booktabs}, textcomp; plain ASCII, so that any engine takes them."""
+    """Tables for the packages booktabs and textcomp; plain ASCII, so that any engine takes them."""
     parts = [r"% \usepackage[T1]{fontenc} \usepackage{booktabs} \usepackage{textcomp}"]
     for sheet in sheets_of(report):
         columns = "".join("r" if right else "l" for right in sheet.numeric)

@@ -77,10 +77,7 @@ def _sheet(sheet: Sheet) -> str:
         f'<th scope="col"{_right(right)}><button type="button">{_text(head)}</button></th>'
         for head, right in zip(sheet.heads, sheet.numeric, strict=True)
     )
-    rows = "\n".join(
-        f"<tr>{''.join(map(_cell, row, sheet.numeric))}</tr>"
-        for row in sheet.rows
-    )
+    rows = "\n".join(f"<tr>{''.join(map(_cell, row, sheet.numeric))}</tr>" for row in sheet.rows)
     notes = "\n".join(f'<p class="note">{_text(note)}</p>' for note in sheet.notes)
     return (
         f'<h2>{_text(sheet.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>'

@@ -52,7 +52,7 @@ class Sheet:
 def sheets_of(report: Report) -> list[Sheet]:
     """What there is to show, in order; the sheet of results always."""
     sheets = [results_sheet(report.rows)]
-    if report.baseline is not None:
+    if report.baseline is not None and report.paired:
         sheets.append(paired_sheet(report.paired, report.baseline))
     if report.paper is not None:
         sheets.append(paper_sheet(report.paper))
@@ -123,8 +123,8 @@ COLUMNS: tuple[tuple[str, bool, Callable[[Row], Cell]], ...] = (
     ("method", False, lambda row: Cell(row.setting.method)),
     ("k", True, lambda row: number(row.setting.k)),
     ("β", True, lambda row: number(row.setting.neft_beta)),
-    ("λ of FDM", True, lambda row: number(row.setting.fdm_lambda)),
-    ("λ of LwF", True, lambda row: number(row.setting.lwf_lambda)),
+    ("λ FDM", True, lambda row: number(row.setting.fdm_lambda)),
+    ("λ LwF", True, lambda row: number(row.setting.lwf_lambda)),
     ("fraction", True, lambda row: number(row.setting.fraction)),
     ("freeze_bn", False, lambda row: Cell(row.setting.freeze_bn or NONE)),
     ("attack", False, lambda row: Cell(attack_words(row))),
@@ -135,8 +135,8 @@ COLUMNS: tuple[tuple[str, bool, Callable[[Row], Cell]], ...] = (
 ALWAYS = {"method"}
 MEASURED: tuple[tuple[str, Callable[[Row], Cell]], ...] = (
     ("clean %", lambda row: percent(row.clean)),
-    ("PGD alone %", lambda row: percent(row.pgd)),
-    ("worst of all ≤ %", lambda row: _worst(row)),
+    ("PGD %", lambda row: percent(row.pgd)),
+    ("worst %", lambda row: _worst(row)),
     ("seeds", lambda row: Cell(short(", ".join(row.seeds)), value=len(row.results))),
 )
 
@@ -186,9 +186,12 @@ def _notes(rows: Sequence[Row], same: Sequence[str]) -> list[str]:
         "Below each accuracy its 95 % interval from the choice of images"
         + (", of one model with the mean accuracy." if several else ".")
     )
-    notes.append("Robust accuracies are upper bounds under the attacks that were run.")
+    notes.append(
+        "PGD: on the cross-entropy, alone; worst: of all attacks, image by image. Both are upper "
+        "bounds."
+    )
     if any(row.pgd is None for row in rows):
-        notes.append(f"{NONE}: PGD on the cross-entropy was not run, or the method has no such.")
+        notes.append(f"{NONE} under PGD: it was not run, or on images that others had left.")
     if any(row.incomplete for row in rows):
         notes.append("† a check found the attack incomplete: a stronger one would leave less.")
     return notes
@@ -256,8 +259,10 @@ def paper_sheet(lines: Sequence[Beside]) -> Sheet:
         )
     return Sheet(
         "Beside the paper",
-        ("table", "setting", "paper clean", "clean %", "points")
-        + ("paper PGD", "PGD alone %", "points ", "differs"),
+        (
+            *("table", "setting", "paper clean", "clean %", "points"),
+            *("paper PGD", "PGD %", "points", "differs"),
+        ),
         (False, False, True, True, True, True, True, True, False),
         tuple(rows),
         (
