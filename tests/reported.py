@@ -26,6 +26,7 @@ from cartl_cli.core.storage import describe
 from cartl_cli.core.tensors import to_bytes
 from cartl_cli.core.trust.checks import Check
 
+
 def outcomes(clean: Tensor, robust: Tensor, attacks: int = 3) -> dict[str, Tensor]:
     """What an attack at one eps stores whose first attack fells every image that falls."""
     n = len(clean)
@@ -243,7 +244,5 @@ def paper_like(folder: Path, seeds: int = 3, ks: tuple[int, ...] = (4, 6, 8)) ->
                 right[order[: clean + shift]] = True
                 stands[order[:left]] = True
                 made = outcomes(right, stands)
-                runs.attack(
-                    target, f"{name}-attack", clean + shift, left, left + 60, outcomes=made
-                )
+                runs.attack(target, f"{name}-attack", clean + shift, left, left + 60, outcomes=made)
     return runs

@@ -8,7 +8,7 @@ import typer
 from cartl_cli.commands.options import AsJson, RunsDir
 from cartl_cli.core import storage
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.requirements import check_matplotlib, check_torch
+from cartl_cli.core.requirements import check_matplotlib
 from cartl_cli.core.values import parse_list
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def report(
     if out is not None:
         made = [f"{name}.{ending}" for name in pictures for ending in ("png", "svg", "pdf")]
         _check_place(out, [*files, *made], force)
-    check_torch()
     from cartl_cli.display.progress import say
     from cartl_cli.display.text import printable
 

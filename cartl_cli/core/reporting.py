@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from cartl_cli.core.comparing import compare
 from cartl_cli.core.errors import CartlError, UsageError
 from cartl_cli.core.results import Conditions, LeftOut, MethodName, Result, Setting
 from cartl_cli.core.statistics import Difference, Spread, holm, spread
@@ -129,6 +128,8 @@ def paired_with(rows: Sequence[Row], baseline: str) -> tuple[list[Paired], list[
     at the same k where there are several, or the name or number of one run, which meets all.
     Raises UsageError if it is neither.
     """
+    from cartl_cli.core.comparing import compare  # the outcomes need torch, the rest does not
+
     theirs_of = _baselines(rows, baseline)
     tests: list[tuple[Result, Result, float | None, Difference]] = []
     impossible: list[LeftOut] = []

@@ -4,8 +4,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FEW = 100  # images below which Wilson's interval may cover less than it says
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -47,7 +49,7 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values adjusted for all of them being looked at (Holm 1979), in the order given.
+    """The p values adjusted for all of them being looked at (Holm 1979), in the order given.
 
     The i-th smallest of m is multiplied by m + 1 − i, and is no smaller than those before it.
     """
@@ -93,7 +95,7 @@ class Difference:
     p: float
 
 
-def paired_difference(first: Tensor, second: Tensor) -> Difference:
+def paired_difference(first: "Tensor", second: "Tensor") -> Difference:
     """Accuracy of ``first`` minus that of ``second``, verdicts (N,) bool on the same images.
 
     The interval is Tango's score interval (Tango 1998, Stat. Med. 17:891), the differences d with

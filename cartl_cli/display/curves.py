@@ -124,9 +124,9 @@ def _against(
                 linestyle=dashes,
                 elinewidth=0.7,
                 capsize=2,
-                label=f"{label}, {'clean' if part == 'clean' else 'worst of all'}",
+                label=label if part == "robust" else None,
             )
-    axes.set(ylabel="accuracy, %", ylim=(0, 100))
+    axes.set(ylabel="accuracy, %; hollow: clean, filled: worst of all", ylim=(0, 100))
     handles, texts = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles[:MOST], texts[:MOST], loc="outside lower center", ncols=2)
@@ -147,18 +147,20 @@ def _series(rows: Sequence[Row], name: str) -> list[list[Row]]:
 
 
 def _labels(series: Sequence[Sequence[Row]], name: str) -> list[str]:
-    """The method of each line, with the settings in which lines differ."""
+    """The method of each line, with the settings in which the lines of that method differ."""
     firsts = [line[0] for line in series]
     told = [_told(row, varied(firsts), name) for row in firsts]
-    differing = [
-        key
-        for key in dict.fromkeys(key for one in told for key in one)
-        if len({one[key] for one in told if key in one}) > 1
-    ]
-    return [
-        plain(", ".join([row.setting.method, *(one[key] for key in differing if key in one)]))
-        for row, one in zip(firsts, told, strict=True)
-    ]
+    labels = []
+    for row, one in zip(firsts, told, strict=True):
+        method = row.setting.method
+        alike = [
+            other
+            for first, other in zip(firsts, told, strict=True)
+            if first.setting.method == method
+        ]
+        differing = [text for key, text in one.items() if any(o.get(key) != text for o in alike)]
+        labels.append(plain(", ".join([method, *differing])))
+    return labels
 
 
 def _told(row: Row, others: Sequence[str], name: str) -> dict[str, str]:
@@ -197,9 +199,13 @@ def _figure(rows: Sequence[Row]) -> tuple[Figure, Axes]:
         _common({f"eps {shown_pixels(row.eps)}" for row in rows}, "eps"),
     ]
     attack = _common({attack_words(row) for row in rows}, "attacks")
-    bars = "bars: standard deviation over seeds; 95 % interval from the images where there is one"
-    one_seed = all(len(row.results) == 1 for row in rows)
-    bars = "one seed; bars: 95 % interval from the choice of images" if one_seed else bars
+    kinds = {
+        "95 % interval from the images, one seed"
+        if len(row.results) == 1
+        else "standard deviation over seeds"
+        for row in rows
+    }
+    bars = f"bars: {' or '.join(sorted(kinds))}"
     title = "\n".join([", ".join(said), attack, bars]).replace(NONE, "-")
     axes.set_title(title, fontsize=8, parse_math=False)
     axes.grid(alpha=0.3)

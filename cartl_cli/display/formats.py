@@ -28,7 +28,9 @@ def rich_table(sheet: Sheet) -> Table:
     """The sheet for a terminal."""
     table = Table(title=cell(sheet.title), caption=cell(" ".join(sheet.notes)), min_width=72)
     for head, right in zip(sheet.heads, sheet.numeric, strict=True):
-        table.add_column(cell(head), justify="right" if right else "left", overflow="fold", no_wrap=right)
+        table.add_column(
+            cell(head), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
     for row in sheet.rows:
         lines = [[text for text in (one.text, one.small) if text] for one in row]
         table.add_row(*(_lines(parts) for parts in lines))

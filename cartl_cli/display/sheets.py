@@ -206,8 +206,8 @@ def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
         interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
         rows.append(
             (
-                Cell(short(one.ours.run.name), short(one.ours.attacked)),
-                Cell(short(one.theirs.run.name), short(one.theirs.attacked)),
+                Cell(short(one.ours.attacked)),
+                Cell(short(one.theirs.attacked)),
                 Cell("clean" if one.eps is None else shown_pixels(one.eps)),
                 Cell(str(found.b), value=found.b),
                 Cell(str(found.c), value=found.c),
@@ -218,12 +218,12 @@ def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
         )
     return Sheet(
         f"Image by image against {short(baseline)}",
-        ("run", "baseline", "eps", "only run", "only baseline", "points", "p", "p (Holm)"),
+        ("attacked run", "baseline", "eps", "only it", "only base", "points", "p", "p (Holm)"),
         (False, False, False, True, True, True, True, True),
         tuple(rows),
         (
-            "Points: accuracy of the run minus that of the baseline, its 95 % interval below "
-            "(Tango 1998).",
+            "Images that only one of the two gets right. Points: accuracy of the run minus that of "
+            "the baseline, its 95 % interval below (Tango 1998).",
             f"p: exact McNemar test; p (Holm): adjusted for all {len(rows)} comparisons.",
         ),
     )
@@ -257,6 +257,7 @@ def paper_sheet(lines: Sequence[Beside]) -> Sheet:
                 Cell(differs),
             )
         )
+    nothing = "No line of its tables has these data sets, method, k, λ, β and batch norm."
     return Sheet(
         "Beside the paper",
         (
@@ -269,6 +270,7 @@ def paper_sheet(lines: Sequence[Beside]) -> Sheet:
             "Paper: Chen et al., ICML 2021; PGD-100, ℓ∞, eps 8/255, full test set. Points: ours "
             "minus the paper's.",
             "The paper counts the last iterate of PGD, here any wrong iterate counts.",
+            *(() if rows else (nothing,)),
         ),
     )
 
