@@ -14,7 +14,7 @@ from cartl_cli.core.configure import HARMLESS
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.manifest import AttackResults, Kind, Run
 from cartl_cli.core.runs import MANIFEST, find_run, read_run, state
-from cartl_cli.core.sweeps import Sweep, read_sweep, sweep_path
+from cartl_cli.core.sweeps import read_sweep, sweep_path
 from cartl_cli.core.trust.checks import headline
 
 MethodName = Literal["source", "vanilla", "LwF", "NEFT", "CARTL"]
@@ -148,11 +148,11 @@ def _folders(
     left_out: list[LeftOut] = []
     tables = set()
     for selector in selectors:
-        if (sweep := _sweep(selector, runs_dir)) is not None:
+        if (path := _sweep_file(selector, runs_dir)) is not None:
+            sweep = read_sweep(path)
             tables.add(sweep.table)
-            place = runs_dir if (runs_dir / selector).parent == runs_dir else Path(selector).parent
             for point in sweep.points:
-                folder = place / point.run
+                folder = path.parent.parent / point.run
                 if (folder / MANIFEST).exists():
                     folders[folder] = None
                 elif point.kind == "attack":
@@ -171,12 +171,12 @@ def _folders(
     return list(reversed(alone.values())), left_out, tables.pop() if len(tables) == 1 else None
 
 
-def _sweep(selector: str, runs_dir: Path) -> Sweep | None:
+def _sweep_file(selector: str, runs_dir: Path) -> Path | None:
     if selector.isdecimal() or (runs_dir / selector / MANIFEST).exists():
         return None
     for path in (sweep_path(runs_dir, selector), Path(os.path.expanduser(selector))):
         if path.suffix == ".json" and path.is_file():
-            return read_sweep(path)
+            return path
     return None
 
 

@@ -30,6 +30,13 @@ figure { margin: 0; } img { background: #fff; max-width: 40rem; width: 100%; }
 pre { background: var(--soft); font-size: .8rem; overflow-x: auto; padding: .6rem; }
 details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  thead tr { display: flex; flex-wrap: wrap; font-size: .8rem; }
+  tbody tr { border-bottom: 2px solid var(--line); display: grid; padding: .4rem 0;
+    grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
+  th, td, td.right { border: 0; padding: .2rem .3rem; text-align: left; white-space: normal; }
+  td::before { color: GrayText; content: attr(data-head); display: block; font-size: .75rem; }
+}
 """
 SCRIPT = """
 for (const button of document.querySelectorAll("th button")) button.onclick = () => {
@@ -77,7 +84,9 @@ def _sheet(sheet: Sheet) -> str:
         f'<th scope="col"{_right(right)}><button type="button">{_text(head)}</button></th>'
         for head, right in zip(sheet.heads, sheet.numeric, strict=True)
     )
-    rows = "\n".join(f"<tr>{''.join(map(_cell, row, sheet.numeric))}</tr>" for row in sheet.rows)
+    rows = "\n".join(
+        f"<tr>{''.join(map(_cell, row, sheet.heads, sheet.numeric))}</tr>" for row in sheet.rows
+    )
     notes = "\n".join(f'<p class="note">{_text(note)}</p>' for note in sheet.notes)
     return (
         f'<h2>{_text(sheet.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>'
@@ -85,10 +94,10 @@ def _sheet(sheet: Sheet) -> str:
     )
 
 
-def _cell(cell: Cell, right: bool) -> str:
+def _cell(cell: Cell, head: str, right: bool) -> str:
     value = "" if cell.value is None else f' data-value="{cell.value!r}"'
     small = f"<small>{_text(cell.small)}</small>" if cell.small else ""
-    return f"<td{_right(right)}{value}>{_text(cell.text)}{small}</td>"
+    return f'<td{_right(right)} data-head="{_text(head)}"{value}>{_text(cell.text)}{small}</td>'
 
 
 def _right(right: bool) -> str:
