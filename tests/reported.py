@@ -225,12 +225,13 @@ def paper_like(folder: Path, seeds: int = 3, ks: tuple[int, ...] = (4, 6, 8)) ->
         plain = runs.pretrain(f"at-{seed}", seed=seed)
         for k in ks:
             fdm = runs.pretrain(f"fdm-k{k}-{seed}", seed=seed, k=k, fdm_lambda=0.005)
-            for method, source, settings, clean, robust in (
+            methods: list[tuple[str, Run, dict[str, Any], int, int]] = [
                 ("vanilla", plain, {"freeze_bn": "all"}, 900, 260),
                 ("lwf", plain, {"lwf_lambda": 0.01, "k": None}, 850, 120),
                 ("neft", plain, {"neft_beta": 0.4}, 870, 330),
                 ("cartl", fdm, {"neft_beta": 0.4}, 880, 380),
-            ):
+            ]
+            for method, source, settings, clean, robust in methods:
                 shift = 9 * (k - 6) + 4 * seed
                 settings = {"k": k, **settings} if method != "lwf" else settings
                 if method == "lwf" and k != 6:

@@ -19,9 +19,9 @@ import torch
 
 from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.finding import find_results
 from cartl_cli.core.paper import beside_paper, read_paper
 from cartl_cli.core.reporting import paired_with, rows_of, sorted_rows
-from cartl_cli.core.results import find_results
 from cartl_cli.core.runs import read_run
 from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
 from cartl_cli.core.sweeps import Point, Sweep, point_id, write_sweep
@@ -486,17 +486,12 @@ def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: 
     from cartl_cli.core.configure import configure
 
     runs = Runs(tmp_path / "odd")
-    source = runs.pretrain(
-        *("source",),
-        **{"dataset": "a 'b' $c", "classes": ("x", "y"), "eps": 0.1 / 3, "augment": ()},
-        **{"milestones": (1, 2), "step_size": 2 / 255, "lr": 0.1},
-    )
+    trained: Json = {"dataset": "a 'b' $c", "classes": ("x", "y"), "eps": 0.1 / 3, "augment": ()}
+    trained |= {"milestones": (1, 2), "step_size": 2 / 255, "lr": 0.1}
+    source = runs.pretrain("source", **trained)
     target = runs.transfer(source, "target", lwf_lambda=0.01, head_epochs=3, seed=4)
-    attacked = runs.attack(
-        *(target, "attack", 9, (5, 3)),
-        **{"n": 10, "eps": [0.01, 8 / 255], "norm": "l2", "attack": ["pgd", "square"]},
-        **{"diagnose": True, "limit": 10},
-    )
+    made: Json = {"eps": [0.01, 8 / 255], "norm": "l2", "attack": ["pgd", "square"], "limit": 10}
+    attacked = runs.attack(target, "attack", 9, (5, 3), n=10, diagnose=True, **made)
     real = [read_run(runs_dir / name) for name in ("source", "target")]
     for run in (source, target, attacked, *real):
         config = run.manifest.config
@@ -510,7 +505,8 @@ def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: 
             is_switch = name in ("diagnose", "save_adversarial")
             settings[name] = True if is_switch else words.pop(0)
         assert settings.pop("name") == run.name
-        assert configure(type(config), settings).model_dump() == config.model_dump()
+        again: Any = configure(type(config), settings)  # type: ignore[type-var]
+        assert again.model_dump() == config.model_dump()
 
 
 # Formats and their sinks

@@ -176,9 +176,9 @@ def _reported(
     table: str | None,
     sort_by: str | None,
 ) -> "Report":
+    from cartl_cli.core.finding import find_results
     from cartl_cli.core.paper import beside_paper
     from cartl_cli.core.reporting import paired_with, rows_of, sorted_rows
-    from cartl_cli.core.results import find_results
     from cartl_cli.display.sheets import Report
 
     found = find_results(runs, runs_dir)

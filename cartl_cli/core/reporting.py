@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.results import Conditions, LeftOut, MethodName, Result, Setting
+from cartl_cli.core.finding import LeftOut
+from cartl_cli.core.results import Conditions, MethodName, Result, Setting
 from cartl_cli.core.statistics import Difference, Spread, holm, spread
 from cartl_cli.core.trust.checks import headline
 
@@ -60,7 +61,7 @@ def rows_of(results: Iterable[Result]) -> tuple[list[Row], list[LeftOut]]:
             reason = f"same settings, seed and images as {first.run.name!r}; counted once"
             repeats.append(LeftOut(result.run.name, reason, fault=False))
     rows = [
-        _row(setting, conditions, number, sorted(by_seed.values(), key=lambda one: one.seed))
+        _row(setting, conditions, number, sorted(by_seed.values(), key=lambda one: one.order))
         for (setting, conditions), by_seed in gathered.items()
         for number in range(len(conditions.eps))
     ]
@@ -140,7 +141,7 @@ def paired_with(rows: Sequence[Row], baseline: str) -> tuple[list[Paired], list[
             theirs = "its outcomes image by image are not there"
         if isinstance(theirs, str):
             impossible.append(LeftOut(ours.run.name, f"no paired test: {theirs}", fault=False))
-        elif theirs.run.name != ours.run.name:
+        elif theirs is not ours:
             try:
                 found = compare(ours.run, theirs.run)
             except CartlError as error:

@@ -7,9 +7,9 @@ Accuracies become percent here.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cartl_cli.core.finding import LeftOut
 from cartl_cli.core.paper import Beside
 from cartl_cli.core.reporting import Paired, Row
-from cartl_cli.core.results import LeftOut
 from cartl_cli.core.statistics import Spread
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
