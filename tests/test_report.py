@@ -31,7 +31,7 @@ from tests.reported import Runs, outcomes, paper_like
 
 HOSTILE = {
     "z16": "<script>alert(1)</script>",
-    "z17": r"\input{/etc/passwd} 50%_a&b#~^$",
+    "z17": r"\input{/etc/passwd} 50%_a&b#~^$ {",
     "z18": '=HYPERLINK("http://x")',
     "z19": "a|b `c` **d** <b>e</b> [f](http://g)",
     "z20": "x\x1b[31my\x07z\u202ew",
@@ -117,6 +117,7 @@ def test_z26_means_over_seeds_and_no_plus_minus_from_one(cartl: Command, tmp_pat
         ({"attack": ["pgd"]}, {}),
         ({"pgd_steps": 50}, {}),
         ({"restarts": 2}, {}),
+        ({"queries": 500}, {}),
         ({"norm": "l2"}, {}),
         ({"limit": 1000}, {}),
         ({"fingerprint": "0" * 64}, {}),
@@ -269,10 +270,13 @@ def test_z08_the_same_run_twice_counts_once(cartl: Command, runs: Runs, tmp_path
     pair(runs)
     runs.attack(read_run(runs.folder / "target"), "again", 900, 290, seed=5)
     (tmp_path / "link").symlink_to(runs.folder / "target-attack")
-    names = ("target-attack", "3", "runs/target-attack", "link", "again")
+    shutil.copytree(runs.folder / "target-attack", runs.folder / "copy")
+    names = ("target-attack", "runs/target-attack", "link", "again", "copy")
     value = report(cartl, *names)
-    assert [row["runs"] for row in value["results"]] == [["target-attack"]]
+    assert len(value["results"]) == len(value["results"][0]["runs"]) == 1
+    assert reasons(value).keys() == {"again"}
     assert "counted once" in reasons(value)["again"]
+    assert report(cartl, "4")["results"][0]["runs"] == ["again"]
 
 
 def test_z09_a_stale_attack_is_refused(cartl: Command, runs: Runs) -> None:
@@ -547,6 +551,7 @@ def test_z16_z17_z18_z19_z20_z21_names_are_text_in_every_format(
     cartl: Command, runs: Runs, row: str
 ) -> None:
     name = HOSTILE[row]
+    pair(runs, "plain")
     source = runs.pretrain("source", dataset=name)
     target = runs.transfer(source, name.replace("/", "-"), dataset=f"{name}!")
     runs.attack(target, "attack", 900, 300, 350)
@@ -557,15 +562,16 @@ def test_z16_z17_z18_z19_z20_z21_names_are_text_in_every_format(
         assert "\x1b" not in text, form
         assert "\u202e" not in text, form
         assert "\x07" not in text, form
-    assert "".join(shown.split()) in "".join(re.sub("[│\n]", "", out["table"]).split())
+    assert shown[:6] in out["table"]  # the rest may be folded
     page = parsed(out["html"])
     assert page.tags.count("script") == 1
     assert not {"b", "a", "em"} & set(page.tags)
     assert any(shown in text for text in page.texts)
-    (line,) = csv.DictReader(io.StringIO(out["csv"]))
-    assert line["source_data"].lstrip("'") == shown
-    assert not any(value.startswith(("=", "+", "-", "@")) for value in line.values())
-    assert json.loads(out["json"])["results"][0]["source_data"] == name
+    lines = list(csv.DictReader(io.StringIO(out["csv"])))
+    assert shown in [line["source_data"].lstrip("'") for line in lines]
+    values = [value for line in lines for value in line.values()]
+    assert not any(value.startswith(("=", "+", "-", "@")) for value in values)
+    assert name in [row["source_data"] for row in json.loads(out["json"])["results"]]
     check_latex(out["latex"])
     check_markdown(out["markdown"])
 
