@@ -764,15 +764,11 @@ def test_pictures_show_the_rows(tmp_path: Path) -> None:
     paper_like(tmp_path / "runs", seeds=2, ks=(4, 6, 8))
     rows, _ = rows_of(find_results([], tmp_path / "runs").results)
     (axes,) = tradeoff(rows).axes
-    points = {
-        (float(x), float(y))
-        for line in axes.containers
-        for x, y in line[0].get_xydata()  # type: ignore[attr-defined]
-    }
+    points = {(float(x), float(y)) for line in axes.containers for x, y in line[0].get_xydata()}
     assert points == {(100 * row.clean.mean, 100 * row.robust.mean) for row in rows}
     assert {text.get_text() for text in axes.texts} == {"k=4", "k=6", "k=8"}
     (axes,) = over_k(rows).axes
     found = {line.get_label(): line for line in axes.containers}
-    cartl = found["CARTL"][0].get_xydata()  # type: ignore[attr-defined]
+    cartl = found["CARTL"][0].get_xydata()
     ours = [row for row in rows if row.setting.method == "CARTL"]
     assert cartl.tolist() == [[row.setting.k, 100 * row.robust.mean] for row in ours]
