@@ -19,6 +19,7 @@ COMMANDS = {
     "adversarial images.",
     "attack": "Attack a run's model with PGD and say how much accuracy is left.",
     "sweep": "Run a grid of settings: every source model, its transfers, an attack on each.",
+    "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
 }
 
 

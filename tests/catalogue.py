@@ -1,14 +1,14 @@
 """The catalogue of bad input: its rows, those that cannot be given, and those that tests cover.
 
 A row is C (command line and environment), R (runs and checkpoints), D (data), T (training),
-X (transfer), A (attack) or S (sweep). A test covers the rows that its function name lists,
-``test_c16_c17_…``, and the row that its parametrize id begins with, ``C01-pretrain``.
+X (transfer), A (attack), S (sweep) or Z (report). A test covers the rows that its function name
+lists, ``test_c16_c17_…``, and the row that its parametrize id begins with, ``C01-pretrain``.
 """
 
 import re
 from collections.abc import Iterable
 
-SECTIONS = {"C": 58, "R": 43, "D": 36, "T": 40, "X": 26, "A": 41, "S": 43}
+SECTIONS = {"C": 58, "R": 43, "D": 36, "T": 40, "X": 26, "A": 41, "S": 43, "Z": 42}
 ROWS = [f"{section}{row:02d}" for section, count in SECTIONS.items() for row in range(1, count + 1)]
 
 INAPPLICABLE = {
@@ -35,6 +35,9 @@ INAPPLICABLE = {
     "A32": "there is no limit of time",
     "A35": "an attack takes all classes of its run",
     "A36": "one seed, not a list",
+    "Z34": "there are no templates",
+    "Z35": "nothing asks for the locale: numbers are formatted by Python alone",
+    "Z42": "there is no title or caption to give",
     "A39": "verdicts are float32 from the start; there is no second look",
     "S03": "specs are TOML; there are no tags",
     "S04": "specs are TOML; its types are not guessed",
@@ -56,8 +59,8 @@ INAPPLICABLE = {
 def rows_of(test: str) -> set[str]:
     """The rows that a test covers, by its node id."""
     function, _, parameter = test.rpartition("::")[2].partition("[")
-    named = re.findall(r"_([crdtxas]\d\d)(?=_|$)", function)
-    return {row.upper() for row in [*named, *re.findall(r"^([CRDTXAS]\d\d)\b", parameter)]}
+    named = re.findall(r"_([crdtxasz]\d\d)(?=_|$)", function)
+    return {row.upper() for row in [*named, *re.findall(r"^([CRDTXASZ]\d\d)\b", parameter)]}
 
 
 def coverage(passed: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig
-from cartl_cli.core.diagnostics import BlockMoved, Diagnosis, Moved
 from cartl_cli.core.manifest import Added, AttackResults, EpsResults, Manifest, Run, SourceRecord
+from cartl_cli.core.moved import BlockMoved, Diagnosis, Moved
 from cartl_cli.core.runs import read_run
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.display.plots import (

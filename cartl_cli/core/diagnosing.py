@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.diagnostics import BlockMoved, Diagnosis, Moved, feature_distances
+from cartl_cli.core.diagnostics import feature_distances
 from cartl_cli.core.evaluation import Verdicts
 from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.moved import BlockMoved, Diagnosis, Moved
 from cartl_cli.core.runs import read_source
 
 

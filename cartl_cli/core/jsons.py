@@ -67,6 +67,8 @@ def _is_bomb(value: Any) -> bool:
     for _ in range(MAX_DEPTH):
         level = [child for parent in level for child in _children(parent)]
         count += len(level)
+        if not level:
+            break
     return bool(level) or count > MAX_VALUES
 
 

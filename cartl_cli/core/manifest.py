@@ -1,4 +1,7 @@
-"""What a run knows of itself: the content of its JSON files."""
+"""What a run knows of itself: the content of its JSON files.
+
+To read them loads no torch, so that thousands are read in seconds.
+"""
 
 import os
 import platform
@@ -6,19 +9,21 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import torch
-import torchvision
 from pydantic import BaseModel, Field, model_validator
 
 from cartl_cli import __version__
 from cartl_cli.core.config import SETTINGS, AttackConfig, Kind, PretrainConfig, TransferConfig
-from cartl_cli.core.data.split import DataSet
-from cartl_cli.core.diagnostics import Diagnosis
 from cartl_cli.core.errors import RunError
+from cartl_cli.core.moved import Diagnosis
 from cartl_cli.core.storage import FileRecord
 from cartl_cli.core.trust.checks import Check
+
+if TYPE_CHECKING:
+    import torch
+
+    from cartl_cli.core.data.split import DataSet
 
 SCHEMA_VERSION = 3
 
@@ -256,8 +261,11 @@ class Run:
         return self.manifest.results
 
 
-def versions(device: torch.device, precision: str) -> dict[str, str]:
+def versions(device: "torch.device", precision: str) -> dict[str, str]:
     """Software and hardware that a number was measured with."""
+    import torch
+    import torchvision
+
     hardware = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -275,7 +283,7 @@ def versions(device: torch.device, precision: str) -> dict[str, str]:
     }
 
 
-def data_record(data: DataSet, augment: tuple[str, ...]) -> DataRecord:
+def data_record(data: "DataSet", augment: tuple[str, ...]) -> DataRecord:
     """What the manifest keeps of a data set."""
     return DataRecord(
         name=data.name,

@@ -8,6 +8,7 @@ ckpt-000120/          the whole state after step 120 (``checkpoints``)
 .lock                 held by the process that writes the run
 
 An attack is a run too: ``003-attack/`` has ``outcomes.safetensors``, one verdict an image.
+Only what reads a model loads torch.
 """
 
 import os
@@ -15,21 +16,19 @@ import re
 import stat
 from contextlib import suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cartl_cli import __version__
-from cartl_cli.core import storage, tensors
+from cartl_cli.core import storage
 from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.checkpoints import resuming
 from cartl_cli.core.config import Kind
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.jsons import read_json
 from cartl_cli.core.manifest import Manifest, Run
-from cartl_cli.core.models import build_model
-from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.schemas import parse_manifest
-from cartl_cli.core.surgery import make_convex
+
+if TYPE_CHECKING:
+    from cartl_cli.core.models.blocks import BlockModel
 
 MANIFEST = "manifest.json"
 
@@ -51,6 +50,8 @@ def read_run(folder: Path) -> Run:
 
 def state(run: Run) -> str:
     """How a run stands, in words for a message, and how to go on with it."""
+    from cartl_cli.core.checkpoints import resuming
+
     status = run.manifest.status
     if storage.is_locked(run.folder):
         return "being written now; wait for it"
@@ -137,6 +138,8 @@ def newest_run(runs_dir: Path, kinds: tuple[Kind, ...], command: str) -> Run:
 
 def remarks(run: Run) -> list[str]:
     """What a user should know about a run before its model is used."""
+    import torch
+
     found = []
     for name, here in (("cartl", __version__), ("torch", torch.__version__)):
         there = run.manifest.versions.get(name, "?")
@@ -147,12 +150,18 @@ def remarks(run: Run) -> list[str]:
     return found
 
 
-def read_model(run: Run) -> BlockModel:
+def read_model(run: Run) -> "BlockModel":
     """The trained network of a finished run, in evaluation mode. Raises RunError.
 
     Every byte is checked against the manifest before it is used, and every tensor against the
     architecture before memory is given to it.
     """
+    import torch
+
+    from cartl_cli.core import tensors
+    from cartl_cli.core.models import build_model
+    from cartl_cli.core.surgery import make_convex
+
     manifest = run.manifest
     if manifest.status != "completed" or manifest.weights is None:
         raise RunError(f"run {run.name!r} is not complete: {state(run)}")
@@ -171,7 +180,7 @@ def read_model(run: Run) -> BlockModel:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def read_source(run: Run) -> BlockModel | None:
+def read_source(run: Run) -> "BlockModel | None":
     """The model that a target model started from, if its run is still beside it, byte for byte."""
     record = run.manifest.source
     for found in list_runs(run.folder.parent) if record else []:

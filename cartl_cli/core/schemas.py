@@ -67,7 +67,7 @@ def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
         str(config.get("loss")), ["pgd", "pgd-margin"]
     )
     kept = {name: value for name, value in config.items() if name != "loss"}
-    content["config"] = kept | {"attack": names, "eps": [config.get("eps")]}
+    content["config"] = kept | {"attack": names, "eps": [config.get("eps")], "norm": "linf"}
     if isinstance(results, dict):
         content["results"] = _results_of_schema_2(config, results, names)
     return content

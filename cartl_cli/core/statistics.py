@@ -1,10 +1,13 @@
 """Intervals for accuracies, and for the difference of two on the same images."""
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FEW = 100  # images below which Wilson's interval may cover less than it says
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -45,6 +48,41 @@ def mcnemar(b: int, c: int) -> float:
     return float(min(1.0, 2 * tail / 2**n))
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p values adjusted for all of them being looked at (Holm 1979), in the order given.
+
+    The i-th smallest of m is multiplied by m + 1 − i, and is no smaller than those before it.
+    """
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Spread:
+    """An accuracy of one or more seeds: ``sd`` is that of a sample, None from one seed.
+
+    ``low`` and ``high`` are the 95 % interval from the choice of ``n`` images, which all seeds
+    share; that of one model with the mean accuracy is wide enough for their mean.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    sd: float | None
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float], n: int) -> Spread:
+    """Mean, standard deviation and interval of the accuracies of some seeds on n images."""
+    mean = math.fsum(values) / len(values)
+    low, high = accuracy_interval(round(mean * n), n)
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(tuple(values), mean, sd, low, high)
+
+
 @dataclass(frozen=True)
 class Difference:
     """How two models differ on the same images; ``value`` = (b − c) / n with its 95 % interval."""
@@ -57,7 +95,7 @@ class Difference:
     p: float
 
 
-def paired_difference(first: Tensor, second: Tensor) -> Difference:
+def paired_difference(first: "Tensor", second: "Tensor") -> Difference:
     """Accuracy of ``first`` minus that of ``second``, verdicts (N,) bool on the same images.
 
     The interval is Tango's score interval (Tango 1998, Stat. Med. 17:891), the differences d with

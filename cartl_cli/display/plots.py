@@ -16,10 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from cartl_cli.core.attacks.suite import steps_towards_each
 from cartl_cli.core.config import AttackConfig, AttackName
-from cartl_cli.core.diagnostics import fall
-from cartl_cli.core.evaluation import UNTRIED
 from cartl_cli.core.trust.checks import headline
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
@@ -27,8 +24,8 @@ from cartl_cli.display.text import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cartl_cli.core.diagnostics import Moved
     from cartl_cli.core.manifest import Run
+    from cartl_cli.core.moved import Moved
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#808080"
@@ -71,9 +68,9 @@ def style() -> Iterator[None]:
 
 
 def rendered(figure: Figure, ending: str) -> bytes:
-    """The figure as a file of that ending, ``png`` or ``svg``, without a date."""
+    """The figure as a file of that ending, ``png``, ``svg`` or ``pdf``, without a date."""
     content = io.BytesIO()
-    metadata = {"Date": None} if ending == "svg" else None
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending)
     figure.savefig(content, format=ending, dpi=150, metadata=metadata)
     return content.getvalue()
 
@@ -109,6 +106,10 @@ def accuracy_over_steps(run: "Run", outcomes: "Mapping[str, Tensor]") -> Figure:
     all that are right when clean (``INDEPENDENT``), without those that fell at a smaller eps unless
     the attack is the first.
     """
+    from cartl_cli.core.attacks.suite import steps_towards_each
+    from cartl_cli.core.diagnostics import fall
+    from cartl_cli.core.evaluation import UNTRIED
+
     config, results = _config(run), run.attack_results
     figure, axes = _figure(run, f"n = {results.n}, eps {_largest(run)}")
     steps = dict.fromkeys(config.attacks, config.pgd_steps)

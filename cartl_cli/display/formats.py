@@ -1,0 +1,244 @@
+"""A report as text for a terminal, a README, a paper, a spreadsheet, a program.
+
+Each function escapes what its reader would act on.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cartl_cli.core.commandlines import command_of
+from cartl_cli.core.reporting import Row
+from cartl_cli.core.statistics import Spread
+from cartl_cli.display.sheets import Report, Sheet, sheets_of
+from cartl_cli.display.tables import cell
+from cartl_cli.display.text import printable
+
+WIDTH = 100  # columns of a terminal
+
+
+def rich_table(sheet: Sheet) -> Table:
+    """The sheet for a terminal."""
+    table = Table(title=cell(sheet.title), caption=cell(" ".join(sheet.notes)), min_width=72)
+    for head, right in zip(sheet.heads, sheet.numeric, strict=True):
+        table.add_column(
+            cell(head), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    for row in sheet.rows:
+        lines = [[text for text in (one.text, one.small) if text] for one in row]
+        table.add_row(*(_lines(parts) for parts in lines))
+    return table
+
+
+def _lines(parts: Sequence[str]) -> Any:
+    text = cell(parts[0] if parts else "")
+    for part in parts[1:]:
+        text = text.append("\n").append(printable(part), style="dim")
+    return text
+
+
+def show(report: Report) -> None:
+    """Print the tables on stdout, at most ``WIDTH`` columns wide."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    for sheet in sheets_of(report):
+        console.print(rich_table(sheet))
+
+
+def plain(report: Report) -> str:
+    """The same as text."""
+    out = io.StringIO()
+    console = Console(file=out, width=WIDTH, highlight=False)
+    for sheet in sheets_of(report):
+        console.print(rich_table(sheet))
+    return out.getvalue()
+
+
+def markdown(report: Report) -> str:
+    """Tables of GitHub's Markdown."""
+    parts = []
+    for sheet in sheets_of(report):
+        marks = ["---:" if right else "---" for right in sheet.numeric]
+        lines = [f"## {_markdown(sheet.title)}", "", _line(map(_markdown, sheet.heads))]
+        lines.append(_line(marks))
+        for row in sheet.rows:
+            small = [f" ({_markdown(one.small)})" if one.small else "" for one in row]
+            texts = [_markdown(one.text) + more for one, more in zip(row, small, strict=True)]
+            lines.append(_line(texts))
+        lines += ["", *(f"{_markdown(note)}  " for note in sheet.notes)]
+        parts.append("\n".join(lines).rstrip() + "\n")
+    return "\n".join(parts)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no table cell, code, emphasis, link or HTML begins."""
+    shown = printable(text)
+    shown = "".join(f"\\{one}" if one in "\\`*_[]|~#!" else one for one in shown)
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return shown.replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")
+
+
+LATEX = {
+    **{one: f"\\{one}" for one in "#$%&_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "-": "{-}",
+    "[": "{[}",
+    "]": "{]}",
+    **{"β": r"$\beta$", "λ": r"$\lambda$", "±": r"$\pm$", "≤": r"$\le$", "→": r"$\to$"},
+    **{"–": "--", "−": "$-$", "…": r"\ldots{}", "†": r"\textdagger{}", "≥": r"$\ge$"},
+    **{"ℓ": r"$\ell$", "∞": r"$_\infty$", "₂": r"$_2$", "×": r"$\times$", "σ": r"$\sigma$"},
+}
+
+
+def latex(report: Report) -> str:
+    """Tables for the packages booktabs and textcomp; plain ASCII, so that any engine takes them."""
+    parts = [r"% \usepackage[T1]{fontenc} \usepackage{booktabs} \usepackage{textcomp}"]
+    for sheet in sheets_of(report):
+        columns = "".join("r" if right else "l" for right in sheet.numeric)
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            r"\small",
+            rf"\caption{{{_latex(sheet.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            _latex_line(map(_latex, sheet.heads)),
+            r"\midrule",
+        ]
+        for row in sheet.rows:
+            small = [rf" {{\scriptsize {_latex(one.small)}}}" if one.small else "" for one in row]
+            texts = [_latex(one.text) + more for one, more in zip(row, small, strict=True)]
+            lines.append(_latex_line(texts))
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par\footnotesize {_latex(note)}" for note in sheet.notes]
+        parts.append("\n".join([*lines, r"\end{table}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_line(cells: Any) -> str:
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _latex(text: str) -> str:
+    """Text that LaTeX shows as it is; a character that not every engine has, by its number."""
+    return "".join(
+        LATEX.get(one, one if one.isascii() else f"{{[}}U+{ord(one):04X}{{]}}")
+        for one in printable(text)
+    )
+
+
+def as_csv(report: Report) -> str:
+    """The results, a line each; accuracies are fractions. Text never begins a formula."""
+    out = io.StringIO()
+    records = [_flat(record(row)) for row in report.rows]
+    heads = list(dict.fromkeys(name for one in records for name in one)) or ["method"]
+    writer = csv.DictWriter(out, heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if name != "settings":
+                found |= {f"{name}_{part}": one for part, one in _flat(value).items()}
+        elif name not in ("commands", "classes"):
+            found[name] = _csv(value)
+    return found
+
+
+def _csv(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        value = " ".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def as_json(report: Report) -> str:
+    """Everything, names whole; accuracies are fractions."""
+    value = {
+        "results": [record(row) for row in report.rows],
+        "baseline": report.baseline,
+        "paired": [
+            {
+                "run": one.ours.run.name,
+                "baseline": one.theirs.run.name,
+                "eps": one.eps,
+                **asdict(one.difference),
+                "p_holm": one.p_holm,
+            }
+            for one in report.paired
+        ],
+        "paper": report.paper
+        and [
+            {
+                **one.published.model_dump(),
+                "ours": one.ours
+                and {
+                    "runs": [result.run.name for result in one.ours.results],
+                    "clean": one.ours.clean.mean,
+                    "robust": one.ours.pgd and one.ours.pgd.mean,
+                    "differs": one.differs,
+                },
+            }
+            for one in report.paper
+        ],
+        "left_out": [asdict(one) for one in report.left_out],
+    }
+    return json.dumps(value, allow_nan=False, indent=1) + "\n"
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row as values by name."""
+    setting, conditions = asdict(row.setting), asdict(row.conditions)
+    others = dict(setting.pop("others"))
+    data = conditions.pop("data")
+    tried = conditions.pop("eps")
+    return {
+        **setting,
+        "measured_on": data,
+        **conditions,
+        "eps_tried": tried,
+        "eps": row.eps,
+        "clean": _numbers(row.clean),
+        "pgd": _numbers(row.pgd),
+        "robust": _numbers(row.robust),
+        "seeds": row.seeds,
+        "runs": [result.run.name for result in row.results],
+        "attacked": [result.attacked for result in row.results],
+        "created": [result.run.manifest.created for result in row.results],
+        "incomplete": row.incomplete,
+        "settings": others,
+        "commands": [
+            command_of(run) for result in row.results for run in (*result.trainings, result.run)
+        ],
+    }
+
+
+def _numbers(accuracy: Spread | None) -> dict[str, Any]:
+    if accuracy is None:
+        return {"mean": None, "sd": None, "low": None, "high": None, "values": []}
+    return asdict(accuracy)

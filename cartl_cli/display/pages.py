@@ -1,0 +1,122 @@
+"""A report as one HTML page that needs nothing else: no network, no other file."""
+
+import base64
+from collections.abc import Mapping
+from html import escape
+
+from cartl_cli.core.commandlines import command_of
+from cartl_cli.core.reporting import Row
+from cartl_cli.display.sheets import Cell, Report, Sheet, data_pair, sheets_of, short
+from cartl_cli.display.text import printable
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left;
+  vertical-align: top; }
+th { border-bottom-width: 2px; white-space: nowrap; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid; }
+th button::after { content: " \\2195"; opacity: .4; }
+th[aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
+th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
+.right { text-align: right; } td.right { white-space: nowrap; }
+small, .note { color: GrayText; font-size: .8rem; } td small { display: block; }
+.note { margin: .3rem 0; }
+figure { margin: 0; } img { background: #fff; max-width: 40rem; width: 100%; }
+pre { background: var(--soft); font-size: .8rem; overflow-x: auto; padding: .6rem; }
+details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  thead tr { display: flex; flex-wrap: wrap; font-size: .8rem; }
+  tbody tr { border-bottom: 2px solid var(--line); display: grid; padding: .4rem 0;
+    grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
+  th, td, td.right { border: 0; padding: .2rem .3rem; text-align: left; white-space: normal; }
+  td::before { color: GrayText; content: attr(data-head); display: block; font-size: .75rem; }
+}
+"""
+SCRIPT = """
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const head = button.parentNode, place = head.cellIndex, body = head.closest("table").tBodies[0];
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  const key = row => row.cells[place].dataset.value ?? row.cells[place].textContent;
+  const order = (a, b) => { const [x, y] = [key(a), key(b)];
+    return isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y; };
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+};
+"""
+
+
+def page(report: Report, plots: Mapping[str, bytes], notes: tuple[str, ...] = ()) -> str:
+    """The tables, to be sorted by a click; the ``plots``, SVG by title; every command."""
+    first, *rest = sheets_of(report)
+    seeds = len({seed for row in report.rows for seed in row.seeds})
+    about = f"{len(report.rows)} lines, {seeds} seed{'s' * (seeds != 1)}"
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>cartl report</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<h1>Clean and robust accuracy</h1>\n<p>{_text(about)}</p>",
+            _sheet(first),
+            *(_plot(title, svg) for title, svg in plots.items()),
+            *(f'<p class="note">{_text(note)}</p>' for note in notes),
+            *map(_sheet, rest),
+            "<h2>The commands that made each line</h2>",
+            *map(_commands, report.rows),
+            f"<script>{SCRIPT}</script>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
+
+
+def _sheet(sheet: Sheet) -> str:
+    heads = "".join(
+        f'<th scope="col"{_right(right)}><button type="button">{_text(head)}</button></th>'
+        for head, right in zip(sheet.heads, sheet.numeric, strict=True)
+    )
+    rows = "\n".join(
+        f"<tr>{''.join(map(_cell, row, sheet.heads, sheet.numeric))}</tr>" for row in sheet.rows
+    )
+    notes = "\n".join(f'<p class="note">{_text(note)}</p>' for note in sheet.notes)
+    return (
+        f'<h2>{_text(sheet.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>'
+        f"\n<tbody>\n{rows}\n</tbody>\n</table></div>\n{notes}"
+    )
+
+
+def _cell(cell: Cell, head: str, right: bool) -> str:
+    value = "" if cell.value is None else f' data-value="{cell.value!r}"'
+    small = f"<small>{_text(cell.small)}</small>" if cell.small else ""
+    return f'<td{_right(right)} data-head="{_text(head)}"{value}>{_text(cell.text)}{small}</td>'
+
+
+def _right(right: bool) -> str:
+    return ' class="right"' if right else ""
+
+
+def _plot(title: str, svg: bytes) -> str:
+    content = base64.b64encode(svg).decode()
+    return (
+        f'<figure><h2>{_text(title)}</h2>\n<img alt="{_text(title)}" '
+        f'src="data:image/svg+xml;base64,{content}"></figure>'
+    )
+
+
+def _commands(row: Row) -> str:
+    runs = {
+        run.folder: run for result in row.results for run in (*result.trainings, result.run)
+    }.values()
+    lines = "\n".join(_text(command_of(run)) for run in runs)
+    names = ", ".join(short(result.run.name) for result in row.results)
+    title = f"{row.setting.method}, k {row.setting.k}, {data_pair(row)}: {names}"
+    return f"<details><summary>{_text(title)}</summary><pre>{lines}</pre></details>"

@@ -1,0 +1,774 @@
+import csv
+import io
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cartl_cli.core.commandlines import command_of
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.finding import find_results
+from cartl_cli.core.paper import beside_paper, read_paper
+from cartl_cli.core.reporting import paired_with, rows_of, sorted_rows
+from cartl_cli.core.runs import read_run
+from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
+from cartl_cli.core.sweeps import Point, Sweep, point_id, write_sweep
+from cartl_cli.core.trust.checks import Check
+from tests.conftest import Command
+from tests.reported import Runs, outcomes, paper_like
+
+HOSTILE = {
+    "z16": "<script>alert(1)</script>",
+    "z17": r"\input{/etc/passwd} 50%_a&b#~^$ {",
+    "z18": '=HYPERLINK("http://x")',
+    "z19": "a|b `c` **d** <b>e</b> [f](http://g)",
+    "z20": "x\x1b[31my\x07z\u202ew",
+    "z21": "</script><script>1",
+    "rich": "[red]a[/red]",
+}
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "runs")
+
+
+def pair(runs: Runs, name: str = "target", **settings: Any) -> None:
+    """A source, a target and an attack on it."""
+    source = runs.pretrain(f"{name}-source", seed=settings.get("seed", 0))
+    target = runs.transfer(source, name, **settings)
+    runs.attack(target, f"{name}-attack", 900, 300, 350)
+
+
+def report(cartl: Command, *arguments: object, code: int = 0) -> Json:
+    done = cartl("report", "--json", *arguments)
+    assert done.code == code, done.err
+    value: Json = json.loads(done.out)
+    return value
+
+
+def reasons(value: Json) -> dict[str, str]:
+    return {one["name"]: one["reason"] for one in value["left_out"]}
+
+
+# Numbers
+
+
+def test_holm_agrees_with_its_definition() -> None:
+    """Each hypothesis's adjusted p is the least level at which the step-down procedure rejects."""
+    ps = [0.01, 0.04, 0.03, 0.005, 0.2, 0.03]
+
+    def rejected(level: float) -> set[int]:
+        found = set()
+        for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+            if ps[place] > level / (len(ps) - rank):
+                break
+            found.add(place)
+        return found
+
+    for place, adjusted in enumerate(holm(ps)):
+        assert place in rejected(adjusted * (1 + 1e-9))
+        assert adjusted == 1 or place not in rejected(adjusted * (1 - 1e-9))
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_the_spread_of_seeds_is_that_of_a_sample() -> None:
+    values = [0.5, 0.53, 0.56]
+    found = spread(values, 1000)
+    assert found.mean == pytest.approx(0.53)
+    assert found.sd == pytest.approx(0.03)
+    assert (found.low, found.high) == accuracy_interval(530, 1000)
+    assert spread([0.5], 1000).sd is None
+
+
+def test_z26_means_over_seeds_and_no_plus_minus_from_one(cartl: Command, tmp_path: Path) -> None:
+    paper_like(tmp_path / "runs", seeds=3, ks=(6,))
+    rows = {row["method"]: row for row in report(cartl)["results"]}
+    assert rows.keys() == {"vanilla", "LwF", "NEFT", "CARTL"}
+    robust = [(380 - 4 - 3 * seed) / 1000 for seed in range(3)]
+    assert rows["CARTL"]["robust"]["mean"] == pytest.approx(statistics.mean(robust))
+    assert rows["CARTL"]["robust"]["sd"] == pytest.approx(statistics.stdev(robust))
+    assert rows["CARTL"]["pgd"]["mean"] == pytest.approx(statistics.mean(robust) + 0.06)
+    assert rows["CARTL"]["seeds"] == ["0", "1", "2"]
+    assert "± 0.3" in cartl("report").out
+    one = cartl("report", "cartl-k6-0-attack")
+    assert "±" not in one.out.replace("without ±", "")
+    assert "one seed" in one.out
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"eps": [4 / 255]}, {}),
+        ({"attack": ["pgd"]}, {}),
+        ({"pgd_steps": 50}, {}),
+        ({"restarts": 2}, {}),
+        ({"queries": 500}, {}),
+        ({"norm": "l2"}, {}),
+        ({"limit": 1000}, {}),
+        ({"fingerprint": "0" * 64}, {}),
+        ({"n": 2000}, {}),
+        ({}, {"epochs": 61}),
+        ({}, {"lr": 0.1}),
+        ({}, {"freeze_bn": "none"}),
+    ],
+)
+def test_z05_z06_only_what_agrees_is_averaged(
+    cartl: Command, runs: Runs, ours: Json, theirs: Json
+) -> None:
+    first = runs.pretrain("source")
+    for seed, attack, training in ((0, {}, {}), (1, ours, theirs)):
+        target = runs.transfer(first, f"target-{seed}", seed=seed, **training)
+        runs.attack(target, f"attack-{seed}", 900, 300, 350, **attack)
+    value = report(cartl)
+    assert [len(row["runs"]) for row in value["results"]] == [1, 1]
+
+
+def test_z29_models_of_other_classes_are_not_averaged(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    for seed in (0, 1):
+        runs.attack(runs.transfer(source, f"t{seed}", seed=seed), f"a{seed}", 900, 300)
+    runs.edit("a1", "model", "classes", value=["a", "b", "c", "e"])
+    assert len(report(cartl)["results"]) == 2
+
+
+def test_z27_z28_paired_tests_are_mcnemars_and_holms(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    n, draws = 200, torch.Generator().manual_seed(0)
+    clean = torch.ones(n, dtype=torch.bool)
+    verdicts = {
+        "vanilla": torch.rand(n, generator=draws) < 0.3,
+        "neft": torch.rand(n, generator=draws) < 0.5,
+    }
+    for name, robust in verdicts.items():
+        beta = 0.4 if name == "neft" else None
+        target = runs.transfer(source, name, neft_beta=beta)
+        made = outcomes(clean, robust)
+        runs.attack(target, f"{name}-attack", n, int(robust.sum()), n=n, outcomes=made)
+    clean_test, robust_test = report(cartl, "--baseline", "VANILLA")["paired"]
+    b = int((verdicts["neft"] & ~verdicts["vanilla"]).sum())
+    c = int((verdicts["vanilla"] & ~verdicts["neft"]).sum())
+    assert (robust_test["b"], robust_test["c"]) == (b, c)
+    assert robust_test["p"] == mcnemar(b, c)
+    assert robust_test["p_holm"] == pytest.approx(2 * mcnemar(b, c))
+    assert (clean_test["p"], clean_test["p_holm"], clean_test["b"]) == (1, 1, 0)
+    done = cartl("report", "--baseline", "vanilla-attack")
+    assert "identical" in done.out
+    assert "adjusted for all 2 comparisons" in " ".join(done.out.split())
+
+
+def test_z07_without_outcomes_there_is_no_test(cartl: Command, runs: Runs) -> None:
+    pair(runs, "a")
+    pair(runs, "b", neft_beta=0.4)
+    value = report(cartl, "--baseline", "vanilla")
+    assert value["paired"] == []
+    assert "image by image are not there" in reasons(value)["b-attack"]
+    assert len(value["results"]) == 2
+
+
+def test_a_baseline_that_means_nothing_is_refused(cartl: Command, runs: Runs) -> None:
+    pair(runs)
+    for name, says in (("LwF", "no LwF among"), ("nobody", "'nobody' is neither")):
+        done = cartl("report", "--baseline", name)
+        assert done.code == 2
+        assert says in done.err
+
+
+def test_seeds_meet_their_own_baseline(tmp_path: Path) -> None:
+    paper_like(tmp_path / "runs", seeds=2, ks=(4, 6))
+    rows, _ = rows_of(find_results([], tmp_path / "runs").results)
+    paired, impossible = paired_with(rows, "vanilla")
+    assert not impossible
+    assert len(paired) == 2 * 2 * 5  # clean and robust, two seeds, NEFT and CARTL twice, LwF once
+    for one in paired:
+        assert one.ours.seed == one.theirs.seed
+        assert one.ours.setting.k == one.theirs.setting.k
+        assert one.theirs.setting.method == "vanilla"
+
+
+def test_z39_ties_after_rounding_are_ranked_by_exact_value(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    for name, robust in (("low", 4996), ("high", 5004)):
+        target = runs.transfer(source, name, lr=0.01 if name == "low" else 0.02)
+        runs.attack(target, f"{name}-attack", 9000, robust, n=10_000)
+    found = report(cartl, "--sort-by", "robust")["results"]
+    assert [row["runs"] for row in found] == [["high-attack"], ["low-attack"]]
+    assert cartl("report", "--sort-by", "robust").out.count("50.0") == 4
+
+
+def test_z36_an_unknown_column(cartl: Command, runs: Runs) -> None:
+    pair(runs)
+    done = cartl("report", "--sort-by", "foo")
+    assert done.code == 2
+    assert "no column 'foo'; have method, k" in done.err
+
+
+def test_every_column_sorts(tmp_path: Path) -> None:
+    paper_like(tmp_path / "runs", seeds=1, ks=(4, 6))
+    rows, _ = rows_of(find_results([], tmp_path / "runs").results)
+    for column in ("clean", "pgd", "robust"):
+        means = [getattr(row, column).mean for row in sorted_rows(rows, column)]
+        assert means == sorted(means, reverse=True)
+    assert [row.setting.k for row in sorted_rows(rows, "k")] == sorted(r.setting.k for r in rows)
+
+
+# What is left out
+
+
+def test_z01_no_runs(cartl: Command, runs: Runs) -> None:
+    done = cartl("report")
+    assert done.code == 1
+    assert "no attacks in 'runs'" in done.err
+
+
+def test_z02_folders_that_are_no_runs(cartl: Command, runs: Runs, tmp_path: Path) -> None:
+    pair(runs)
+    (tmp_path / "other").mkdir()
+    done = cartl("report", "other/", "runs/target-attack", "runs/target")
+    assert done.code == 1
+    assert "is not a run" in done.err
+    assert "30.0" in done.out
+    assert cartl("report", "nobody").code == 2
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "diverged", "interrupted"])
+def test_z03_unfinished_runs_are_listed(cartl: Command, runs: Runs, status: str) -> None:
+    pair(runs)
+    runs.attack(read_run(runs.folder / "target"), "later", 900, 100, status=status)
+    value = report(cartl)
+    assert "incomplete: " in reasons(value)["later"]
+    assert [row["runs"] for row in value["results"]] == [["target-attack"]]
+
+
+def test_z04_one_damaged_run_hides_no_other(cartl: Command, runs: Runs) -> None:
+    pair(runs, "good")
+    pair(runs, "bad")
+    (runs.folder / "bad-attack" / "manifest.json").write_text("{")
+    done = cartl("report")
+    assert done.code == 1
+    assert "1 run skipped, such as bad-attack: manifest is not valid JSON" in done.err
+    assert "30.0" in done.out
+    value = report(cartl, code=1)
+    assert [row["runs"] for row in value["results"]] == [["good-attack"]]
+
+
+def test_z08_the_same_run_twice_counts_once(cartl: Command, runs: Runs, tmp_path: Path) -> None:
+    pair(runs)
+    runs.attack(read_run(runs.folder / "target"), "again", 900, 290, seed=5)
+    (tmp_path / "link").symlink_to(runs.folder / "target-attack")
+    shutil.copytree(runs.folder / "target-attack", runs.folder / "copy")
+    names = ("target-attack", "runs/target-attack", "link", "again", "copy")
+    value = report(cartl, *names)
+    assert len(value["results"]) == len(value["results"][0]["runs"]) == 1
+    assert reasons(value).keys() == {"again"}
+    assert "counted once" in reasons(value)["again"]
+    assert report(cartl, "4")["results"][0]["runs"] == ["again"]
+
+
+def test_z09_a_stale_attack_is_refused(cartl: Command, runs: Runs) -> None:
+    pair(runs)
+    pair(runs, "other", neft_beta=0.4)
+    runs.edit("target", "weights", "sha256", value="0" * 64)
+    value = report(cartl, code=1)
+    assert "stale attack result" in reasons(value)["target-attack"]
+    assert [row["runs"] for row in value["results"]] == [["other-attack"]]
+
+
+def test_an_attack_whose_run_is_gone_is_left_out(cartl: Command, runs: Runs) -> None:
+    pair(runs)
+    shutil.rmtree(runs.folder / "target")
+    assert "is gone: 'target'" in reasons(report(cartl, code=1))["target-attack"]
+
+
+@pytest.mark.parametrize(("check", "left"), [("V3", 0), ("K4", 1)])
+def test_z10_failed_checks_are_marked(cartl: Command, runs: Runs, check: str, left: int) -> None:
+    target = runs.transfer(runs.pretrain("source"), "target")
+    failed = Check(id=check, verdict="fail", value=None, text="it failed")
+    runs.attack(target, "attack", 900, 300, trust=(failed,))
+    value = report(cartl)
+    assert len(value["results"]) == left
+    if left:
+        assert value["results"][0]["incomplete"] == ["attack"]
+        assert "30.0 †" in cartl("report").out
+    else:
+        assert reasons(value)["attack"] == "INVALID: V3 failed"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        pytest.param(("by_eps", 0, "robust_accuracy"), 0.95, "impossible value", id="Z24-above"),
+        pytest.param(("by_eps", 0, "robust_accuracy"), -0.1, "is not valid", id="Z24-below"),
+        pytest.param(("by_eps", 0, "robust_accuracy"), 0.12345, "impossible value", id="Z24-part"),
+        pytest.param(("n",), 0, "is not valid", id="Z25-none"),
+        pytest.param(("by_eps", 0, "added", 0, "fell"), 1001, "more fell", id="Z25-more"),
+        pytest.param(("clean_accuracy",), None, "diverged", id="Z23-null"),
+        pytest.param(("clean_accuracy",), math.nan, "diverged", id="Z23-nan"),
+    ],
+)
+def test_impossible_numbers(
+    cartl: Command, runs: Runs, place: tuple[str | int, ...], value: object, says: str
+) -> None:
+    pair(runs)
+    runs.edit("target-attack", "results", *place, value=value)
+    assert says in reasons(report(cartl, code=1))["target-attack"]
+
+
+def test_z23_what_was_not_measured_is_a_dash(cartl: Command, runs: Runs) -> None:
+    target = runs.transfer(runs.pretrain("source"), "target")
+    runs.attack(target, "attack", 900, 300, attack=["apgd-ce"])
+    assert report(cartl)["results"][0]["pgd"]["mean"] is None
+    assert "– under PGD" in " ".join(cartl("report").out.split())
+
+
+def test_z37_a_broken_link_is_skipped(cartl: Command, runs: Runs, tmp_path: Path) -> None:
+    pair(runs)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    done = cartl("report", "./gone", "target-attack")
+    assert done.code == 1
+    assert "gone" in done.err
+    assert "30.0" in done.out
+
+
+@pytest.mark.parametrize("name", ["eps", "norm"])
+def test_z38_an_attack_without_a_threat_model(cartl: Command, runs: Runs, name: str) -> None:
+    pair(runs)
+    path = runs.folder / "target-attack" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["config"][name]
+    path.write_text(json.dumps(content))
+    assert "no eps and norm recorded" in reasons(report(cartl, code=1))["target-attack"]
+
+
+def test_z40_time_stamps_order_nothing(cartl: Command, runs: Runs) -> None:
+    pair(runs, "a")
+    pair(runs, "b", neft_beta=0.4)
+    before = [row["runs"] for row in report(cartl)["results"]]
+    runs.edit("a-attack", "created", value="2999-01-01T00:00:00+00:00")
+    value = report(cartl)
+    assert [row["runs"] for row in value["results"]] == before
+    assert "2999" in value["results"][0]["created"][0]
+
+
+def test_z41_older_runs_are_read_newer_ones_skipped(
+    cartl: Command, runs: Runs, tmp_path: Path
+) -> None:
+    shutil.rmtree(runs.folder)
+    shutil.copytree(Path(__file__).parent / "data" / "schema-2", runs.folder)
+    value = report(cartl)
+    assert [row["runs"] for row in value["results"]] == [["attacked"]]
+    pair(runs, "newer")
+    runs.edit("newer-attack", "schema_version", value=99)
+    value = report(cartl, code=1)
+    assert [row["runs"] for row in value["results"]] == [["attacked"]]
+    assert "newer cartl" in reasons(value)["newer-attack"]
+
+
+def test_z31_a_manifest_that_is_replaced_is_old_or_new(cartl: Command, runs: Runs) -> None:
+    pair(runs)
+    path = runs.folder / "target-attack" / "manifest.json"
+    versions = [path.read_text(), path.read_text().replace("0.3,", "0.2,")]
+    assert versions[0] != versions[1]
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for text in versions:
+                path.with_suffix(".new").write_text(text)
+                os.replace(path.with_suffix(".new"), path)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        found = {report(cartl)["results"][0]["robust"]["mean"] for _ in range(10)}
+    finally:
+        stop.set()
+        thread.join()
+    assert found <= {0.3, 0.2}
+
+
+# Sweeps, the paper, commands
+
+
+def test_a_sweep_is_its_attacks(cartl: Command, runs: Runs) -> None:
+    configs = {
+        "pretrain": PretrainConfig(),
+        "transfer": TransferConfig(neft_beta=0.4),
+        "attack": AttackConfig(eps=(8 / 255,), norm="linf"),
+    }
+    points: list[Point] = []
+    for kind, config in configs.items():
+        needs = points[-1].id if points else None
+        points.append(
+            Point(id=point_id(kind, config, needs), kind=kind, config=config, needs=needs)  # type: ignore[arg-type]
+        )
+    later = AttackConfig(eps=(8 / 255,), norm="linf", seed=7)
+    needs = points[1].id
+    points.append(
+        Point(id=point_id("attack", later, needs), kind="attack", config=later, needs=needs)
+    )
+    write_sweep(
+        runs.folder, Sweep(name="mine", created="now", points=tuple(points), table="table2")
+    )
+    source = runs.pretrain(points[0].run)
+    target = runs.transfer(source, points[1].run, neft_beta=0.4)
+    runs.attack(target, points[2].run, 900, 300)
+    pair(runs, "another")
+    for selector in ("mine", runs.folder / "sweeps" / "mine.json"):
+        value = report(cartl, selector)
+        assert [row["runs"] for row in value["results"]] == [[points[2].run]]
+        assert reasons(value) == {points[3].run: "not run yet"}
+    lines = report(cartl, "mine", "--against", "paper")["paper"]
+    assert {line["table"] for line in lines} == {"table2"}
+    assert len(report(cartl)["results"]) == 2
+
+
+def test_the_papers_numbers_agree_with_each_other() -> None:
+    paper = read_paper()
+    tables = {name: [row for row in paper.rows if row.table == name] for name in ("table1",)}
+    tables |= {f"table{i}": [r for r in paper.rows if r.table == f"table{i}"] for i in (2, 3, 4)}
+    assert {name: len(rows) for name, rows in tables.items()} == {
+        "table1": 16,
+        "table2": 18,
+        "table3": 9,
+        "table4": 12,
+    }
+    assert all(0.5 < row.clean < 1 and 0 < row.robust < row.clean for row in paper.rows)
+    best = {r.k: r for r in tables["table2"] if (r.fdm_lambda, r.neft_beta) == (0.005, 0.4)}
+    for row in tables["table3"]:  # the ablation repeats Table 2 at λ 0.005, β 0.4
+        if row.method == "CARTL":
+            assert (row.clean, row.robust) == (best[row.k].clean, best[row.k].robust)
+    assert (0.9476, 0.2165) in [(row.clean, row.robust) for row in tables["table4"]]
+    again = [r for r in tables["table1"] if (r.k, r.freeze_bn, r.target_data) == (6, "all", "svhn")]
+    vanilla = [
+        row
+        for row in tables["table4"]
+        if row.method == "vanilla" and (row.source_data, row.target_data) == ("cifar10", "svhn")
+    ]
+    assert [(r.clean, r.robust) for r in again] == [(r.clean, r.robust) for r in vanilla]
+
+
+def test_the_paper_beside_ours_says_what_differs(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source", dataset="cifar100", k=6, fdm_lambda=0.005)
+    target = runs.transfer(source, "target", dataset="cifar10", neft_beta=0.4, fraction=0.1)
+    runs.attack(target, "attack", 800, 200, 250, attack=["pgd"], pgd_steps=20, eps=[4 / 255])
+    lines = report(cartl, "--against", "paper", "--table", "table2")["paper"]
+    assert len(lines) == 18
+    (ours,) = [line for line in lines if line["ours"]]
+    assert (ours["k"], ours["fdm_lambda"], ours["neft_beta"]) == (6, 0.005, 0.4)
+    assert ours["ours"]["robust"] == 0.25
+    assert set(ours["ours"]["differs"]) == {
+        "wrn-16-1, paper wrn-34-10",
+        "n = 1000, paper n = 10000",
+        "fraction 0.1, paper fraction 1",
+        "eps 4/255, paper eps 8/255",
+        "20 steps, paper 100 steps",
+    }
+    shown = " ".join(cartl("report", "--against", "paper", "--format", "markdown").out.split())
+    assert "87.79" in shown
+    assert "-7.8" in shown
+    rows, _ = rows_of(find_results([], runs.folder).results)
+    assert {beside.published.table for beside in beside_paper(rows, None)} == {"table2", "table3"}
+
+
+def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: Command) -> None:
+    """What a command line is read as is what was stored: for the commands of real and odd runs."""
+    from cartl_cli.core.configure import configure
+
+    runs = Runs(tmp_path / "odd")
+    trained: Json = {"dataset": "a 'b' $c", "classes": ("x", "y"), "eps": 0.1 / 3, "augment": ()}
+    trained |= {"milestones": (1, 2), "step_size": 2 / 255, "lr": 0.1}
+    source = runs.pretrain("source", **trained)
+    target = runs.transfer(source, "target", lwf_lambda=0.01, head_epochs=3, seed=4)
+    made: Json = {"eps": [0.01, 8 / 255], "norm": "l2", "attack": ["pgd", "square"], "limit": 10}
+    attacked = runs.attack(target, "attack", 9, (5, 3), n=10, diagnose=True, **made)
+    real = [read_run(runs_dir / name) for name in ("source", "target")]
+    for run in (source, target, attacked, *real):
+        config = run.manifest.config
+        program, kind, *words = shlex.split(command_of(run))
+        assert (program, kind) == ("cartl", run.manifest.kind)
+        settings: Json = {}
+        if kind == "attack":
+            settings["run"] = words.pop(0)
+        while words:
+            name = words.pop(0).removeprefix("--").replace("-", "_")
+            is_switch = name in ("diagnose", "save_adversarial")
+            settings[name] = True if is_switch else words.pop(0)
+        assert settings.pop("name") == run.name
+        again: Any = configure(type(config), settings)  # type: ignore[type-var]
+        assert again.model_dump() == config.model_dump()
+
+
+# Formats and their sinks
+
+
+class Page(HTMLParser):
+    """What is in a page: tags, the text of cells, addresses, the text of each <pre>."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.open += [] if tag in ("meta", "img", "br", "link") else [tag]
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+
+def parsed(page: str) -> Page:
+    found = Page()
+    found.feed(page)
+    assert found.open == []
+    return found
+
+
+@pytest.mark.parametrize("row", HOSTILE)
+def test_z16_z17_z18_z19_z20_z21_names_are_text_in_every_format(
+    cartl: Command, runs: Runs, row: str
+) -> None:
+    name = HOSTILE[row]
+    pair(runs, "plain")
+    source = runs.pretrain("source", dataset=name)
+    target = runs.transfer(source, name.replace("/", "-"), dataset=f"{name}!")
+    runs.attack(target, "attack", 900, 300, 350)
+    runs.attack(target, f"{name.replace('/', '-')}2", 900, 300, status="failed")
+    shown = name.encode("unicode_escape").decode() if row == "z20" else name
+    out = {form: cartl("report", "--format", form).out for form in FORMS}
+    for form, text in out.items():
+        assert "\x1b" not in text, form
+        assert "\u202e" not in text, form
+        assert "\x07" not in text, form
+    assert shown[:6] in out["table"]  # the rest may be folded
+    page = parsed(out["html"])
+    assert page.tags.count("script") == 1
+    assert not {"b", "a", "em"} & set(page.tags)
+    assert any(shown in text for text in page.texts)
+    lines = list(csv.DictReader(io.StringIO(out["csv"])))
+    assert shown in [line["source_data"].lstrip("'") for line in lines]
+    values = [value for line in lines for value in line.values()]
+    assert not any(value.startswith(("=", "+", "-", "@")) for value in values)
+    assert name in [row["source_data"] for row in json.loads(out["json"])["results"]]
+    check_latex(out["latex"])
+    check_markdown(out["markdown"])
+
+
+def check_latex(text: str) -> None:
+    """Braces balanced, environments closed, every line of a table as long as its head."""
+    assert text.isascii()
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    bare = re.sub(r"\\[\\{}$&#%_]", "", body)
+    depth = 0
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert not re.findall(r"[#%~^]", bare)
+    assert bare.count("$") % 2 == 0
+    commands = set(re.findall(r"\\([a-zA-Z]+)", body.replace("\\\\", "")))
+    assert commands <= LATEX_COMMANDS
+    for columns, table in re.findall(
+        r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", body, re.DOTALL
+    ):
+        lines = [line for line in table.splitlines() if line.endswith("\\\\")]
+        assert {re.sub(r"\\&", "", line).count("&") for line in lines} == {len(columns) - 1}
+
+
+def check_markdown(text: str) -> None:
+    """No line of a table has another number of cells than its head, and no HTML is left."""
+    counts: set[int] = set()
+    for line in text.splitlines():
+        if line.startswith("|"):
+            counts.add(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)))
+        else:
+            assert len(counts) <= 1
+            counts = set()
+        assert not re.search(r"<\w", line)
+        assert not re.search(r"(?<!\\)(?:\\\\)*[`*\[]", line)
+
+
+FORMS = ("table", "markdown", "latex", "csv", "json", "html")
+LATEX_COMMANDS = {
+    *("begin", "end", "centering", "small", "caption", "toprule", "midrule", "bottomrule", "par"),
+    *("footnotesize", "scriptsize", "textbackslash", "textasciitilde", "textasciicircum"),
+    *("textless", "textgreater", "textbar", "textquotedbl", "textquotesingle"),
+    *("textasciigrave", "textdagger", "ldots", "beta", "lambda", "pm", "le", "ge", "to", "ell"),
+    *("infty", "times", "sigma"),
+}
+
+
+def test_z22_a_long_name_is_cut_but_whole_in_json(cartl: Command, runs: Runs) -> None:
+    name = "x" * 10_000
+    runs.attack(runs.transfer(runs.pretrain("s", dataset=name), "t"), "attack", 900, 300)
+    assert report(cartl)["results"][0]["source_data"] == name
+    for form in ("table", "markdown", "latex"):
+        text = cartl("report", "--format", form).out
+        assert "x" * 61 not in text
+        assert len(text) < 5_000
+    assert all(len(line) <= 100 for line in cartl("report").out.splitlines())
+
+
+def test_formats_hold_the_same_numbers(cartl: Command, tmp_path: Path) -> None:
+    paper_like(tmp_path / "runs", seeds=2, ks=(4, 6))
+    every = ",".join(FORMS)
+    more = ("--baseline", "vanilla", "--against", "paper", "--table", "table3")
+    done = cartl(
+        "report", "--format", every, "--out", "out", "--plot", "tradeoff,k,fraction", *more
+    )
+    assert done.code == 0, done.err
+    endings = ("txt", "md", "tex", "csv", "json", "html")
+    text = {end: (tmp_path / "out" / f"report.{end}").read_text() for end in endings}
+    rows = json.loads(text["json"])["results"]
+    lines = list(csv.DictReader(io.StringIO(text["csv"])))
+    assert len(rows) == len(lines) == 7
+    for row, line in zip(rows, lines, strict=True):
+        assert float(line["robust_mean"]) == row["robust"]["mean"]
+        shown = f"{100 * row['robust']['mean']:.1f}"
+        assert all(shown in text[end] for end in ("txt", "md", "tex", "html"))
+    check_latex(text["tex"])
+    check_markdown(text["md"])
+    page = parsed(text["html"])
+    assert len(page.addresses) == 2  # trade-off and k; there is one fraction
+    for command in rows[0]["commands"]:
+        assert any(command in one for one in page.texts)
+    for name in ("tradeoff", "k", "fraction"):
+        starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+        for ending, start in starts.items():
+            assert (tmp_path / "out" / f"{name}.{ending}").read_bytes().startswith(start)
+
+
+def test_z33_a_page_needs_nothing_from_elsewhere(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source", dataset="http://x/../../y.png")
+    runs.attack(runs.transfer(source, "target", dataset="file:///z.png"), "attack", 900, 300)
+    page = parsed(cartl("report", "--format", "html").out)
+    assert page.addresses
+    assert all(one.startswith("data:image/svg+xml;base64,") for one in page.addresses)
+    assert "link" not in page.tags
+
+
+def test_z32_without_matplotlib_there_are_tables(
+    cartl: Command, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair(runs)
+    for name in ("curves", "plots"):
+        monkeypatch.delitem(sys.modules, f"cartl_cli.display.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = cartl("report", "--format", "html")
+    assert done.code == 0
+    assert "No pictures without matplotlib" in done.out
+    done = cartl("report", "--plot", "k", "--out", "out")
+    assert done.code == 2
+    assert "needs matplotlib" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param("--format pdff", "no 'pdff'; choose from table, markdown", id="Z11"),
+        pytest.param("--format html --out out.csv", "must be a folder", id="Z12"),
+        pytest.param("--format html --out old", "exists; --force", id="Z13"),
+        pytest.param("--format html --out runs/target", "would change run 'target'", id="Z14"),
+        pytest.param("--format html --out runs/target/x", "would change run 'target'", id="Z14-in"),
+        pytest.param("--format html --out -", "must be a folder", id="Z15"),
+        pytest.param("--format html,csv", "need --out FOLDER", id="Z15-several"),
+        pytest.param("--plot k", "needs --out FOLDER", id="Z15-plot"),
+        pytest.param("--plot foo --out x", "no 'foo'; choose from tradeoff, k", id="plot"),
+        pytest.param("--out a/b/c", "parent folder missing", id="parent"),
+        pytest.param("--table table1", "goes with --against", id="table"),
+        pytest.param("--against paper --table table9", "choose table1", id="no-table"),
+        pytest.param("--against me", "choose paper", id="against"),
+    ],
+)
+def test_refused(cartl: Command, runs: Runs, tmp_path: Path, arguments: str, says: str) -> None:
+    pair(runs)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "report.html").write_text("mine")
+    done = cartl("report", *arguments.split())
+    assert done.code == 2, done.err
+    assert says in done.err
+    assert done.out == ""
+    assert (tmp_path / "old" / "report.html").read_text() == "mine"
+    assert [path.name for path in (runs.folder / "target").iterdir()] == ["manifest.json"]
+
+
+def test_force_writes_over_an_older_report(cartl: Command, runs: Runs, tmp_path: Path) -> None:
+    pair(runs)
+    for more in ((), ("--force",)):
+        assert cartl("report", "--format", "csv", "--out", "out", *more).code == 0
+    assert cartl("report", "--format", "csv", "--out", "out").code == 2
+
+
+def test_z30_many_runs_are_read_without_torch(runs: Runs, tmp_path: Path) -> None:
+    """What takes time and memory, loading torch, is not done, whatever the number of runs."""
+    pair(runs)
+    code = (
+        "import sys\nsys.argv = ['cartl', 'report', '--format', 'html']\n"
+        "from cartl_cli.app import main\ntry:\n    main()\n"
+        "finally:\n    assert 'torch' not in sys.modules"
+    )
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "<!doctype html>" in done.stdout
+
+
+def test_real_runs_are_reported(cartl: Command, runs_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs_dir, tmp_path / "runs")
+    for name in ("source", "target"):
+        assert cartl("attack", name, "--pgd-steps", 1, "--checks", "off").code == 0
+    numbers = [
+        read_run(tmp_path / "runs" / name).attack_results for name in ("003-attack", "004-attack")
+    ]
+    rows = report(cartl, "3", "004-attack")["results"]
+    found = {row["method"]: row["robust"]["mean"] for row in rows}
+    assert found == {
+        "source": numbers[0].by_eps[-1].robust_accuracy,
+        "CARTL": numbers[1].by_eps[-1].robust_accuracy,
+    }
+    value = report(cartl, "--baseline", "003-attack")
+    assert "no paired test" in reasons(value)["004-attack"]
+
+
+def test_pictures_show_the_rows(tmp_path: Path) -> None:
+    from cartl_cli.display.curves import over_k, tradeoff
+
+    paper_like(tmp_path / "runs", seeds=2, ks=(4, 6, 8))
+    rows, _ = rows_of(find_results([], tmp_path / "runs").results)
+    (axes,) = tradeoff(rows).axes
+    points = {(float(x), float(y)) for line in axes.containers for x, y in line[0].get_xydata()}
+    assert points == {(100 * row.clean.mean, 100 * row.robust.mean) for row in rows}
+    assert {text.get_text() for text in axes.texts} == {"k=4", "k=6", "k=8"}
+    (axes,) = over_k(rows).axes
+    found = {line.get_label(): line for line in axes.containers}
+    cartl = found["CARTL"][0].get_xydata()
+    ours = [row for row in rows if row.setting.method == "CARTL"]
+    assert cartl.tolist() == [[row.setting.k, 100 * row.robust.mean] for row in ours]
