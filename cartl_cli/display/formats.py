@@ -6,7 +6,6 @@ Each function escapes what its reader would act on.
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,10 +17,8 @@ from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.reporting import Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.display.sheets import Report, Sheet, sheets_of
-from cartl_cli.display.tables import cell
+from cartl_cli.display.tables import WIDTH, cell, stdout
 from cartl_cli.display.text import printable
-
-WIDTH = 100  # columns of a terminal
 
 
 def rich_table(sheet: Sheet) -> Table:
@@ -45,9 +42,8 @@ def _lines(parts: Sequence[str]) -> Any:
 
 
 def show(report: Report) -> None:
-    """Print the tables on stdout, at most ``WIDTH`` columns wide."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    """Print the tables on stdout."""
+    console = stdout()
     for sheet in sheets_of(report):
         console.print(rich_table(sheet))
 

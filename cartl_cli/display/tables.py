@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from cartl_cli.core.statistics import Difference
 
 
+WIDTH = 100  # columns
+
+
 def show(table: Table) -> None:
-    """Print a table on stdout, at most 100 columns wide."""
+    """Print a table on stdout."""
+    stdout().print(table)
+
+
+def stdout() -> Console:
+    """Standard output, at most ``WIDTH`` columns wide, which it is where it is no terminal."""
     console = Console(file=sys.stdout, highlight=False)
-    console.print(table, width=min(console.width, 100) if console.is_terminal else 100)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    return console
 
 
 def cell(value: object) -> Text:
