@@ -742,7 +742,8 @@ def test_z30_many_runs_are_read_without_torch(runs: Runs, tmp_path: Path) -> Non
 
 
 def test_real_runs_are_reported(cartl: Command, runs_dir: Path, tmp_path: Path) -> None:
-    shutil.copytree(runs_dir, tmp_path / "runs")
+    for name in ("source", "target"):
+        shutil.copytree(runs_dir / name, tmp_path / "runs" / name)
     for name in ("source", "target"):
         assert cartl("attack", name, "--pgd-steps", 1, "--checks", "off").code == 0
     numbers = [

@@ -178,7 +178,7 @@ def test_masked_gradients_do_not_stop_a_search_a_transfer_or_the_way_through_the
     ):
         found = check(masked)
         assert (found.id, found.verdict) == (name, "fail"), found.text
-        assert check(healthy).verdict == "pass"
+        assert check(healthy).verdict != "fail"  # one image of so few may be luck
 
 
 def test_one_image_is_luck_and_two_are_not(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
