@@ -189,3 +189,9 @@ def test_debug_shows_the_traceback(cartl: Command, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["cartl", "pretrain", "--k", "99", "--debug"])
     with pytest.raises(UsageError):
         main()
+
+
+def test_augmentations_are_given_as_a_list(cartl: Command) -> None:
+    done = cartl("pretrain", "--describe", "--augment", "crop,flap")
+    assert done.code == 2
+    assert "got 'flap'" in done.err
