@@ -1,5 +1,6 @@
 import importlib.util
 import logging
+import sys
 from unittest import mock
 
 import pytest
@@ -38,6 +39,20 @@ def test_it_is_silent_and_leaves_the_log_of_others_alone(caplog: pytest.LogCaptu
     assert caplog.records == []
     logging.getLogger("auto-attack").warning("somebody else's")
     assert len(caplog.records) == 1
+
+
+def test_a_debugger_goes_on() -> None:
+    model, images, labels = linear(3, count=4)
+
+    def tracer(*arguments: object) -> None: ...
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        autoattack(model, images, labels, Budget(1.0, 0.25, 100), 9, 0)
+        assert sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)
 
 
 def test_without_the_package_the_command_says_what_to_install(cartl: Command, source: Run) -> None:

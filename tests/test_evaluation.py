@@ -7,7 +7,8 @@ import torch
 
 from cartl_cli.core.attacking import half_way, summary
 from cartl_cli.core.attacks import suite
-from cartl_cli.core.attacks.pgd import STANDS, Budget, correct, predict
+from cartl_cli.core.attacks.apgd import apgd_targeted
+from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.evaluation import UNTRIED, Plan, Verdicts, robustness, unattacked
@@ -149,6 +150,38 @@ def test_a_plan_that_was_interrupted_goes_on_to_the_same_verdicts(
         robustness(model, data.evaluation, chosen, fp32, begun, lambda waiting: None)
         assert torch.equal(begun.fell_at, whole.fell_at)
         assert torch.equal(begun.last, whole.last)
+
+
+def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
+    model: BlockModel, data: DataSet
+) -> None:
+    seen: list[list[int]] = []
+
+    def every_other(
+        model: BlockModel, batch: suite.Batch, budget: Budget, setting: suite.Setting
+    ) -> Outcome:
+        seen.append(batch.indices.tolist())
+        falls = batch.indices % 2 == 0 if setting.restart == 0 else batch.indices < 0
+        fell_at = torch.where(falls, 1, STANDS)
+        return Outcome(batch.images, fell_at, falls)
+
+    with mock.patch.dict(suite.ATTACKS, {"square": every_other}):
+        measured = measure(model, data.evaluation, plan("square", restarts=2))
+    right = measured.clean.nonzero().squeeze(1).tolist()
+    assert seen == [right, [index for index in right if index % 2 == 1]]
+    assert [index for index in right if measured.fell_at[0, 0, index] == 1] == [
+        index for index in right if index % 2 == 0
+    ]
+
+
+@pytest.mark.parametrize(("steps", "each"), [(100, 34), (3, 1), (1, 1)])
+def test_apgd_t_takes_a_third_of_the_steps_towards_each_class(
+    model: BlockModel, data: DataSet, steps: int, each: int
+) -> None:
+    with mock.patch(f"{suite.__name__}.apgd_targeted", side_effect=apgd_targeted) as walk:
+        measure(model, data.evaluation.take(torch.arange(3)), plan("apgd-t", steps=steps))
+    budgets = [argument for argument in walk.call_args.args if isinstance(argument, Budget)]
+    assert [budget.steps for budget in budgets] == [each]
 
 
 def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(

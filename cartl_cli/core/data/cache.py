@@ -1,6 +1,7 @@
 """Decoded images, kept so that they are decoded once; the cache can be deleted at any time."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,11 +10,32 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
 
+from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.errors import CartlError
 from cartl_cli.core.storage import make_cache, write_whole
 
 Content = tuple[dict[str, Tensor], tuple[str, ...]]
 """Images (N, 3, S, S) and labels (N,) of train and test by name, and notes."""
+
+
+def decoded_once(
+    name: str, classes: tuple[str, ...], cached: Path | None, decode: Callable[[], Content]
+) -> DataSet:
+    """The data set that ``decode`` gives, from the file ``cached`` if it is there."""
+    content = read_cache(cached) if cached else None
+    if content is None:
+        content = decode()
+        if cached:
+            write_cache(cached, content)
+    tensors, notes = content
+    return DataSet(
+        name=name,
+        classes=classes,
+        train=Split(tensors["train_images"], tensors["train_labels"]),
+        evaluation=Split(tensors["test_images"], tensors["test_labels"]),
+        measured="test",
+        notes=notes,
+    )
 
 
 def read_cache(path: Path) -> Content | None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cartl_cli.core.data.cache import Content, read_cache, write_cache
+from cartl_cli.core.data.cache import Content, decoded_once
 from cartl_cli.core.data.decoding import decode_image
 from cartl_cli.core.data.listings import Entry, Listing, is_hidden, list_folder, list_zip
-from cartl_cli.core.data.split import DataSet, Split, choose_classes
+from cartl_cli.core.data.split import DataSet, choose_classes
 from cartl_cli.core.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
@@ -59,20 +59,7 @@ def _data_set(
         for parts, state in members:
             key.update(repr((group, parts, state)).encode())
     cached = cache_dir and cache_dir / f"images-{key.hexdigest()[:32]}.safetensors"
-    content = read_cache(cached) if cached else None
-    if content is None:
-        content = _decode(listing, wanted, kept, image_size)
-        if cached:
-            write_cache(cached, content)
-    tensors, notes = content
-    return DataSet(
-        name=path.name,
-        classes=kept,
-        train=Split(tensors["train_images"], tensors["train_labels"]),
-        evaluation=Split(tensors["test_images"], tensors["test_labels"]),
-        measured="test",
-        notes=notes,
-    )
+    return decoded_once(path.name, kept, cached, lambda: _decode(listing, wanted, kept, image_size))
 
 
 def _choose(

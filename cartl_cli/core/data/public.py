@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from cartl_cli.core.data import formats
-from cartl_cli.core.data.cache import Content, read_cache, write_cache
+from cartl_cli.core.data.cache import Content, decoded_once
 from cartl_cli.core.data.downloads import Store, verified
 from cartl_cli.core.data.published import Published
-from cartl_cli.core.data.split import DataSet, Split
+from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DataError
 
 DECODER = "1"  # part of the cache key: raise it when decoding changes
@@ -28,19 +28,8 @@ def public_data_set(
     for archive in published.archives:
         key.update(archive.sha256.encode())
     cached = cache_dir and cache_dir / f"{name}-{key.hexdigest()[:32]}.safetensors"
-    content = read_cache(cached) if cached else None
-    if content is None:
-        content = _read(name, published, image_size, store)
-        if cached:
-            write_cache(cached, content)
-    tensors, notes = content
-    return DataSet(
-        name=name,
-        classes=published.classes,
-        train=Split(tensors["train_images"], tensors["train_labels"]),
-        evaluation=Split(tensors["test_images"], tensors["test_labels"]),
-        measured="test",
-        notes=notes,
+    return decoded_once(
+        name, published.classes, cached, lambda: _read(name, published, image_size, store)
     )
 
 
