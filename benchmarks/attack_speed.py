@@ -3,178 +3,126 @@
     python -m benchmarks.attack_speed vanilla cartl --runs-dir demo-runs
 
 VANILLA_RUN and CARTL_RUN are finished transfers on `shapes-target`. Competitors take turns, round
-by round; speeds and ratios are medians over the rounds, ratios within a round. Writes the tables to
+by round, each in a process of its own; speeds and ratios are medians over the rounds, ratios within
+a round. Writes the tables to
 standard output as Markdown and everything to docs/figures/attack-speed.json. Needs the peers:
 `pip install 'cartl[bench]'` (see `benchmarks.peers`). About 15 minutes on two cores.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 from benchmarks.commands import machine, progress
-from benchmarks.peers import DISTRIBUTIONS, missing, peers
+from benchmarks.competitors import (
+    BATCH,
+    Measured,
+    Task,
+    budget,
+    cartl,
+    everybody,
+    model_of,
+    pixels,
+    precisions,
+    process,
+)
+from benchmarks.peers import DISTRIBUTIONS, missing
 from cartl_cli.core import attacking, runs
-from cartl_cli.core.attacks.pgd import Budget, ascent, correct, predict
-from cartl_cli.core.attacks.suite import ATTACKS, Batch, Setting
+from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.attacks.pgd import ascent, predict
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.shapes import shapes_target
-from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.evaluation import Plan, robustness, unattacked
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
-from cartl_cli.core.precision import autocast_for, native_bfloat16
 from cartl_cli.core.recording import Session
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trusting import checked
 
-CPU = torch.device("cpu")
-EPS = 8 / 255
-BATCH = 128
 SIZES = (1_000, 10_000)  # images of the memory's measurement
-Run = Callable[[Tensor, Tensor], Tensor]
 Figures = dict[str, Any]
 
 
-def model_of(runs_dir: Path, name: str) -> BlockModel:
-    """The model of a finished transfer, in evaluation mode."""
-    return runs.read_model(runs.find_run(name, runs_dir, "RUN", ("transfer",))).eval()
-
-
-def budget(steps: int) -> Budget:
-    return Budget(EPS, EPS / 4, steps)
-
-
-def precisions() -> dict[str, torch.autocast]:
-    """Automatic casting of bfloat16, where that is native, and of float32."""
-    native = {"cartl bf16": "bf16"} if native_bfloat16(CPU) else {}
-    named = {**native, "cartl fp32": "fp32"}
-    return {name: autocast_for(CPU, what) for name, what in named.items()}
-
-
-def pixels(split: Split) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, S, S) as the peers get them, contiguous, and labels."""
-    return to_pixels(split.images), split.labels
-
-
-def cartl(model: BlockModel, limits: Budget, autocast: torch.autocast, to_the_end: bool) -> Run:
-    """What ``cartl attack`` does with a batch; fallen images leave unless ``to_the_end``."""
-
-    def run(images: Tensor, labels: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
-        batch = Batch(images, labels, torch.arange(len(images)))
-        setting = Setting(0, 0, 1, 1, to_the_end)
-        with autocast:
-            return ATTACKS["pgd"](model, batch, limits, setting).adversarial
-
-    return run
-
-
-def competitors(model: BlockModel, limits: Budget, to_the_end: bool) -> dict[str, Run]:
-    size, classes = 32, model.head.out_features
-    ours = {n: cartl(model, limits, cast, to_the_end) for n, cast in precisions().items()}
-    return {**ours, **peers(model, classes, size, limits)}
-
-
-def batched(run: Run, images: Tensor, labels: Tensor) -> Tensor:
-    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    return torch.cat([run(some, theirs) for some, theirs in parts])
-
-
-def in_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, round by round in the order A B C A B C."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+def in_turns(work: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """What each piece of work measures, round by round in the order A B C A B C."""
+    found: dict[str, list[Measured]] = {name: [] for name in work}
     for number in range(rounds):
         for name, run in work.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-            progress.print(f"round {number + 1}: {name} {seconds[name][-1]:.2f} s", markup=False)
-    return seconds
+            found[name].append(run())
+            seconds = found[name][-1].seconds
+            progress.print(f"round {number + 1}: {name} {seconds:.2f} s", markup=False)
+    return found
 
 
-def faster(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
+def timed(run: Callable[[], object]) -> Callable[[], Measured]:
+    def measure() -> Measured:
+        began = time.perf_counter()
+        run()
+        return Measured(time.perf_counter() - began, 0.0)
+
+    return measure
+
+
+def faster(found: dict[str, list[Measured]], ours: str, theirs: str) -> float:
     """The median, over the rounds, of their time over ours."""
-    pairs = zip(seconds[theirs], seconds[ours], strict=True)
-    return statistics.median(their / our for their, our in pairs)
+    pairs = zip(found[theirs], found[ours], strict=True)
+    return statistics.median(their.seconds / our.seconds for their, our in pairs)
 
 
-def fastest(seconds: dict[str, list[float]]) -> str:
+def median_seconds(found: list[Measured]) -> float:
+    return statistics.median(each.seconds for each in found)
+
+
+def fastest(found: dict[str, list[Measured]]) -> str:
     """The peer of the smallest median."""
-    names = [name for name in seconds if not name.startswith("cartl")]
-    return min(names, key=lambda name: statistics.median(seconds[name]))
+    names = [name for name in found if not name.startswith("cartl")]
+    return min(names, key=lambda name: median_seconds(found[name]))
 
 
-def fixed_work(model: BlockModel, split: Split, steps: int, rounds: int) -> Figures:
-    """Image steps per second, with nothing dropped early."""
-    images, labels = pixels(split.take(torch.arange(min(BATCH, len(split)))))
-    for run in competitors(model, budget(2), True).values():
-        run(images, labels)
-    runs_ = competitors(model, budget(steps), True)
-    work = {name: (lambda run=run: run(images, labels)) for name, run in runs_.items()}
-    seconds = in_turns(work, rounds)
-    count = len(images) * steps
+def compared(runs_dir: Path, name: str, task: Task, rounds: int) -> Figures:
+    """All competitors at one task, each in a process of its own, in turns."""
+    with contextlib.ExitStack() as processes:
+        work = {
+            who: processes.enter_context(process(who, runs_dir, name, task)) for who in everybody()
+        }
+        found = in_turns(work, rounds)
+    peer = fastest(found)
     return {
-        "images": len(images),
-        "steps": steps,
+        **asdict(task),
+        "seconds": {who: median_seconds(each) for who, each in found.items()},
         "image steps per second": {
-            name: count / statistics.median(times) for name, times in seconds.items()
+            who: task.images * task.steps / median_seconds(each) for who, each in found.items()
         },
-        "fastest peer": fastest(seconds),
-        "ratio to the fastest peer": {
-            name: faster(seconds, name, fastest(seconds)) for name in precisions()
+        "robust accuracy": {
+            who: statistics.median(one.robust for one in each) for who, each in found.items()
         },
+        "fastest peer": peer,
+        "ratio to the fastest peer": {who: faster(found, who, peer) for who in precisions()},
     }
 
 
-def to_verdict(model: BlockModel, split: Split, steps: int, rounds: int) -> Figures:
-    """Seconds until every image has its verdict, the clean predictions included."""
-    images, labels = pixels(split)
-    robust: dict[str, list[float]] = {}
-
-    def judged(name: str, run: Run) -> None:
-        right = correct(predict(model, images), labels)
-        found = batched(run, images[right], labels[right])
-        stands = int(correct(predict(model, found), labels[right]).sum())
-        robust.setdefault(name, []).append(stands / len(images))
-
-    for run in competitors(model, budget(2), False).values():
-        run(images[:BATCH], labels[:BATCH])
-    runs_ = competitors(model, budget(steps), False)
-    work = {name: (lambda n=name, run=run: judged(n, run)) for name, run in runs_.items()}
-    seconds = in_turns(work, rounds)
-    return {
-        "images": len(images),
-        "steps": steps,
-        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "robust accuracy": {name: statistics.median(found) for name, found in robust.items()},
-        "fastest peer": fastest(seconds),
-        "ratio to the fastest peer": {
-            name: faster(seconds, name, fastest(seconds)) for name in precisions()
-        },
-    }
-
-
-def overhead(model: BlockModel, split: Split, steps: int, rounds: int) -> Figures:
+def overhead(model: BlockModel, steps: int, rounds: int) -> Figures:
     """The loop's time over that of its passes alone.
 
     The passes are the gradients, and one float32 prediction of every image for its verdict, one for
     its last iterate.
     """
-    images, labels = pixels(split.take(torch.arange(min(BATCH, len(split)))))
+    images, labels = pixels(shapes_target().evaluation.take(torch.arange(BATCH)))
     images = images.contiguous(memory_format=torch.channels_last)
     found: Figures = {"images": len(images), "steps": steps}
     for name, autocast in precisions().items():
@@ -189,9 +137,8 @@ def overhead(model: BlockModel, split: Split, steps: int, rounds: int) -> Figure
 
         loop = cartl(model, budget(steps), autocast, True)
         loop(images[:8], labels[:8])
-        work = {"cartl": lambda loop=loop: loop(images, labels), "passes": passes}
-        seconds = in_turns(work, rounds)
-        found[name] = 1 / faster(seconds, "cartl", "passes") - 1
+        work = {"cartl": timed(partial(loop, images, labels)), "passes": timed(passes)}
+        found[name] = 1 / faster(in_turns(work, rounds), "cartl", "passes") - 1
     return found
 
 
@@ -202,7 +149,7 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
     """
     seconds = []
 
-    def timed(*arguments: Any) -> list[Check]:
+    def clocked(*arguments: Any) -> list[Check]:
         began = time.perf_counter()
         found = checked(*arguments)
         seconds.append(time.perf_counter() - began)
@@ -211,7 +158,7 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
     attacked = runs.find_run(name, runs_dir, "RUN", ("transfer",))
     config = AttackConfig(run=name, attack=("pgd",), pgd_steps=steps, batch_size=BATCH)
     session = Session(runs_dir, None, None, progress.print)
-    with mock.patch.object(attacking, "checked", timed):
+    with mock.patch.object(attacking, "checked", clocked):
         run = attacking.attack(config, attacked, session, lambda done, total: None, force=True)
     results = run.attack_results
     attack_seconds = (results.seconds - seconds[0]) * count / results.n
@@ -237,6 +184,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def evaluate(runs_dir: Path, name: str, count: int, steps: int) -> None:
     """One attack on ``count`` images: what a child's memory is measured on."""
+    keep_freed_memory()
     model, split = model_of(runs_dir, name), shapes_target().evaluation
     some = split.take(torch.arange(len(split)).repeat(math.ceil(count / len(split)))[:count])
     plan = Plan(("pgd",), (budget(steps),), 1, 1, 1, 0, BATCH)
@@ -322,22 +270,20 @@ def main() -> None:
     options = parser.parse_args()
     if lacking := missing():
         raise SystemExit(f"missing: {', '.join(lacking)}; pip install 'cartl[bench]'")
-    torch.manual_seed(0)
-    whole = shapes_target().evaluation
-    split = whole.take(stratified(whole.labels, options.images, 0, "limit"))
-    vanilla, robust = (
-        model_of(options.runs_dir, name) for name in (options.vanilla, options.cartl)
-    )
-    steps, rounds = options.steps, options.rounds
+    runs_dir, steps, rounds = options.runs_dir, options.steps, options.rounds
+    verdict = Task(options.images, steps, to_the_end=False)
+    keep_freed_memory()
     figures: Figures = {
         "measured": f"{machine()}, {torch.get_num_threads()} threads",
         "versions": versions(),
-        "fixed work": fixed_work(robust, split, max(steps // 5, 1), rounds),
-        "overhead": overhead(robust, split, max(steps // 2, 1), rounds),
-        "checks": checks(options.runs_dir, options.cartl, steps, options.checked),
-        "memory": memory(options.runs_dir, options.cartl, tuple(options.sizes), steps),
-        "vanilla": to_verdict(vanilla, split, steps, options.verdict_rounds),
-        "cartl": to_verdict(robust, split, steps, options.verdict_rounds),
+        "fixed work": compared(
+            runs_dir, options.cartl, Task(BATCH, max(steps // 5, 1), to_the_end=True), rounds
+        ),
+        "overhead": overhead(model_of(runs_dir, options.cartl), max(steps // 2, 1), rounds),
+        "checks": checks(runs_dir, options.cartl, steps, options.checked),
+        "memory": memory(runs_dir, options.cartl, tuple(options.sizes), steps),
+        "vanilla": compared(runs_dir, options.vanilla, verdict, options.verdict_rounds),
+        "cartl": compared(runs_dir, options.cartl, verdict, options.verdict_rounds),
     }
     options.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(written(figures))

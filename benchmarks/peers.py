@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cartl_cli.core.attacks.pgd import Budget
+from cartl_cli.core.models.blocks import BlockModel
 
 Peer = Callable[[Tensor, Tensor], Tensor]
 PACKAGES = {"foolbox": "foolbox", "torchattacks": "torchattacks", "ART": "art"}
@@ -27,14 +28,18 @@ def missing() -> list[str]:
     return [DISTRIBUTIONS[n] for n, p in PACKAGES.items() if importlib.util.find_spec(p) is None]
 
 
-def peers(model: nn.Module, classes: int, size: int, budget: Budget) -> dict[str, Peer]:
-    """Every peer by name; each in float32, from a random start, with the same steps."""
-    return {
-        "foolbox": _foolbox(model, budget),
-        "torchattacks": _torchattacks(model, budget),
-        "ART": _art(model, classes, size, budget),
-        "plain loop": _plain(model, budget),
-    }
+PEERS = (*PACKAGES, "plain loop")
+
+
+def peer(name: str, model: BlockModel, budget: Budget) -> Peer:
+    """One of ``PEERS``; each in float32, from a random start, with the same steps."""
+    if name == "foolbox":
+        return _foolbox(model, budget)
+    if name == "torchattacks":
+        return _torchattacks(model, budget)
+    if name == "ART":
+        return _art(model, model.head.out_features, 32, budget)
+    return _plain(model, budget)
 
 
 def _foolbox(model: nn.Module, budget: Budget) -> Peer:

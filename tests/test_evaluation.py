@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
 
@@ -167,7 +168,7 @@ def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
 
     images = data.evaluation.images
     split = Split(images, predict(model.eval(), to_pixels(images)).argmax(1))
-    with mock.patch.dict(suite.ATTACKS, {"square": every_other}):
+    with mock.patch.dict(suite.ATTACKS, {"square": suite.by_batches(every_other)}):
         measured = measure(model, split, plan("square", restarts=2))
     assert seen == [list(range(12)), list(range(1, 12, 2))]
     assert measured.fell_at[0, 0].tolist() == [1, STANDS] * 6
@@ -188,10 +189,13 @@ def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
 ) -> None:
     real = suite.ATTACKS["pgd"]
 
-    def small(model: BlockModel, batch: suite.Batch, *rest: object) -> object:
-        if len(batch.images) > 2:
-            raise torch.OutOfMemoryError("x")
-        return real(model, batch, *rest)  # type: ignore[arg-type]
+    def small(
+        model: BlockModel, targets: suite.Targets, budget: Budget, setting: suite.Setting
+    ) -> Iterator[tuple[torch.Tensor, Outcome]]:
+        for some, outcome in real(model, targets, budget, setting):
+            yield some, outcome
+            if targets.size > 2:  # what is known by then is kept
+                raise torch.OutOfMemoryError("x")
 
     chosen = plan("pgd", eps=(EPS,), batch_size=12)
     whole = measure(model, data.evaluation, chosen)

@@ -7,13 +7,13 @@ from cartl_cli.core.attacks.pgd import Budget, attack, predict
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.models.folding import folded
+from cartl_cli.core.models.folding import Affine, Shift, folded
 from cartl_cli.core.surgery import make_convex
 from tests.victims import untouched
 
 
-def lived_in(arch: str) -> BlockModel:
-    """A model whose batch norm has statistics and weights of every sign."""
+def lived_in(arch: str, positive: bool = False) -> BlockModel:
+    """A model whose batch norm has statistics, and weights of every sign or ``positive`` ones."""
     torch.manual_seed(2)
     model = build_model(arch, 5)
     for module in model.modules():
@@ -24,6 +24,8 @@ def lived_in(arch: str) -> BlockModel:
             nn.init.uniform_(module.running_var, 0.3, 3)
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
+            if positive:
+                module.weight.data.abs_()
     return model.eval()
 
 
@@ -32,11 +34,12 @@ def relative(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("arch", ["wrn-10-1", "wrn-16-2", "resnet-18"])
+@pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_folded_features_logits_and_gradients_are_the_models(
-    arch: str, dtype: torch.dtype, close: float, images: Tensor
+    arch: str, positive: bool, dtype: torch.dtype, close: float, images: Tensor
 ) -> None:
-    model = lived_in(arch).to(dtype)
+    model = lived_in(arch, positive).to(dtype)
     make_convex(model, 1)
     light = folded(model)
     points = images.to(dtype).requires_grad_()
@@ -55,6 +58,15 @@ def test_no_batch_norm_is_left_and_no_parameter_takes_a_gradient(arch: str) -> N
     assert not any(parameter.requires_grad for parameter in light.parameters())
     convolutions = [m for m in light.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
     assert len(convolutions) == {"wrn-10-1": 3, "resnet-18": 20}[arch]
+
+
+def test_a_positive_scale_is_left_to_the_weights() -> None:
+    def count(positive: bool, kind: type[nn.Module]) -> int:
+        light = folded(lived_in("wrn-16-1", positive))
+        return sum(isinstance(module, kind) for module in light.modules())
+
+    assert (count(True, Shift), count(True, Affine)) == (6, 1)
+    assert (count(False, Shift), count(False, Affine)) == (0, 7)
 
 
 def test_folding_leaves_the_model_as_it_is(images: Tensor) -> None:

@@ -12,6 +12,7 @@ from cartl_cli.core.attacks.pgd import (
     perturb,
     predict,
     uniform_start,
+    walk,
 )
 from cartl_cli.core.losses import cross_entropy, margin
 from cartl_cli.core.models.blocks import BlockModel
@@ -110,6 +111,39 @@ def test_a_fallen_image_is_not_attacked_again(images: Tensor) -> None:
     assert seen[0] == 4
     assert sorted(seen, reverse=True) == seen
     assert seen[-1] < 4
+
+
+@pytest.mark.parametrize("to_the_end", [True, False])
+def test_the_next_image_takes_the_place_of_one_that_leaves(to_the_end: bool) -> None:
+    model, images, labels = linear(classes=2)
+    budget = Budget(0.01, 0.002, 12)
+    passes = []
+
+    class Counting(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            if batch.requires_grad:
+                passes.append(len(batch))
+            logits: Tensor = model(batch)
+            return logits
+
+    def begin(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return images[rows], labels[rows], images[rows]
+
+    whole = attack(model, images, labels, images, budget, cross_entropy, to_the_end)
+    queue = torch.arange(len(labels)).flip(0)
+    left = []
+    for rows, part in walk(Counting(), queue, 16, begin, budget, cross_entropy, to_the_end):
+        left += rows.tolist()
+        assert torch.equal(part.fell_at, whole.fell_at[rows])
+        assert torch.equal(part.fallen_last, whole.fallen_last[rows])
+        assert torch.equal(part.adversarial, whole.adversarial[rows])
+    assert sorted(left) == list(range(len(labels)))
+    assert len({int(at) for at in whole.fell_at}) > 3
+    # each image is in as many passes as it makes steps, and passes are full as long as any waits
+    stood = torch.where(whole.fallen & (not to_the_end), whole.fell_at + 1, budget.steps)
+    assert sum(passes) == int(stood.clamp_max(budget.steps).sum())
+    assert max(passes) == 16
+    assert min(passes[: -2 * budget.steps]) >= 14
 
 
 def test_a_logit_that_is_not_finite_counts_as_wrong() -> None:

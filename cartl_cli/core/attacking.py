@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from cartl_cli.core import recording, runs
+from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT, PAPERS
@@ -72,6 +73,7 @@ def attack(
     if "autoattack" in config.attacks:
         require_autoattack()
     device = resolve_device(config.device)
+    keep_freed_memory()
     recording.check_place(session)
     model = runs.read_model(attacked).to(device)
     trained = attacked.manifest

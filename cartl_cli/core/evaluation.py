@@ -3,19 +3,30 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
-from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, PAPERS, Batch, Setting
+from cartl_cli.core.attacks.pgd import STANDS, Budget, correct, predict
+from cartl_cli.core.attacks.suite import ATTACKS, INDEPENDENT, PAPERS, Batch, Setting, Targets
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.losses import margin
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 
 UNTRIED = -2
-"""Of an image that this attack was not run on: it is wrong when clean or has fallen before."""
+"""Of an image that this attack was not run on: it is wrong when clean or has fallen before.
+
+One that has stood ``r`` restarts and waits for the next is ``UNTRIED - r``."""
+
+
+class Stage(NamedTuple):
+    """Numbers of an eps, of an attack and of its restart."""
+
+    eps: int
+    attack: int
+    restart: int
 
 
 @dataclass(frozen=True)
@@ -38,9 +49,10 @@ class Plan:
     keep_all: bool = False
 
     @property
-    def stages(self) -> list[tuple[int, int]]:
-        """Numbers of (eps, attack) in the order in which they are done."""
-        return list(itertools.product(range(len(self.budgets)), range(len(self.attacks))))
+    def stages(self) -> list[Stage]:
+        """In the order in which they are done."""
+        numbers = map(range, (len(self.budgets), len(self.attacks), self.restarts))
+        return [Stage(*each) for each in itertools.product(*numbers)]
 
 
 @dataclass(frozen=True)
@@ -138,19 +150,26 @@ def robustness(
     """Run what is left of the plan, batch by batch; ``verdicts`` are updated in place.
 
     The verdicts do not depend on the batch size: losses are summed over the batch and every random
-    draw belongs to an image. ``batch_done`` gets the number of images that still wait, one counting
-    once for each eps and attack. It falls faster than batches are done: what has fallen to one
-    attack does not wait for the next.
+    draw belongs to an image. It is halved where memory is too small. ``batch_done`` gets the number
+    of images that still wait, one counting once for each eps and attack. It falls faster than
+    batches are done: what has fallen to one attack does not wait for the next.
     """
-    for eps, attack in plan.stages:
-        while len(rows := waiting(plan, verdicts, eps, attack)[: plan.batch_size]) > 0:
-            _attack_batch(model, split, plan, autocast, verdicts, eps, attack, rows)
-            batch_done(all_waiting(plan, verdicts))
+    for stage in plan.stages:
+        size = plan.batch_size
+        while len(rows := waiting(plan, verdicts, stage)) > 0:
+            try:
+                with autocast:
+                    _attack(model, split, plan, verdicts, stage, rows, size, batch_done)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
     return verdicts
 
 
-def waiting(plan: Plan, verdicts: Verdicts, eps: int, attack: int) -> Tensor:
-    """Rising numbers of the images that an attack is still to be run on."""
+def waiting(plan: Plan, verdicts: Verdicts, stage: Stage) -> Tensor:
+    """Rising numbers of the images that a restart of an attack is still to be run on."""
+    eps, attack, restart = stage
     name = plan.attacks[attack]
     if attack == 0 and name == PAPERS:
         right = verdicts.clean
@@ -158,66 +177,42 @@ def waiting(plan: Plan, verdicts: Verdicts, eps: int, attack: int) -> Tensor:
         right = verdicts.stands_alone(eps, attack)
     else:
         right = verdicts.stands(eps, attack)
-    return (right & (verdicts.fell_at[eps, attack] == UNTRIED)).nonzero().squeeze(1)
+    return (right & (verdicts.fell_at[eps, attack] == UNTRIED - restart)).nonzero().squeeze(1)
 
 
 def all_waiting(plan: Plan, verdicts: Verdicts) -> int:
     """How many images wait, counted for each eps and attack."""
-    return sum(len(waiting(plan, verdicts, eps, attack)) for eps, attack in plan.stages)
-
-
-def _attack_batch(
-    model: BlockModel,
-    split: Split,
-    plan: Plan,
-    autocast: torch.autocast,
-    verdicts: Verdicts,
-    eps: int,
-    attack: int,
-    rows: Tensor,
-) -> None:
-    """All restarts of one attack on the images ``rows``."""
-    name, fell_at = plan.attacks[attack], verdicts.fell_at[eps, attack]
-    for restart in range(plan.restarts):
-        to_the_end = attack == restart == 0 and name == PAPERS
-        targets = rows if restart == 0 else rows[fell_at[rows] == STANDS]
-        if len(targets) == 0:
-            break
-        setting = Setting(plan.seed, restart, plan.queries, plan.k, to_the_end)
-        outcome = _attack(model, split, name, targets, plan.budgets[eps], setting, autocast)
-        verdicts.keep(targets, outcome.adversarial)
-        fell_at[targets] = outcome.fell_at.int()
-        if to_the_end:
-            verdicts.last[eps, targets] = ~outcome.fallen_last
+    return sum(len(waiting(plan, verdicts, stage)) for stage in plan.stages)
 
 
 def _attack(
     model: BlockModel,
     split: Split,
-    name: AttackName,
-    targets: Tensor,
-    budget: Budget,
-    setting: Setting,
-    autocast: torch.autocast,
-) -> Outcome:
-    """What one attack makes of its targets; in halves if memory is too small."""
-    part = split.take(targets)
-    try:
-        with autocast:
-            batch = Batch(_pixels(part.images), part.labels, targets)
-            return ATTACKS[name](model, batch, budget, setting)
-    except torch.OutOfMemoryError:
-        if len(targets) == 1:
-            raise
-    halves = [
-        _attack(model, split, name, half, budget, setting, autocast)
-        for half in targets.tensor_split(2)
-    ]
-    return Outcome(
-        torch.cat([half.adversarial for half in halves]),
-        torch.cat([half.fell_at for half in halves]),
-        torch.cat([half.fallen_last for half in halves]),
-    )
+    plan: Plan,
+    verdicts: Verdicts,
+    stage: Stage,
+    rows: Tensor,
+    size: int,
+    batch_done: Callable[[int], None],
+) -> None:
+    """One restart of one attack on the images ``rows``, ``size`` at a time."""
+    eps, attack, restart = stage
+    name, fell_at = plan.attacks[attack], verdicts.fell_at[eps, attack]
+    stood = STANDS if restart == plan.restarts - 1 else UNTRIED - restart - 1
+
+    def batch(indices: Tensor) -> Batch:
+        part = split.take(indices)
+        return Batch(_pixels(part.images), part.labels, indices)
+
+    to_the_end = attack == restart == 0 and name == PAPERS
+    setting = Setting(plan.seed, restart, plan.queries, plan.k, to_the_end)
+    targets = Targets(rows, size, batch)
+    for some, outcome in ATTACKS[name](model, targets, plan.budgets[eps], setting):
+        verdicts.keep(some, outcome.adversarial)
+        fell_at[some] = torch.where(outcome.fallen, outcome.fell_at, stood).int()
+        if to_the_end:
+            verdicts.last[eps, some] = ~outcome.fallen_last
+        batch_done(all_waiting(plan, verdicts))
 
 
 def probe_images(labels: Tensor, plan: Plan) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core import checkpoints, recording, storage
+from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.config import TrainingConfig
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
@@ -62,6 +63,7 @@ def set_up(
     Raises UsageError or DataError.
     """
     device = resolve_device(config.device)
+    keep_freed_memory()
     recording.check_place(session)
     data = load_data_set(
         config.dataset,

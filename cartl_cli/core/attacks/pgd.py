@@ -4,7 +4,7 @@ Pixels stay in [0, 1]. The iterate is kept rather than δ = adversarial − imag
 and the pixel range are one projection.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,9 @@ STANDS = -1
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) → what the attack maximises for each image (B,)."""
+
+Begin = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Numbers of images (n,) → the images, their labels and where they start."""
 
 
 @dataclass(frozen=True)
@@ -91,39 +94,78 @@ def attack(
     objective: Objective,
     to_the_end: bool,
 ) -> Outcome:
+    """The evaluating attack, see ``walk``, on one batch of images."""
+    outcome = Outcome(start.clone(), torch.full_like(labels, STANDS), labels < 0)
+
+    def begin(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return images[rows], labels[rows], start[rows]
+
+    rows = torch.arange(len(labels), device=labels.device)
+    for some, part in walk(model, rows, len(rows), begin, budget, objective, to_the_end):
+        outcome.adversarial[some] = part.adversarial
+        outcome.fell_at[some] = part.fell_at
+        outcome.fallen_last[some] = part.fallen_last
+    return outcome
+
+
+def walk(
+    model: nn.Module,
+    queue: Tensor,
+    size: int,
+    begin: Begin,
+    budget: Budget,
+    objective: Objective,
+    to_the_end: bool,
+) -> Iterator[tuple[Tensor, Outcome]]:
     """The evaluating attack: an image has fallen if *any* iterate is misclassified in float32.
 
     Gradients are those of the folded model and may be taken in bfloat16 (under the caller's
-    autocast), verdicts are the model's own. A fallen image leaves the batch, unless ``to_the_end``
-    asks for everybody's last iterate.
+    autocast), verdicts are the model's own. A fallen image leaves, unless ``to_the_end`` asks for
+    everybody's last iterate. The images numbered in ``queue`` (N,) walk ``size`` at a time, each by
+    its own count of steps: where one leaves, the next takes its place, so that a pass is a full
+    batch. Yields the numbers of those that leave and what was found of them.
     """
-    light = folded(model)
-    found, adversarial = start.clone(), start
-    fell_at = torch.full_like(labels, STANDS)
-    standing = torch.arange(len(labels), device=labels.device)
-
-    def judge(suspects: Tensor, step: int) -> None:
-        suspects = suspects & (fell_at[standing] == STANDS)
-        rows, candidates = standing[suspects], adversarial[suspects]
-        if len(rows) > 0:
-            found[rows] = candidates
-            wrong = ~correct(predict(model, candidates), labels[rows])
-            fell_at[rows[wrong]] = step
+    light, steps = folded(model), budget.steps
+    numbers, queue = queue[:size].clone(), queue[size:]
+    images, labels, adversarial = (tensor.clone() for tensor in begin(numbers))  # by place
+    found, seen = adversarial.clone(), adversarial.clone()
+    taken, fell_at = torch.zeros_like(labels), torch.full_like(labels, STANDS)
+    suspected = fell_at.clone()  # the number of the iterate ``seen`` that waits for float32
+    busy = torch.ones_like(labels, dtype=torch.bool)
 
     with eval_mode(model):
-        for step in range(budget.steps):
-            logits, gradient = ascent(light, adversarial, labels[standing], objective)
-            judge(~correct(logits, labels[standing]), step)
-            adversarial = _step(adversarial, gradient, images[standing], budget)
-            if not to_the_end and (fell_at[standing] != STANDS).any():
-                still = fell_at[standing] == STANDS
-                standing, adversarial = standing[still], adversarial[still]
-            if len(standing) == 0:
-                return Outcome(found, fell_at, fell_at != STANDS)
-        judge(torch.ones_like(standing, dtype=torch.bool), budget.steps)
-        if not to_the_end:
-            return Outcome(found, fell_at, fell_at != STANDS)
-        return Outcome(found, fell_at, ~correct(predict(model, adversarial), labels))
+        while busy.any():
+            ended = busy & (suspected == STANDS) & (taken == steps)
+            seen[ended], suspected[ended] = adversarial[ended], steps
+            waiting = busy & (suspected != STANDS)
+            in_doubt = waiting & (suspected < steps)
+            # a look costs a pass however few they are; without a queue, doubt holds up the end
+            if 8 * waiting.sum() >= busy.sum() or (len(queue) == 0 and in_doubt.any()):
+                rows = waiting.nonzero().squeeze(1)
+                wrong = ~correct(predict(model, seen[rows]), labels[rows])
+                unfallen = fell_at[rows] == STANDS
+                found[rows[unfallen]] = seen[rows[unfallen]]
+                fell_at[rows[unfallen & wrong]] = suspected[rows[unfallen & wrong]]
+                leaving = (
+                    suspected[rows] == steps if to_the_end else wrong | (suspected[rows] == steps)
+                )
+                suspected[rows] = STANDS
+                free = rows[leaving]
+                yield numbers[free], Outcome(found[free], fell_at[free], wrong[leaving])
+                arriving, queue = queue[: len(free)], queue[len(free) :]
+                busy[free[len(arriving) :]] = False
+                if len(arriving) > 0:
+                    free = free[: len(arriving)]
+                    numbers[free], taken[free], fell_at[free] = arriving, 0, STANDS
+                    images[free], labels[free], adversarial[free] = begin(arriving)
+            else:
+                rows = (busy & ~waiting).nonzero().squeeze(1)
+                points = adversarial[rows]
+                logits, gradient = ascent(light, points, labels[rows], objective)
+                wrong = ~correct(logits, labels[rows]) & (fell_at[rows] == STANDS)
+                seen[rows[wrong]], suspected[rows[wrong]] = points[wrong], taken[rows[wrong]]
+                adversarial[rows] = _step(points, gradient, images[rows], budget)
+                taken[rows] += 1
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The attacks by name, each as one function of the same shape."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from cartl_cli.core.attacks.apgd import apgd, apgd_targeted
 from cartl_cli.core.attacks.autoattack import autoattack
 from cartl_cli.core.attacks.feature import feature_attack
 from cartl_cli.core.attacks.geometry import scatter
-from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, attack, counted_noise
+from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, attack, counted_noise, walk
 from cartl_cli.core.attacks.square import counted_draws, square
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.losses import cross_entropy, margin
@@ -43,7 +43,29 @@ class Batch:
     indices: Tensor
 
 
-Attack = Callable[[BlockModel, Batch, Budget, Setting], Outcome]
+@dataclass(frozen=True)
+class Targets:
+    """Images to attack, by their ``indices`` (N,): at most ``size`` of them are made at a time."""
+
+    indices: Tensor
+    size: int
+    batch: Callable[[Tensor], Batch]
+
+
+Attack = Callable[[BlockModel, Targets, Budget, Setting], Iterator[tuple[Tensor, Outcome]]]
+"""Yields what was found, of some indices at a time, in any order."""
+
+
+def by_batches(attack: Callable[[BlockModel, Batch, Budget, Setting], Outcome]) -> Attack:
+    """An attack that takes one batch after another."""
+
+    def run(
+        model: BlockModel, targets: Targets, budget: Budget, setting: Setting
+    ) -> Iterator[tuple[Tensor, Outcome]]:
+        for indices in targets.indices.split(targets.size):
+            yield indices, attack(model, targets.batch(indices), budget, setting)
+
+    return run
 
 
 def start(batch: Batch, budget: Budget, setting: Setting, purpose: str = "attack start") -> Tensor:
@@ -54,11 +76,13 @@ def start(batch: Batch, budget: Budget, setting: Setting, purpose: str = "attack
 
 
 def _pgd(
-    objective: Objective, model: BlockModel, batch: Batch, budget: Budget, setting: Setting
-) -> Outcome:
-    begun = start(batch, budget, setting)
-    images, labels = batch.images, batch.labels
-    return attack(model, images, labels, begun, budget, objective, setting.to_the_end)
+    objective: Objective, model: BlockModel, targets: Targets, budget: Budget, setting: Setting
+) -> Iterator[tuple[Tensor, Outcome]]:
+    def begin(indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch = targets.batch(indices)
+        return batch.images, batch.labels, start(batch, budget, setting)
+
+    return walk(model, targets.indices, targets.size, begin, budget, objective, setting.to_the_end)
 
 
 def _fgsm(model: BlockModel, batch: Batch, budget: Budget, setting: Setting) -> Outcome:
@@ -112,14 +136,14 @@ def _own_seed(setting: Setting) -> int:
 
 
 ATTACKS: Mapping[AttackName, Attack] = {
-    "fgsm": _fgsm,
+    "fgsm": by_batches(_fgsm),
     "pgd": partial(_pgd, cross_entropy),
     "pgd-margin": partial(_pgd, margin),
-    "apgd-ce": _apgd_ce,
-    "apgd-t": _apgd_t,
-    "square": _square,
-    "feature": _feature,
-    "autoattack": _autoattack,
+    "apgd-ce": by_batches(_apgd_ce),
+    "apgd-t": by_batches(_apgd_t),
+    "square": by_batches(_square),
+    "feature": by_batches(_feature),
+    "autoattack": by_batches(_autoattack),
 }
 
 PAPERS: AttackName = "pgd"

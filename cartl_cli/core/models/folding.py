@@ -34,6 +34,20 @@ class Affine(nn.Module):
         return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
 
 
+class Shift(nn.Module):
+    """x + shift per channel: what is left of an ``Affine`` whose scale the next layers take."""
+
+    shift: Tensor
+
+    def __init__(self, affine: Affine) -> None:
+        super().__init__()
+        self.register_buffer("shift", affine.shift / affine.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → same shape and precision."""
+        return x + self.shift.to(x.dtype)
+
+
 def folded(model: Model) -> Model:
     """A copy for gradients with respect to the input: no batch norm is left in it.
 
@@ -52,7 +66,24 @@ def folded(model: Model) -> Model:
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 module.set_submodule(name, Affine(child))
+    for module in list(light.modules()):
+        if isinstance(module, PreActivationBlock):
+            _pass_scale_on(module)
     return light
+
+
+def _pass_scale_on(block: PreActivationBlock) -> None:
+    """Scale the weights rather than what they are applied to.
+
+    A leaky ReLU of s · x is s times that of x, if s > 0.
+    """
+    affine = block.norm_act1.norm
+    convolutions = [conv for conv in (block.conv1, block.shortcut) if conv is not None]
+    plain = all(type(conv) is nn.Conv2d for conv in convolutions)  # not parametrized
+    if isinstance(affine, Affine) and plain and bool((affine.scale > 0).all()):
+        for conv in convolutions:
+            conv.weight.data.mul_(affine.scale)
+        block.norm_act1.set_submodule("norm", Shift(affine))
 
 
 def _followed(module: nn.Module) -> list[tuple[str, str]]:

@@ -1,0 +1,167 @@
+"""PGD of cartl and of its peers at one task, each in a process of its own.
+
+What one library does to a process (how it holds memory, how many threads it starts) does not reach
+the others. A process runs the task once for each line that it reads, and answers with a line.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import PEERS, peer
+from cartl_cli.core import runs
+from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.attacks.pgd import Budget, correct, predict
+from cartl_cli.core.attacks.suite import ATTACKS, Batch, Setting, Targets
+from cartl_cli.core.data.shapes import shapes_target
+from cartl_cli.core.data.split import Split, stratified, to_pixels
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for, native_bfloat16
+
+CPU = torch.device("cpu")
+EPS = 8 / 255
+BATCH = 128
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """PGD on the first images of a stratified order.
+
+    ``to_the_end``: every image walks all steps. Otherwise images that are wrong when clean are not
+    attacked, and what a library does with one that has fallen is its own affair.
+    """
+
+    images: int
+    steps: int
+    to_the_end: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall-clock seconds, and the fraction of the images that are right afterwards."""
+
+    seconds: float
+    robust: float
+
+
+def model_of(runs_dir: Path, name: str) -> BlockModel:
+    """The model of a finished transfer, in evaluation mode."""
+    return runs.read_model(runs.find_run(name, runs_dir, "RUN", ("transfer",))).eval()
+
+
+def budget(steps: int) -> Budget:
+    return Budget(EPS, EPS / 4, steps)
+
+
+def precisions() -> dict[str, torch.autocast]:
+    """Automatic casting of bfloat16, where that is native, and of float32."""
+    native = {"cartl bf16": "bf16"} if native_bfloat16(CPU) else {}
+    named = {**native, "cartl fp32": "fp32"}
+    return {name: autocast_for(CPU, what) for name, what in named.items()}
+
+
+def everybody() -> list[str]:
+    return [*precisions(), *PEERS]
+
+
+def pixels(split: Split) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, S, S) as the peers get them, contiguous, and labels."""
+    return to_pixels(split.images), split.labels
+
+
+def cartl(model: BlockModel, limits: Budget, autocast: torch.autocast, to_the_end: bool) -> Run:
+    """What ``cartl attack`` does with images; fallen ones leave unless ``to_the_end``."""
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+
+        def batch(indices: Tensor) -> Batch:
+            return Batch(images[indices], labels[indices], indices)
+
+        targets = Targets(torch.arange(len(images)), BATCH, batch)
+        found = torch.empty_like(images)
+        with autocast:
+            setting = Setting(0, 0, 1, 1, to_the_end)
+            for indices, outcome in ATTACKS["pgd"](model, targets, limits, setting):
+                found[indices] = outcome.adversarial
+        return found
+
+    return run
+
+
+def competitor(name: str, model: BlockModel, limits: Budget, to_the_end: bool) -> Run:
+    """Ours or theirs by name, ``BATCH`` images at a time."""
+    if name in precisions():
+        return cartl(model, limits, precisions()[name], to_the_end)
+    run = peer(name, model, limits)
+
+    def by_batches(images: Tensor, labels: Tensor) -> Tensor:
+        parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+        return torch.cat([run(some, theirs) for some, theirs in parts])
+
+    return by_batches
+
+
+def measured(model: BlockModel, images: Tensor, labels: Tensor, run: Run, task: Task) -> Measured:
+    """One round: the clean predictions, where they are needed, the attack, the verdicts."""
+    began = time.perf_counter()
+    attacked = torch.ones_like(labels, dtype=torch.bool)
+    if not task.to_the_end:
+        attacked = correct(predict(model, images), labels)
+    found = run(images[attacked], labels[attacked])
+    seconds = time.perf_counter() - began
+    robust = correct(predict(model, found), labels[attacked])
+    return Measured(seconds, int(robust.sum()) / len(labels))
+
+
+@contextlib.contextmanager
+def process(name: str, runs_dir: Path, run: str, task: Task) -> Iterator[Callable[[], Measured]]:
+    """A competitor that has warmed up; each call is a round."""
+    command = [sys.executable, "-m", __spec__.name, name, str(runs_dir), run]
+    with subprocess.Popen(
+        [*command, json.dumps(asdict(task))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def go() -> Measured:
+            print(file=child.stdin, flush=True)
+            for line in child.stdout or ():
+                if line.startswith("{"):
+                    return Measured(**json.loads(line))
+            raise SystemExit(f"{name} ended; try: {' '.join(command)}")
+
+        yield go
+        child.stdin.close()
+
+
+def main() -> None:
+    name, runs_dir, run, task = *sys.argv[1:4], Task(**json.loads(sys.argv[4]))
+    if name in precisions():
+        keep_freed_memory()
+    torch.manual_seed(0)
+    whole = shapes_target().evaluation
+    images, labels = pixels(whole.take(stratified(whole.labels, task.images, 0, "limit")))
+    model = model_of(Path(runs_dir), run)
+    warm = competitor(name, model, budget(2), task.to_the_end)
+    warm(images[:BATCH], labels[:BATCH])
+    ready = competitor(name, model, budget(task.steps), task.to_the_end)
+    for _ in sys.stdin:
+        print(json.dumps(asdict(measured(model, images, labels, ready, task))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
