@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from cartl_cli.core.reporting import METHODS, Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.core.values import shown_pixels
+from cartl_cli.display.differences import attack_words, data_pair, varied
 from cartl_cli.display.plots import (
     BLUE,
     GREEN,
@@ -21,7 +22,6 @@ from cartl_cli.display.plots import (
     rendered,
     style,
 )
-from cartl_cli.display.sheets import NONE, attack_words, data_pair, varied
 
 ENDINGS = ("png", "svg", "pdf")
 COLOURS = dict(zip(METHODS, (PURPLE, BLUE, ORANGE, GREEN, RED), strict=True))
@@ -206,7 +206,7 @@ def _figure(rows: Sequence[Row]) -> tuple[Figure, Axes]:
         for row in rows
     }
     bars = f"bars: {' or '.join(sorted(kinds))}"
-    title = "\n".join([", ".join(said), attack, bars]).replace(NONE, "-")
+    title = "\n".join([", ".join(said), attack, bars])
     axes.set_title(title, fontsize=8, parse_math=False)
     axes.grid(alpha=0.3)
     return figure, axes

@@ -6,7 +6,8 @@ from html import escape
 
 from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.reporting import Row
-from cartl_cli.display.sheets import Cell, Report, Sheet, data_pair, sheets_of, short
+from cartl_cli.display.differences import data_pair, short
+from cartl_cli.display.sheets import Cell, Report, Sheet, sheets_of
 from cartl_cli.display.text import printable
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
