@@ -26,7 +26,7 @@ Parts = dict[str, str]
 class ToldApart:
     """Of each line its own settings and the letter of its attack; ``notes`` for all the rest."""
 
-    settings: tuple[str, ...]
+    settings: tuple[Parts, ...]
     keys: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -49,6 +49,9 @@ def told_apart(rows: Sequence[Row]) -> ToldApart:
     conditions = [_conditions(row) for row in rows]
     if len(set(pairs)) == 1 or not _as_expected(rows, pairs):
         conditions = [one | _images(row) for one, row in zip(conditions, rows, strict=True)]
+    if len({row.conditions.classes for row in rows}) == 1:
+        for one in conditions:
+            one.pop("classes", None)
     conditions, most = said_once(conditions, (everywhere, pairs))
     said: dict[str, list[str]] = {}
     for _, label, text in sorted((*shared, *more, *most), key=lambda one: one[0]):
@@ -57,8 +60,7 @@ def told_apart(rows: Sequence[Row]) -> ToldApart:
     keys, explained = lettered(["; ".join(one.values()) for one in conditions])
     if any(row.setting.source_data == GONE for row in rows):
         explained.append(f"{GONE}: the run of the source model is not there to say.")
-    own = tuple(", ".join(one.values()) for one in settings)
-    return ToldApart(own, tuple(keys), (*notes, *explained))
+    return ToldApart(tuple(settings), tuple(keys), (*notes, *explained))
 
 
 def said_once(
@@ -174,7 +176,7 @@ def _images(row: Row) -> Parts:
     """The data byte for byte, and its classes."""
     found = row.conditions
     classes = f"{len(found.classes)} classes ({short(', '.join(found.classes))})"
-    return {"data": f"{short(found.data)} {found.fingerprint[:8]}", "classes": classes}
+    return {"data": f"{short(found.data)} (sha256 {found.fingerprint[:8]}…)", "classes": classes}
 
 
 def attack_parts(row: Row) -> Parts:

@@ -120,7 +120,10 @@ def results_sheet(rows: Sequence[Row]) -> Sheet:
         (
             "method",
             False,
-            [Cell(row.setting.method, own) for row, own in zip(rows, told.settings, strict=True)],
+            [
+                Cell(row.setting.method, ", ".join(own.values()))
+                for row, own in zip(rows, told.settings, strict=True)
+            ],
         ),
         ("k", True, [Cell(str(row.setting.k), value=row.setting.k) for row in rows]),
         ("eps", True, [Cell(shown_pixels(row.eps), value=row.eps) for row in rows]),
@@ -182,7 +185,7 @@ def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
             )
         )
     return Sheet(
-        f"Image by image against {short(baseline)}",
+        f"Paired tests against {short(baseline)}, image by image",
         ("attacked run", "baseline", "eps", "only run", "only baseline", "points", "p", "p (Holm)"),
         (False, False, False, True, True, True, True, True),
         tuple(rows),
@@ -266,4 +269,4 @@ def _points(ours: Spread | None, theirs: float) -> Cell:
 def left_out_sheet(left_out: Sequence[LeftOut]) -> Sheet:
     """A line for each run that is in no average, or in no test."""
     rows = tuple((Cell(short(one.name)), Cell(printable(one.reason))) for one in left_out)
-    return Sheet("Left out", ("run", "why"), (False, False), rows, ())
+    return Sheet("Runs left out", ("run", "why"), (False, False), rows, ())
