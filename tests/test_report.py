@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
@@ -26,6 +27,9 @@ from cartl_cli.core.runs import read_run
 from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
 from cartl_cli.core.sweeps import Point, Sweep, point_id, write_sweep
 from cartl_cli.core.trust.checks import Check
+from cartl_cli.display.formats import rich_table, widths
+from cartl_cli.display.latex import latex
+from cartl_cli.display.sheets import Report, results_sheet
 from tests.conftest import Command
 from tests.reported import Runs, outcomes, paper_like
 
@@ -332,7 +336,13 @@ def test_z23_what_was_not_measured_is_a_dash(cartl: Command, runs: Runs) -> None
     target = runs.transfer(runs.pretrain("source"), "target")
     runs.attack(target, "attack", 900, 300, attack=["apgd-ce"])
     assert report(cartl)["results"][0]["pgd"]["mean"] is None
-    assert "– under PGD" in " ".join(cartl("report").out.split())
+    shown = cartl("report").out
+    assert "PGD by itself, on the cross-entropy, was not measured" in shown
+    assert "PGD %" not in shown
+    runs.attack(target, "with-pgd", 900, 300)
+    shown = cartl("report").out
+    assert "PGD %" in shown
+    assert "–: it was not run" in shown
 
 
 def test_z37_a_broken_link_is_skipped(cartl: Command, runs: Runs, tmp_path: Path) -> None:
@@ -580,6 +590,7 @@ def check_latex(text: str) -> None:
     """Braces balanced, environments closed, every line of a table as long as its head."""
     assert text.isascii()
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    body = body.replace("{!}{%\n", "{!}{\n")  # the one comment: no space before what is resized
     bare = re.sub(r"\\[\\{}$&#%_]", "", body)
     depth = 0
     for character in bare:
@@ -590,11 +601,19 @@ def check_latex(text: str) -> None:
     assert bare.count("$") % 2 == 0
     commands = set(re.findall(r"\\([a-zA-Z]+)", body.replace("\\\\", "")))
     assert commands <= LATEX_COMMANDS
-    for columns, table in re.findall(
-        r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", body, re.DOTALL
-    ):
-        lines = [line for line in table.splitlines() if line.endswith("\\\\")]
-        assert {re.sub(r"\\&", "", line).count("&") for line in lines} == {len(columns) - 1}
+    open_now: list[str] = []
+    for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", bare):
+        if what == "begin":
+            open_now.append(name)
+        else:
+            assert open_now.pop() == name
+    assert open_now == []
+    tables = re.findall(r"\\begin\{tabular\}\{@\{\}(.*?)@\{\}\}(.*?)\\end\{tabular\}", body, re.S)
+    assert tables
+    for columns, table in tables:
+        count = len(re.findall(r"[lr]|p\{[\d.]+em\}", columns))
+        lines = table.split(r"\tabularnewline")[:-1]
+        assert {re.sub(r"\\&", "", line).count("&") for line in lines} == {count - 1}
 
 
 def check_markdown(text: str) -> None:
@@ -616,7 +635,8 @@ LATEX_COMMANDS = {
     *("footnotesize", "scriptsize", "textbackslash", "textasciitilde", "textasciicircum"),
     *("textless", "textgreater", "textbar", "textquotedbl", "textquotesingle"),
     *("textasciigrave", "textdagger", "ldots", "beta", "lambda", "pm", "le", "ge", "to", "ell"),
-    *("infty", "times", "sigma"),
+    *("infty", "times", "sigma", "resizebox", "ifdim", "width", "linewidth", "else", "fi"),
+    *("smallskip", "tabularnewline", "raggedright", "allowbreak", "clearpage"),
 }
 
 
@@ -759,6 +779,106 @@ def test_real_runs_are_reported(cartl: Command, runs_dir: Path, tmp_path: Path) 
     assert "no paired test" in reasons(value)["004-attack"]
 
 
+def lines_of(runs: Runs) -> tuple[list[str], list[str], str]:
+    """Of each line of the results its text under the method, its key; all notes as a text."""
+    sheet = results_sheet(rows_of(find_results([], runs.folder).results)[0])
+    methods = [line[sheet.heads.index("method")].small for line in sheet.rows]
+    has_key = "key" in sheet.heads
+    keys = [line[sheet.heads.index("key")].text for line in sheet.rows] if has_key else []
+    return methods, keys, "\n".join(sheet.notes)
+
+
+def test_what_lines_share_is_said_once(tmp_path: Path) -> None:
+    """For all, for a method, or in the line itself: nothing that two lines differ in is lost."""
+    runs = paper_like(tmp_path / "runs", seeds=1, ks=(6,))
+    methods, keys, notes = lines_of(runs)
+    assert methods == [""] * 4
+    assert keys == []
+    assert "In every line: shapes → shapes-target; k 6; eps 8/255" in notes
+    assert "CARTL: λ FDM 0.005; freeze_bn affine; β 0.4." in notes
+    assert "LwF: λ FDM 0; freeze_bn none; λ LwF 0.01." in notes
+    fdm = read_run(runs.folder / "fdm-k6-0")
+    more = runs.transfer(fdm, "other", neft_beta=0.8, lr=0.5)
+    runs.attack(more, "other-attack", 900, 300)
+    methods, _, notes = lines_of(runs)
+    assert [text for text in methods if "β" in text] == [
+        "β 0.4, lr 0.02",
+        "β 0.4, lr 0.02",
+        "β 0.8, lr 0.5",
+    ]
+    assert "β" not in notes
+
+
+def test_attacks_that_differ_have_letters(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs")
+    source = runs.pretrain("source")
+    vanilla, neft = runs.transfer(source, "v"), runs.transfer(source, "n", neft_beta=0.4)
+    runs.attack(vanilla, "a", 900, 300, attack=["pgd"], pgd_steps=20)
+    runs.attack(neft, "b", 900, 300, attack=["pgd"], pgd_steps=100)
+    runs.attack(neft, "c", 450, 150, attack=["autoattack"], n=500, limit=500)
+    _, keys, notes = lines_of(runs)
+    assert keys == ["a", "b", "c"]
+    assert "Key a: ℓ∞ pgd; 20 steps; 1 restart; test images; n 1000." in notes
+    assert "Key c: ℓ∞ pgd; 100 steps; 1 restart; test images; n 1000." in notes
+    assert "Key b: ℓ∞ autoattack; test images, a subset drawn by seed 0; n 500." in notes
+
+
+def test_every_line_of_many_conditions_is_unlike_every_other(tmp_path: Path) -> None:
+    """Two lines never look the same: their settings, keys, and the notes on their method."""
+    runs = Runs(tmp_path / "runs")
+    sources = [runs.pretrain("at"), runs.pretrain("fdm", fdm_lambda=0.005, k=6)]
+    trained: list[Json] = [
+        {},
+        {"freeze_bn": "none"},
+        {"fraction": 0.1},
+        {"lr": 0.1},
+        {"neft_beta": 0.4},
+        {"neft_beta": 0.4, "freeze_bn": "all"},
+        {"lwf_lambda": 0.1},
+        {"dataset": "cifar10", "k": 3},
+    ]
+    attacks: list[Json] = [{}, {"restarts": 2}, {"fingerprint": "0" * 64}, {"norm": "l2"}]
+    for place, source in enumerate(sources):
+        for number, settings in enumerate(trained):
+            target = runs.transfer(source, f"t{place}-{number}", **settings)
+            for attack, conditions in enumerate(attacks):
+                runs.attack(target, f"a{place}-{number}-{attack}", 900, 300, **conditions)
+    sheet = results_sheet(rows_of(find_results([], runs.folder).results)[0])
+    told = sheet.heads.index("clean %")
+    seen = {tuple((one.text, one.small) for one in line[:told]) for line in sheet.rows}
+    assert len(seen) == len(sheet.rows) == len(sources) * len(trained) * len(attacks)
+
+
+def test_a_table_is_as_wide_as_the_terminal_and_numbers_are_whole(tmp_path: Path) -> None:
+    runs = paper_like(tmp_path / "runs", seeds=2, ks=(4, 6))
+    far = runs.pretrain("far", dataset="/somewhere/" + "x" * 70, k=4)
+    runs.attack(runs.transfer(far, "far-t", freeze_bn="stats"), "far-a", 900, 300, restarts=3)
+    sheet = results_sheet(rows_of(find_results([], runs.folder).results)[0])
+    for width in (70, 80, 100):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(rich_table(sheet, width))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, text.splitlines())) <= width
+        for line in sheet.rows:
+            for cell, right in zip(line, sheet.numeric, strict=True):
+                assert not right or (cell.text in text and cell.small in text)
+    assert sum(widths(sheet, 200)) < 200
+
+
+def test_long_tables_for_a_paper_are_cut_into_pages(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs")
+    source = runs.pretrain("source")
+    for number in range(45):
+        target = runs.transfer(source, f"t{number}", neft_beta=(number + 1) / 100)
+        runs.attack(target, f"a{number}", 900, 300)
+    rows, _ = rows_of(find_results([], runs.folder).results)
+    text = latex(Report(tuple(rows), (), None, None, ()))
+    check_latex(text)
+    assert text.count(r"\begin{table}") == 3
+    assert text.count("(continued)") == text.count(r"\clearpage") == 2
+    assert text.count("In every line") == 1
+
+
 def test_pictures_show_the_rows(tmp_path: Path) -> None:
     from cartl_cli.display.curves import over_k, tradeoff
 
@@ -770,6 +890,6 @@ def test_pictures_show_the_rows(tmp_path: Path) -> None:
     assert {text.get_text() for text in axes.texts} == {"k=4", "k=6", "k=8"}
     (axes,) = over_k(rows).axes
     found = {line.get_label(): line for line in axes.containers}
-    cartl = found["CARTL"][0].get_xydata()
+    cartl = found["CARTL"][0].get_xydata()  # λ and β of all lines of a method are in the notes
     ours = [row for row in rows if row.setting.method == "CARTL"]
     assert cartl.tolist() == [[row.setting.k, 100 * row.robust.mean] for row in ours]

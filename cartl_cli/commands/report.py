@@ -196,13 +196,14 @@ def _reported(
 def _written(found: "Report", name: str) -> str:
     """The report in one format."""
     from cartl_cli.display import formats
+    from cartl_cli.display.latex import latex
 
     if name == "html":
         return _page(found)
     write = {
         "table": formats.plain,
         "markdown": formats.markdown,
-        "latex": formats.latex,
+        "latex": latex,
         "csv": formats.as_csv,
         "json": formats.as_json,
     }[name]

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config import own_eps
 from cartl_cli.core.configure import flag, is_positional
@@ -15,21 +16,20 @@ def command_of(run: Run) -> str:
     """``cartl pretrain …`` with every setting that is no default, quoted for a shell."""
     config = run.manifest.config
     words = ["cartl", run.manifest.kind]
+    fields = type(config).model_fields
     for name, value in config:
-        field = type(config).model_fields[name]
-        if is_positional(field):
+        if is_positional(fields[name]):
             words += [value] if value else []
-        elif value != _default(config, name):
+        elif value != _default(config, name, fields[name]):
             words += _words(name, value)
     return shlex.join([*words, "--name", run.name])
 
 
-def _default(config: BaseModel, name: str) -> object:
+def _default(config: BaseModel, name: str, field: FieldInfo) -> object:
     """What a setting is when nobody gives it; the eps of an attack is always told."""
-    field = type(config).model_fields[name]
     if field.default_factory is None:
         return field.default
-    return own_eps(config.model_dump()["dataset"]) if name == "eps" else None
+    return own_eps(dict(config)["dataset"]) if name == "eps" else None
 
 
 def _words(name: str, value: object) -> Iterator[str]:

@@ -44,7 +44,8 @@ def parse_json(data: bytes, what: str, path: Path) -> Any:
         raise RunError(f"{what} must be UTF-8 without BOM: {path}")
     try:
         value = json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=unique)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate could never be written
+        if b"\\u" in data:  # the only way to a lone surrogate, which could never be written
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise RunError(f"{what} must be UTF-8 without BOM: {path}") from None
     except json.JSONDecodeError as error:

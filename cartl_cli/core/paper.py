@@ -111,4 +111,15 @@ def _differs(row: Row, published: PublishedRow, paper: Paper) -> tuple[str, ...]
         (f"{ours.pgd_steps} steps", f"{paper.pgd_steps} steps"),
         (f"{ours.restarts} restarts", f"{paper.restarts} restarts"),
     )
-    return tuple(f"{mine}, paper {theirs}" for mine, theirs in pairs if mine != theirs)
+    differing = [f"{mine}, paper {theirs}" for mine, theirs in pairs if mine != theirs]
+    open_there = (
+        ("λ FDM", setting.fdm_lambda or None, published.fdm_lambda),
+        ("β", setting.neft_beta, published.neft_beta),
+        ("λ LwF", setting.lwf_lambda, None),
+    )
+    untold = [
+        f"{name} {mine:g}, not told in the table"
+        for name, mine, theirs in open_there
+        if mine is not None and theirs is None
+    ]
+    return (*differing, *untold)

@@ -13,6 +13,7 @@ from cartl_cli.core.manifest import AttackResults, Run
 MethodName = Literal["source", "vanilla", "LwF", "NEFT", "CARTL"]
 SHOWN = {"k", "neft_beta", "lwf_lambda", "fdm_lambda", "fraction", "freeze_bn", "dataset", "arch"}
 UNTOLD = HARMLESS | {"seed", "source"}
+GONE = "?"  # the data of a source model whose run is not there
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def setting_of(trainings: Sequence[Run]) -> Setting:
         lwf_lambda=config.lwf_lambda,
         fraction=config.fraction,
         freeze_bn=config.frozen_bn,
-        source_data=source.dataset if source else "?",
+        source_data=source.dataset if source else GONE,
         target_data=config.dataset,
         arch=last.manifest.model.arch,
         others=(*_others(config), *gone, *(_of_source(source, last.manifest.k) if source else ())),

@@ -11,23 +11,24 @@ from matplotlib.ticker import MaxNLocator
 from cartl_cli.core.reporting import METHODS, Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.core.values import shown_pixels
+from cartl_cli.display.differences import attack_words, data_pair, told_apart
 from cartl_cli.display.plots import (
     BLUE,
     GREEN,
     ORANGE,
     PURPLE,
     RED,
-    plain,
     rendered,
     style,
 )
-from cartl_cli.display.sheets import NONE, attack_words, data_pair, varied
 
 ENDINGS = ("png", "svg", "pdf")
 COLOURS = dict(zip(METHODS, (PURPLE, BLUE, ORANGE, GREEN, RED), strict=True))
 MARKERS = dict(zip(METHODS, ("P", "s", "v", "D", "o"), strict=True))
 DASHES = ("-", "--", ":", "-.")
 MOST = 12  # lines of a legend
+LONGEST = 72  # characters of a label
+BROAD = 30  # characters of a label that leaves no room for another beside it
 
 Label = tuple[tuple[str, str], ...]
 
@@ -44,7 +45,11 @@ def curves(rows: Sequence[Row], names: Sequence[str]) -> dict[str, bytes]:
 
 def fitting(rows: Sequence[Row]) -> dict[str, bytes]:
     """Title → SVG of each picture that these rows can fill."""
-    wanted = {"Trade-off": "tradeoff", "Blocks tuned": "k", "Training images": "fraction"}
+    wanted = {
+        "Robust against clean accuracy": "tradeoff",
+        "Accuracy by k, the number of blocks tuned": "k",
+        "Accuracy by the part of the training images used": "fraction",
+    }
     with style():
         return {
             title: rendered(FIGURES[name](rows), "svg")
@@ -107,7 +112,7 @@ def _against(
 ) -> tuple[Figure, Axes]:
     figure, axes = _figure(rows)
     series = [line for line in _series(rows, name) if line[0].setting.method != "source"]
-    labels = _labels(series, name)
+    labels = _labels(rows, series, name)
     looks: dict[str, Any] = {method: itertools.cycle(DASHES) for method in METHODS}
     for line, label in zip(series, labels, strict=True):
         method = line[0].setting.method
@@ -126,10 +131,17 @@ def _against(
                 capsize=2,
                 label=label if part == "robust" else None,
             )
-    axes.set(ylabel="accuracy, %; hollow: clean, filled: worst of all", ylim=(0, 100))
+    axes.set(ylabel="accuracy, %", ylim=(0, 100))
+    axes.set_title(f"{axes.get_title()}\nhollow: clean, filled: worst of all attacks", fontsize=8)
     handles, texts = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles[:MOST], texts[:MOST], loc="outside lower center", ncols=2)
+        columns = 2 if max(map(len, texts)) <= BROAD else 1
+        lines = min(-(-len(texts) // columns), MOST)
+        figure.set_figheight(figure.get_figheight() + 0.2 * lines)
+        shown = slice(lines * columns)
+        figure.legend(
+            handles[shown], texts[shown], loc="outside lower center", ncols=columns, fontsize=9
+        )
     return figure, axes
 
 
@@ -146,38 +158,31 @@ def _series(rows: Sequence[Row], name: str) -> list[list[Row]]:
     ]
 
 
-def _labels(series: Sequence[Sequence[Row]], name: str) -> list[str]:
-    """The method of each line, with the settings in which the lines of that method differ."""
-    firsts = [line[0] for line in series]
-    told = [_told(row, varied(firsts), name) for row in firsts]
+def _labels(rows: Sequence[Row], series: Sequence[Sequence[Row]], name: str) -> list[str]:
+    """The method of each line, and what tells it from others; its key is that of the tables."""
+    told = told_apart(rows)
+    place = {id(row): number for number, row in enumerate(rows)}
+    several = len({data_pair(row) for row in rows}) > 1
     labels = []
-    for row, one in zip(firsts, told, strict=True):
-        method = row.setting.method
-        alike = [
-            other
-            for first, other in zip(firsts, told, strict=True)
-            if first.setting.method == method
-        ]
-        differing = [text for key, text in one.items() if any(o.get(key) != text for o in alike)]
-        labels.append(plain(", ".join([method, *differing])))
+    for first, *_ in series:
+        settings, key = told.settings[place[id(first)]], told.keys[place[id(first)]]
+        words: list[str] = [first.setting.method]
+        words += [text for about, text in settings.items() if about not in (name, f"source {name}")]
+        if name != "k" and len({row.setting.k for row in rows}) > 1:
+            words.append(f"k {first.setting.k}")
+        words += [data_pair(first)] if several else []
+        words += [f"eps {shown_pixels(first.eps)}"] if len({row.eps for row in rows}) > 1 else []
+        words += [f"key {key}"] if key else []
+        labels.append(_ascii(", ".join(words)))
     return labels
 
 
-def _told(row: Row, others: Sequence[str], name: str) -> dict[str, str]:
-    setting = row.setting
-    found = {
-        "k": f"k {setting.k}",
-        "beta": "" if setting.neft_beta is None else f"beta {setting.neft_beta:g}",
-        "fdm": "" if not setting.fdm_lambda else f"lambda {setting.fdm_lambda:g}",
-        "lwf": "" if setting.lwf_lambda is None else f"lambda {setting.lwf_lambda:g}",
-        "fraction": f"{setting.fraction:.0%} of images",
-        "freeze_bn": f"bn {setting.freeze_bn}",
-        "eps": f"eps {shown_pixels(row.eps)}",
-        "data": data_pair(row).replace("→", "to"),
-        "arch": setting.arch,
-        **{key: f"{key} {value}" for key, value in setting.others if key in others},
-    }
-    return {key: text for key, text in found.items() if text and key != name}
+def _ascii(text: str) -> str:
+    """What every font has, no longer than a legend can hold."""
+    for sign, word in (("λ", "lambda"), ("β", "beta"), ("→", "to")):
+        text = text.replace(sign, word)
+    shown = text.encode("ascii", "backslashreplace").decode()
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
 
 
 def _errors(accuracies: Sequence[Spread]) -> list[list[float]]:
@@ -206,7 +211,7 @@ def _figure(rows: Sequence[Row]) -> tuple[Figure, Axes]:
         for row in rows
     }
     bars = f"bars: {' or '.join(sorted(kinds))}"
-    title = "\n".join([", ".join(said), attack, bars]).replace(NONE, "-")
+    title = "\n".join([", ".join(said), attack, bars])
     axes.set_title(title, fontsize=8, parse_math=False)
     axes.grid(alpha=0.3)
     return figure, axes

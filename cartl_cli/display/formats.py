@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.reporting import Row
@@ -20,21 +22,55 @@ from cartl_cli.display.sheets import Report, Sheet, sheets_of
 from cartl_cli.display.tables import WIDTH, cell, stdout
 from cartl_cli.display.text import printable
 
+WORD = 16  # characters of a word that are folded only where the table is too wide without it
+GAP = 2  # columns between two columns
+NARROWEST = 3
 
-def rich_table(sheet: Sheet) -> Table:
-    """The sheet for a terminal."""
-    table = Table(title=cell(sheet.title), caption=cell(" ".join(sheet.notes)), min_width=72)
-    for head, right in zip(sheet.heads, sheet.numeric, strict=True):
-        table.add_column(
-            cell(head), justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
+
+def rich_table(sheet: Sheet, width: int) -> Group:
+    """The sheet for a terminal of so many columns, its notes below."""
+    table = Table(
+        title=cell(sheet.title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for head, right, wide in zip(sheet.heads, sheet.numeric, widths(sheet, width), strict=True):
+        justify: JustifyMethod = "right" if right else "left"
+        table.add_column(cell(head), justify=justify, overflow="fold", width=wide)
     for row in sheet.rows:
         lines = [[text for text in (one.text, one.small) if text] for one in row]
         table.add_row(*(_lines(parts) for parts in lines))
-    return table
+    return Group(table, *map(cell, sheet.notes), "")
 
 
-def _lines(parts: Sequence[str]) -> Any:
+def widths(sheet: Sheet, width: int) -> list[int]:
+    """The columns that each column of a table gets, of ``width``: numbers are never folded.
+
+    Heads and texts are folded between words, and within words only where nothing else is left.
+    """
+    least, most = [], []
+    for head, right, *cells in zip(sheet.heads, sheet.numeric, *sheet.rows, strict=True):
+        texts = [text for one in cells for text in (one.text, one.small)]
+        words = [word for text in (head, *texts) for word in text.split()]
+        unfolded = [*texts, *head.split()] if right else [word[:WORD] for word in words]
+        least.append(max(map(len, unfolded)))
+        most.append(max(map(len, (head, *texts))))
+    spare = width - sum(least) - GAP * len(least)
+    while spare < 0:
+        widest = max(range(len(least)), key=lambda place: (not sheet.numeric[place], least[place]))
+        if least[widest] <= NARROWEST:
+            break
+        least[widest] -= 1
+        spare += 1
+    for place, (low, high) in enumerate(zip(least, most, strict=True)):
+        least[place] += min(high - low, max(spare, 0))
+        spare -= least[place] - low
+    return least
+
+
+def _lines(parts: Sequence[str]) -> Text:
     text = cell(parts[0] if parts else "")
     for part in parts[1:]:
         text = text.append("\n").append(printable(part), style="dim")
@@ -43,18 +79,19 @@ def _lines(parts: Sequence[str]) -> Any:
 
 def show(report: Report) -> None:
     """Print the tables on stdout."""
-    console = stdout()
-    for sheet in sheets_of(report):
-        console.print(rich_table(sheet))
+    _print(report, stdout())
 
 
 def plain(report: Report) -> str:
     """The same as text."""
     out = io.StringIO()
-    console = Console(file=out, width=WIDTH, highlight=False)
-    for sheet in sheets_of(report):
-        console.print(rich_table(sheet))
+    _print(report, Console(file=out, width=WIDTH, highlight=False))
     return out.getvalue()
+
+
+def _print(report: Report, console: Console) -> None:
+    for sheet in sheets_of(report):
+        console.print(rich_table(sheet, console.width))
 
 
 def markdown(report: Report) -> str:
@@ -83,63 +120,6 @@ def _markdown(text: str) -> str:
     shown = "".join(f"\\{one}" if one in "\\`*_[]|~#!" else one for one in shown)
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return shown.replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")
-
-
-LATEX = {
-    **{one: f"\\{one}" for one in "#$%&_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}",
-    "`": r"\textasciigrave{}",
-    "-": "{-}",
-    "[": "{[}",
-    "]": "{]}",
-    **{"β": r"$\beta$", "λ": r"$\lambda$", "±": r"$\pm$", "≤": r"$\le$", "→": r"$\to$"},
-    **{"–": "--", "−": "$-$", "…": r"\ldots{}", "†": r"\textdagger{}", "≥": r"$\ge$"},
-    **{"ℓ": r"$\ell$", "∞": r"$_\infty$", "₂": r"$_2$", "×": r"$\times$", "σ": r"$\sigma$"},
-}
-
-
-def latex(report: Report) -> str:
-    """Tables for the packages booktabs and textcomp; plain ASCII, so that any engine takes them."""
-    parts = [r"% \usepackage[T1]{fontenc} \usepackage{booktabs} \usepackage{textcomp}"]
-    for sheet in sheets_of(report):
-        columns = "".join("r" if right else "l" for right in sheet.numeric)
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            r"\small",
-            rf"\caption{{{_latex(sheet.title)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            _latex_line(map(_latex, sheet.heads)),
-            r"\midrule",
-        ]
-        for row in sheet.rows:
-            small = [rf" {{\scriptsize {_latex(one.small)}}}" if one.small else "" for one in row]
-            texts = [_latex(one.text) + more for one, more in zip(row, small, strict=True)]
-            lines.append(_latex_line(texts))
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        lines += [rf"\par\footnotesize {_latex(note)}" for note in sheet.notes]
-        parts.append("\n".join([*lines, r"\end{table}"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _latex_line(cells: Any) -> str:
-    return f"{' & '.join(cells)} \\\\"
-
-
-def _latex(text: str) -> str:
-    """Text that LaTeX shows as it is; a character that not every engine has, by its number."""
-    return "".join(
-        LATEX.get(one, one if one.isascii() else f"{{[}}U+{ord(one):04X}{{]}}")
-        for one in printable(text)
-    )
 
 
 def as_csv(report: Report) -> str:

@@ -6,37 +6,32 @@ from html import escape
 
 from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.reporting import Row
-from cartl_cli.display.sheets import Cell, Report, Sheet, data_pair, sheets_of, short
+from cartl_cli.display.differences import Parts, data_pair, short, told_apart
+from cartl_cli.display.sheets import Cell, Report, Sheet, sheets_of
 from cartl_cli.display.text import printable
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+:root { color-scheme: light dark; --line: #8886; --soft: #8882; --pale: light-dark(#555, #aaa); }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left;
+.wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .9rem .35rem 0; text-align: left;
   vertical-align: top; }
-th { border-bottom-width: 2px; white-space: nowrap; }
-th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid; }
+th { border-bottom-width: 2px; } td { max-width: 40rem; overflow-wrap: break-word; }
+th button { all: unset; cursor: pointer; white-space: nowrap; }
+th button:focus-visible { outline: 2px solid; }
 th button::after { content: " \\2195"; opacity: .4; }
 th[aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
-.right { text-align: right; } td.right { white-space: nowrap; }
-small, .note { color: GrayText; font-size: .8rem; } td small { display: block; }
-.note { margin: .3rem 0; }
-figure { margin: 0; } img { background: #fff; max-width: 40rem; width: 100%; }
-pre { background: var(--soft); font-size: .8rem; overflow-x: auto; padding: .6rem; }
-details { margin: .4rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
-td { overflow-wrap: anywhere; }
-@media (max-width: 40rem) {
-  thead tr { display: flex; flex-wrap: wrap; font-size: .8rem; }
-  tbody tr { border-bottom: 2px solid var(--line); display: grid; padding: .4rem 0;
-    grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
-  th, td, td.right { border: 0; padding: .2rem .3rem; text-align: left; white-space: normal; }
-  td::before { color: GrayText; content: attr(data-head); display: block; font-size: .75rem; }
-}
+.right { text-align: right; } td.right, small { white-space: nowrap; }
+small, .note { color: var(--pale); font-size: .85rem; } td small { display: block; }
+.note { margin: .2rem 0; max-width: 50rem; }
+figure { margin: 0; } img { background: #fff; max-width: 42rem; width: 100%; }
+pre { background: var(--soft); font-size: .8rem; padding: .6rem; white-space: pre-wrap; }
+details { margin: .4rem 0; } summary { cursor: pointer; }
+pre, summary, .note { overflow-wrap: anywhere; }
 """
 SCRIPT = """
 for (const button of document.querySelectorAll("th button")) button.onclick = () => {
@@ -56,7 +51,12 @@ def page(report: Report, plots: Mapping[str, bytes], notes: tuple[str, ...] = ()
     """The tables, to be sorted by a click; the ``plots``, SVG by title; every command."""
     first, *rest = sheets_of(report)
     seeds = len({seed for row in report.rows for seed in row.seeds})
-    about = f"{len(report.rows)} lines, {seeds} seed{'s' * (seeds != 1)}"
+    about = (
+        f"Clean accuracy is that on the images as they are, robust accuracy what is left of it "
+        f"under attack. {len(report.rows)} line{'s' * (len(report.rows) != 1)}, one for each "
+        f"setting and attack; {seeds} seed{'s' * (seeds != 1)}. A click on a head sorts by it."
+    )
+    settings = told_apart(report.rows).settings
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -69,7 +69,7 @@ def page(report: Report, plots: Mapping[str, bytes], notes: tuple[str, ...] = ()
             *(f'<p class="note">{_text(note)}</p>' for note in notes),
             *map(_sheet, rest),
             "<h2>The commands that made each line</h2>",
-            *map(_commands, report.rows),
+            *map(_commands, report.rows, settings),
             f"<script>{SCRIPT}</script>\n</body>\n</html>\n",
         ]
     )
@@ -84,20 +84,19 @@ def _sheet(sheet: Sheet) -> str:
         f'<th scope="col"{_right(right)}><button type="button">{_text(head)}</button></th>'
         for head, right in zip(sheet.heads, sheet.numeric, strict=True)
     )
-    rows = "\n".join(
-        f"<tr>{''.join(map(_cell, row, sheet.heads, sheet.numeric))}</tr>" for row in sheet.rows
-    )
+    rows = "\n".join(f"<tr>{''.join(map(_cell, row, sheet.numeric))}</tr>" for row in sheet.rows)
     notes = "\n".join(f'<p class="note">{_text(note)}</p>' for note in sheet.notes)
     return (
-        f'<h2>{_text(sheet.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>'
-        f"\n<tbody>\n{rows}\n</tbody>\n</table></div>\n{notes}"
+        f"<h2>{_text(sheet.title)}</h2>\n"
+        f'<div class="wide" role="region" tabindex="0" aria-label="{_text(sheet.title)}">'
+        f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>\n{notes}"
     )
 
 
-def _cell(cell: Cell, head: str, right: bool) -> str:
+def _cell(cell: Cell, right: bool) -> str:
     value = "" if cell.value is None else f' data-value="{cell.value!r}"'
     small = f"<small>{_text(cell.small)}</small>" if cell.small else ""
-    return f'<td{_right(right)} data-head="{_text(head)}"{value}>{_text(cell.text)}{small}</td>'
+    return f"<td{_right(right)}{value}>{_text(cell.text)}{small}</td>"
 
 
 def _right(right: bool) -> str:
@@ -112,11 +111,12 @@ def _plot(title: str, svg: bytes) -> str:
     )
 
 
-def _commands(row: Row) -> str:
+def _commands(row: Row, settings: Parts) -> str:
     runs = {
         run.folder: run for result in row.results for run in (*result.trainings, result.run)
     }.values()
     lines = "\n".join(_text(command_of(run)) for run in runs)
     names = ", ".join(short(result.run.name) for result in row.results)
-    title = f"{row.setting.method}, k {row.setting.k}, {data_pair(row)}: {names}"
+    words = (row.setting.method, f"k {row.setting.k}", *settings.values(), data_pair(row))
+    title = f"{', '.join(words)}: {names}"
     return f"<details><summary>{_text(title)}</summary><pre>{lines}</pre></details>"

@@ -4,17 +4,25 @@ Nothing here is escaped: names come from manifests, and each format escapes at i
 Accuracies become percent here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cartl_cli.core.finding import LeftOut
-from cartl_cli.core.paper import Beside
+from cartl_cli.core.paper import Beside, PublishedRow
 from cartl_cli.core.reporting import Paired, Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.core.values import shown_pixels
+from cartl_cli.display.differences import (
+    EVERYWHERE,
+    Parts,
+    data_pair,
+    lettered,
+    said_once,
+    short,
+    told_apart,
+)
 from cartl_cli.display.text import printable
 
-LONGEST = 60  # characters of a name in a table
 NONE = "–"
 
 
@@ -49,22 +57,27 @@ class Sheet:
     notes: tuple[str, ...]
 
 
+Column = tuple[str, bool, Sequence[Cell]]
+"""Head, whether numbers, the cell of each line."""
+
+
 def sheets_of(report: Report) -> list[Sheet]:
     """What there is to show, in order; the sheet of results always."""
     sheets = [results_sheet(report.rows)]
     if report.baseline is not None and report.paired:
         sheets.append(paired_sheet(report.paired, report.baseline))
     if report.paper is not None:
-        sheets.append(paper_sheet(report.paper))
+        tables = list(dict.fromkeys(one.published.table for one in report.paper))
+        for name in tables:
+            lines = [one for one in report.paper if one.published.table == name]
+            sheets.append(
+                paper_sheet(lines, f"Beside {name.replace('table', 'Table ')} of the paper")
+            )
+        if not tables:
+            sheets.append(paper_sheet([], "Beside the paper"))
     if report.left_out:
         sheets.append(left_out_sheet(report.left_out))
     return sheets
-
-
-def short(text: str) -> str:
-    """A name without control characters, no longer than a table can hold."""
-    whole = printable(text)
-    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 1]}…"
 
 
 def percent(accuracy: Spread | None) -> Cell:
@@ -76,124 +89,79 @@ def percent(accuracy: Spread | None) -> Cell:
     return Cell(f"{100 * accuracy.mean:.1f}{spread}", interval, accuracy.mean)
 
 
-def number(value: float | None) -> Cell:
-    """A setting that is a number, if the method has it."""
-    return Cell(NONE) if value is None else Cell(f"{value:g}", value=value)
-
-
-def data_pair(row: Row) -> str:
-    """``source → target``, of a source run its data alone."""
-    setting = row.setting
-    target = [] if setting.target_data is None else [short(setting.target_data)]
-    return " → ".join([short(setting.source_data), *target])
-
-
-def attack_words(row: Row) -> str:
-    """Which attacks with which budget, but for eps."""
-    found = row.conditions
-    queries = f", {found.queries} queries" if "square" in found.attacks else ""
-    step = "" if found.step_size is None else f", step {found.step_size:.3g}"
-    more = "" if len(found.eps) == 1 else f", up from eps {shown_pixels(found.eps[0])}"
-    norm = "ℓ∞" if found.norm == "linf" else "ℓ₂"
-    return (
-        f"{norm} {', '.join(found.attacks)}, {found.pgd_steps} steps{step}, "
-        f"{found.restarts} restart{'s' * (found.restarts > 1)}{queries}{more}"
-    )
-
-
-def images_words(row: Row) -> str:
-    """Which images the accuracies are of."""
-    found = row.conditions
-    subset = "" if found.subset is None else f", subset drawn by seed {found.subset[1]}"
-    return f"{found.measured} of {short(found.data)}{subset} ({found.fingerprint[:8]})"
-
-
-def varied(rows: Sequence[Row]) -> list[str]:
-    """The settings without a column of their own in which the rows differ."""
-    settings = [dict(row.setting.others) for row in rows]
-    names = list(dict.fromkeys(name for one in settings for name in one))
-    # a setting that a method does not have makes no difference between methods
-    values = {name: {one[name] for one in settings if name in one} for name in names}
-    return [name for name in names if len(values[name]) > 1]
-
-
-COLUMNS: tuple[tuple[str, bool, Callable[[Row], Cell]], ...] = (
-    ("data", False, lambda row: Cell(data_pair(row))),
-    ("arch", False, lambda row: Cell(short(row.setting.arch))),
-    ("method", False, lambda row: Cell(row.setting.method)),
-    ("k", True, lambda row: number(row.setting.k)),
-    ("β", True, lambda row: number(row.setting.neft_beta)),
-    ("λ FDM", True, lambda row: number(row.setting.fdm_lambda)),
-    ("λ LwF", True, lambda row: number(row.setting.lwf_lambda)),
-    ("fraction", True, lambda row: number(row.setting.fraction)),
-    ("freeze_bn", False, lambda row: Cell(row.setting.freeze_bn or NONE)),
-    ("attack", False, lambda row: Cell(attack_words(row))),
-    ("images", False, lambda row: Cell(images_words(row))),
-    ("n", True, lambda row: number(row.conditions.n)),
-    ("eps", True, lambda row: Cell(shown_pixels(row.eps), value=row.eps)),
-)
-ALWAYS = {"method"}
-MEASURED: tuple[tuple[str, Callable[[Row], Cell]], ...] = (
-    ("clean %", lambda row: percent(row.clean)),
-    ("PGD %", lambda row: percent(row.pgd)),
-    ("worst %", lambda row: _worst(row)),
-    ("seeds", lambda row: Cell(short(", ".join(row.seeds)), value=len(row.results))),
-)
-
-
 def _worst(row: Row) -> Cell:
     cell = percent(row.robust)
     return Cell(f"{cell.text} †" if row.incomplete else cell.text, cell.small, cell.value)
 
 
+def _seeds(row: Row) -> Cell:
+    """``0–4`` for five in a row."""
+    seeds = row.seeds
+    numbers = [int(seed) for seed in seeds if seed.isdecimal()]
+    if len(seeds) > 2 and numbers == list(range(numbers[0], numbers[0] + len(seeds))):
+        return Cell(f"{seeds[0]}–{seeds[-1]}", value=len(seeds))
+    return Cell(short(", ".join(seeds)), value=len(seeds))
+
+
+def _sheet(
+    title: str, columns: Sequence[Column], always: Collection[str], notes: Sequence[str]
+) -> Sheet:
+    """A sheet of the columns named in ``always`` and of those whose lines differ."""
+    shown = [one for one in columns if one[0] in always or len(set(one[2])) > 1]
+    heads, numeric, cells = zip(*shown, strict=True)
+    return Sheet(title, heads, numeric, tuple(zip(*cells, strict=True)), tuple(notes))
+
+
 def results_sheet(rows: Sequence[Row]) -> Sheet:
-    """A line for each row. What is the same in all of them is said once, below."""
-    columns = list(COLUMNS)
-    if names := varied(rows):
-        columns.append(("other settings", False, lambda row: _others(row, names)))
-    made = {head: [cell(row) for row in rows] for head, _, cell in columns}
-    numeric = {head: right for head, right, _ in columns}
-    shown = [head for head in made if head in ALWAYS or len(set(made[head])) > 1]
-    same = [f"{head} {made[head][0].text}" for head in made if rows and head not in shown]
-    made |= {head: [cell(row) for row in rows] for head, cell in MEASURED}
-    heads = (*shown, *(head for head, _ in MEASURED))
-    return Sheet(
-        "Results",
-        heads,
-        tuple(numeric.get(head, True) for head in heads),
-        tuple(zip(*(made[head] for head in heads), strict=True)),
-        tuple(_notes(rows, same)),
-    )
+    """A line for each row. What is the same in all of them, or in a method's, is said below."""
+    told = told_apart(rows)
+    columns: list[Column] = [
+        ("data", False, [Cell(data_pair(row)) for row in rows]),
+        (
+            "method",
+            False,
+            [
+                Cell(row.setting.method, ", ".join(own.values()))
+                for row, own in zip(rows, told.settings, strict=True)
+            ],
+        ),
+        ("k", True, [Cell(str(row.setting.k), value=row.setting.k) for row in rows]),
+        ("eps", True, [Cell(shown_pixels(row.eps), value=row.eps) for row in rows]),
+        ("key", False, [Cell(key) for key in told.keys]),
+        ("clean %", True, [percent(row.clean) for row in rows]),
+        ("PGD %", True, [percent(row.pgd) for row in rows]),
+        ("worst %", True, [_worst(row) for row in rows]),
+        ("seeds", True, [_seeds(row) for row in rows]),
+    ]
+    always = {"method", "clean %", "worst %", "seeds"}
+    if any(row.pgd for row in rows):
+        always.add("PGD %")
+    return _sheet("Results", columns, always, (*told.notes, *_notes(rows)))
 
 
-def _others(row: Row, names: Sequence[str]) -> Cell:
-    settings = dict(row.setting.others)
-    return Cell(
-        "; ".join(f"{name} {short(settings[name])}" for name in names if name in settings) or NONE
-    )
-
-
-def _notes(rows: Sequence[Row], same: Sequence[str]) -> list[str]:
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """How to read the numbers."""
     if not rows:
         return []
-    notes = [f"In every line: {'; '.join(part for part in same if NONE not in part)}."]
     several = any(len(row.results) > 1 for row in rows)
-    if several:
-        notes.append("± is the standard deviation over seeds.")
+    interval = "95 % interval from the choice of images"
+    notes = [
+        f"Below each accuracy: {interval}, of one model with the mean accuracy; "
+        "± is the standard deviation over seeds."
+        if several
+        else f"Below each accuracy: {interval}."
+    ]
     if any(len(row.results) == 1 for row in rows):
         notes.append("A line without ± has one seed, which says nothing about other trainings.")
-    notes.append(
-        "Below each accuracy its 95 % interval from the choice of images"
-        + (", of one model with the mean accuracy." if several else ".")
-    )
-    notes.append(
-        "PGD: on the cross-entropy, alone; worst: of all attacks, image by image. Both are upper "
-        "bounds."
-    )
-    if any(row.pgd is None for row in rows):
-        notes.append(f"{NONE} under PGD: it was not run, or on images that others had left.")
+    if any(row.pgd for row in rows):
+        notes.append("PGD: what it leaves by itself, on the cross-entropy.")
+        if any(row.pgd is None for row in rows):
+            notes.append(f"{NONE}: it was not run, or on images that others had left.")
+    else:
+        notes.append("PGD by itself, on the cross-entropy, was not measured.")
+    notes.append("worst: what all attacks leave, image by image; an upper bound.")
     if any(row.incomplete for row in rows):
-        notes.append("† a check found the attack incomplete: a stronger one would leave less.")
+        notes.append("†: a check found the attack incomplete; a stronger one would leave less.")
     return notes
 
 
@@ -217,62 +185,79 @@ def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
             )
         )
     return Sheet(
-        f"Image by image against {short(baseline)}",
-        ("attacked run", "baseline", "eps", "only it", "only base", "points", "p", "p (Holm)"),
+        f"Paired tests against {short(baseline)}, image by image",
+        ("attacked run", "baseline", "eps", "only run", "only baseline", "points", "p", "p (Holm)"),
         (False, False, False, True, True, True, True, True),
         tuple(rows),
         (
-            "Images that only one of the two gets right. Points: accuracy of the run minus that of "
-            "the baseline, its 95 % interval below (Tango 1998).",
+            "only run, only baseline: images that only that one of the two gets right.",
+            "points: accuracy of the run minus that of the baseline, its 95 % interval below "
+            "(Tango 1998).",
             f"p: exact McNemar test; p (Holm): adjusted for all {len(rows)} comparisons.",
         ),
     )
 
 
-def paper_sheet(lines: Sequence[Beside]) -> Sheet:
-    """A line for each published number, ours beside it."""
-    rows = []
-    for one in lines:
-        said, ours = one.published, one.ours
-        clean = ours.clean if ours else None
-        pgd = ours.pgd if ours else None
-        details = (
-            f"{said.source_data} → {said.target_data}",
-            f"k {said.k}",
-            "" if said.fdm_lambda is None else f"λ {said.fdm_lambda:g}",
-            "" if said.neft_beta is None else f"β {said.neft_beta:g}",
-            "" if said.freeze_bn is None else f"freeze_bn {said.freeze_bn}",
-        )
-        differs = "not run" if ours is None else "; ".join(one.differs) or "nothing"
-        rows.append(
-            (
-                Cell(said.table.replace("table", "")),
-                Cell(said.method, ", ".join(part for part in details if part)),
-                Cell(f"{100 * said.clean:.2f}", value=said.clean),
-                percent(clean),
-                _points(clean, said.clean),
-                Cell(f"{100 * said.robust:.2f}", value=said.robust),
-                percent(pgd),
-                _points(pgd, said.robust),
-                Cell(differs),
-            )
-        )
-    nothing = "No line of its tables has these data sets, method, k, λ, β and batch norm."
-    return Sheet(
-        "Beside the paper",
+def paper_sheet(lines: Sequence[Beside], title: str) -> Sheet:
+    """A line for each published number of a table, ours beside it."""
+    said = [one.published for one in lines]
+    clean = [one.ours.clean if one.ours else None for one in lines]
+    pgd = [one.ours.pgd if one.ours else None for one in lines]
+    settings, shared = said_once([*map(_stated, said)], ([EVERYWHERE] * len(lines),))
+    keys, explained = lettered(["; ".join(one.differs) for one in lines])
+    columns: list[Column] = [
+        ("data", False, [Cell(f"{one.source_data} → {one.target_data}") for one in said]),
         (
-            *("table", "setting", "paper clean", "clean %", "points"),
-            *("paper PGD", "PGD %", "points", "differs"),
+            "method",
+            False,
+            [
+                Cell(
+                    one.method,
+                    ", ".join(text for name, text in own.items() if name not in OWN_COLUMN),
+                )
+                for one, own in zip(said, settings, strict=True)
+            ],
         ),
-        (False, False, True, True, True, True, True, True, False),
-        tuple(rows),
+        ("k", True, [Cell(str(one.k), value=one.k) for one in said]),
+        ("paper clean", True, [Cell(f"{100 * one.clean:.2f}", value=one.clean) for one in said]),
+        ("clean %", True, [*map(percent, clean)]),
+        ("diff", True, [_points(a, b.clean) for a, b in zip(clean, said, strict=True)]),
+        ("paper PGD", True, [Cell(f"{100 * one.robust:.2f}", value=one.robust) for one in said]),
+        ("PGD %", True, [*map(percent, pgd)]),
+        ("diff", True, [_points(a, b.robust) for a, b in zip(pgd, said, strict=True)]),
         (
-            "Paper: Chen et al., ICML 2021; PGD-100, ℓ∞, eps 8/255, full test set. Points: ours "
-            "minus the paper's.",
-            "The paper counts the last iterate of PGD, here any wrong iterate counts.",
-            *(() if rows else (nothing,)),
+            "key",
+            False,
+            [
+                Cell("not run" if one.ours is None else key or "same")
+                for one, key in zip(lines, keys, strict=True)
+            ],
         ),
-    )
+    ]
+    always = {head for head, *_ in columns} - set(OWN_COLUMN)
+    notes = [
+        "Paper: Chen et al., ICML 2021; PGD-100, ℓ∞, eps 8/255, full test set. diff: ours minus "
+        "the paper's, in points.",
+        "The paper counts the last iterate of PGD, here any wrong iterate counts.",
+    ]
+    if shared:
+        notes.append(f"{EVERYWHERE}: {'; '.join(text for *_, text in shared)}.")
+    if any(one.ours and not one.differs for one in lines):
+        notes.append("Key same: as in the paper, as far as its table and text say.")
+    if not lines:
+        notes.append("No line of its tables has these data sets, method, k, λ, β and batch norm.")
+    return _sheet(title, columns, always, (*notes, *explained))
+
+
+OWN_COLUMN = ("data", "k")
+
+
+def _stated(line: PublishedRow) -> Parts:
+    """What a published line says of itself, but for its method."""
+    found = {"data": f"{line.source_data} → {line.target_data}", "k": f"k {line.k}"}
+    numbers = {"λ FDM": line.fdm_lambda, "β": line.neft_beta}
+    found |= {name: f"{name} {value:g}" for name, value in numbers.items() if value is not None}
+    return found | ({"freeze_bn": f"freeze_bn {line.freeze_bn}"} if line.freeze_bn else {})
 
 
 def _points(ours: Spread | None, theirs: float) -> Cell:
@@ -284,4 +269,4 @@ def _points(ours: Spread | None, theirs: float) -> Cell:
 def left_out_sheet(left_out: Sequence[LeftOut]) -> Sheet:
     """A line for each run that is in no average, or in no test."""
     rows = tuple((Cell(short(one.name)), Cell(printable(one.reason))) for one in left_out)
-    return Sheet("Left out", ("run", "why"), (False, False), rows, ())
+    return Sheet("Runs left out", ("run", "why"), (False, False), rows, ())
