@@ -38,7 +38,6 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.id,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_period_ms": "500",
             "XDG_CACHE_HOME": str(self.folder / "cache"),
         }
 
@@ -56,26 +55,21 @@ class Cluster:
         return command
 
     def start(self, name: str, *arguments: str) -> None:
-        """Begin a node; the first is the head. Gives back once it has joined."""
+        """Begin a node and wait until it has joined. The first is the head."""
         log = self.folder / f"{name}.log"
-        where = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
-        if name != "head":
-            where = [f"--address={self.address}"]
-        usual = ["--block", "--num-cpus=1", "--object-store-memory=80000000"]
-        shown = ["--include-dashboard=false"] if name == "head" else []
         with log.open("wb") as output:
-            started = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *where, *usual, *shown],
+            node = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=self.environment(name),
                 start_new_session=True,
             )
-        self.started.append(started)
+        self.started.append(node)
         until = time.monotonic() + 120
         while "Ray runtime started" not in log.read_text():
-            assert started.poll() is None, log.read_text()
+            assert node.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.1)
 
@@ -101,11 +95,19 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A cluster without nodes; whatever happens, none of its processes is left behind."""
+def cluster(*nodes: str) -> Iterator[Cluster]:
+    """A head that leads and takes no run, and nodes of one CPU each.
+
+    Whatever happens, none of their processes is left behind.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets must be short
     made = Cluster(folder)
+    leads = ("--head", f"--port={made.port}", f"--temp-dir={folder}", "--include-dashboard=false")
+    memory = "--object-store-memory=80000000"
     try:
+        made.start("head", *leads, "--num-cpus=0", memory)
+        for name in nodes:
+            made.start(name, f"--address={made.address}", "--num-cpus=1", memory)
         yield made
     finally:
         made.kill()

@@ -242,7 +242,7 @@ class Task:
             self.note(f"could not be started: {_last_line(error)}")
             return 1
         except ray.exceptions.RayError as error:
-            return self._lost(_last_line(error))
+            return self._lost(str(error).partition(". ")[0].partition("\n")[0])
 
     def terminate(self) -> None:
         """Ask the command to save and end, or take the task out of the queue."""
@@ -292,6 +292,6 @@ def carry_out(
 
 
 def _last_line(error: Exception) -> str:
-    """The last line that says something: Ray's errors hold whole tracebacks."""
+    """What went wrong on a node: Ray's error holds the whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
