@@ -278,13 +278,18 @@ def test_on_a_node_a_run_begins_once_the_lost_one_lets_go(
     point = spec.points[0]
     (tmp_path / point.run).mkdir()
     seen: list[dict[str, str]] = []
-    monkeypatch.setattr(clusters, "begin", lambda *how: seen.append(how[4]) or Ended())
+
+    def begin(*how: Any) -> Ended:
+        seen.append(how[4])
+        return Ended()
+
+    monkeypatch.setattr(clusters, "begin", begin)
     held = iter([True, True, False])
-    monkeypatch.setattr(clusters.storage, "is_locked", lambda folder: next(held))
+    monkeypatch.setattr(storage, "is_locked", lambda folder: next(held))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert carry_out(point, tmp_path, tmp_path, [], 2, True) == 7
     assert next(held, None) is None
-    monkeypatch.setattr(clusters.storage, "is_locked", lambda folder: False)
+    monkeypatch.setattr(storage, "is_locked", lambda folder: False)
     assert carry_out(point, tmp_path, tmp_path, [], 1, False) == 7
     assert [e["OMP_NUM_THREADS"] for e in seen] == ["2", "1"]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in seen] == ["3", ""]
