@@ -26,7 +26,7 @@ from tests.test_sweep_runs import PATIENCE, SPEC, SWEEP, points, scene, wait_for
 ray = pytest.importorskip("ray")
 
 CHAIN = SPEC[: SPEC.index("[methods.vanilla")]
-LONG = CHAIN.replace("epochs = 2", "epochs = 100", 1).replace('"1"', '"20"', 1)
+LONG = CHAIN.replace("epochs = 2", "epochs = 60", 1).replace('"1"', '"20"', 1)
 
 
 def begun(nodes: Cluster, *names: str) -> tuple[str, int]:
