@@ -519,7 +519,7 @@ def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: 
             is_switch = name in ("diagnose", "save_adversarial")
             settings[name] = True if is_switch else words.pop(0)
         assert settings.pop("name") == run.name
-        again: Any = configure(type(config), settings)  # type: ignore[type-var]
+        again: Any = configure(type(config), settings)
         assert again.model_dump() == config.model_dump()
 
 

@@ -11,26 +11,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cartl_cli.commands.options import AsJson, DataDir, NoDownload, RunsDir, located
+from cartl_cli.commands.options import (
+    AsJson,
+    DataDir,
+    NoDownload,
+    RunsDir,
+    flags_from,
+    located,
+)
 from cartl_cli.core import storage
+from cartl_cli.core.config import SweepConfig
+from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import CartlError, InUseError, RunError, StoppedError, UsageError
 from cartl_cli.core.presets import sweep_presets
-from cartl_cli.core.requirements import check_torch
+from cartl_cli.core.requirements import check_ray, check_torch
 from cartl_cli.core.specs import open_spec
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.sweeping import counts, plan
 from cartl_cli.core.sweeps import FOLDER, Sweep, read_sweep, sweep_path, write_sweep
 
 if TYPE_CHECKING:
-    from cartl_cli.core.executing import States
+    from cartl_cli.core.clusters import Node
+    from cartl_cli.core.executing import Executor, States
 
 
+@flags_from(SweepConfig)
 def sweep(
+    settings: dict[str, Any],
     spec: Annotated[
         str | None,
         typer.Argument(help="A TOML file, or a built-in sweep: see --list.", show_default=False),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the built-in sweeps.")] = False,
     runs_dir: RunsDir = Path("runs"),
@@ -42,12 +53,15 @@ def sweep(
     if listed:
         show_list(as_json)
         return
+    config = configure(SweepConfig, settings)
     if spec is None:
         raise UsageError("SPEC: give a TOML file or a built-in sweep; --list shows those")
     name, content = open_spec(spec)
     planned, same = plan(name, content, datetime.now(UTC).isoformat(timespec="seconds"), located)
+    if config.executor == "ray":
+        check_ray()
     check_torch()
-    from cartl_cli.core.executing import ended_state, execute, local, survey
+    from cartl_cli.core.executing import ended_state, execute, survey
     from cartl_cli.display import sweeps, tables
     from cartl_cli.display.progress import say
 
@@ -62,16 +76,16 @@ def sweep(
             sweeps.show_tree(planned, states)
         return
 
-    flags = [*(["--data-dir", str(data_dir)] if data_dir else [])]
+    flags = [*(["--data-dir", str(data_dir.expanduser().absolute())] if data_dir else [])]
     flags += ["--no-download"] if no_download else []
-    with sweeps_folder(runs_dir, say) as folder:
+    with cluster(config, say) as nodes, sweeps_folder(runs_dir, say) as folder:
         keep(planned, runs_dir, say)
         storage.make_folder(logs := folder / name)
         states = survey(planned, runs_dir)
         say(f"sweep {name}: {sweeps.in_numbers(counts(planned.points))}")
         say(f"{sweeps.standing(states.values())}; output of each run: {logs}/")
+        start, jobs = executor(config, nodes, runs_dir, logs, flags, say)
         with stop_signals() as asked, sweeps.sweep_progress(planned, states) as report:
-            start = local(runs_dir, logs, flags, threads(jobs, say))
             states = execute(
                 planned,
                 states,
@@ -108,6 +122,43 @@ def finish(planned: Sweep, states: "States", logs: Path, signal: int | None) -> 
             f"{len(failed)} of {total} runs failed{behind}: {listed}{more}; see why in {logs}/; "
             "the same command tries again"
         )
+
+
+@contextmanager
+def cluster(config: SweepConfig, say: Callable[[str], None]) -> Iterator["dict[Node, int]"]:
+    """How many runs each node of the Ray cluster takes while we are connected; {} without Ray."""
+    if config.executor == "local":
+        yield {}
+        return
+    from cartl_cli.core.clusters import connected, with_room
+
+    with connected(config.ray_address) as nodes:
+        room = with_room(nodes, config.cpus, config.gpus)
+        say(f"ray: {len(room)} nodes with room for {sum(room.values())} runs at a time")
+        yield room
+
+
+def executor(
+    config: SweepConfig,
+    nodes: "dict[Node, int]",
+    runs_dir: Path,
+    logs: Path,
+    flags: list[str],
+    say: Callable[[str], None],
+) -> "tuple[Executor, int]":
+    """What starts the runs, and how many at a time. Raises CartlError where a node will not do."""
+    if config.executor == "local":
+        from cartl_cli.core.executing import local
+
+        jobs = config.jobs or 1
+        return local(runs_dir, logs, flags, threads(jobs, say)), jobs
+    from cartl_cli.core.clusters import check_nodes, ray_tasks
+
+    runs_dir, logs = runs_dir.absolute(), logs.absolute()
+    for warning in check_nodes(nodes, logs):
+        say(warning)
+    start = ray_tasks(runs_dir, logs, flags, config.cpus, config.gpus, say)
+    return start, config.jobs or sum(nodes.values())
 
 
 @contextmanager

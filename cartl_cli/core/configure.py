@@ -18,11 +18,12 @@ from cartl_cli.core.config import (
 from cartl_cli.core.errors import UsageError
 
 Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig)
+AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
 HARMLESS = {"device", "save_every"}  # may change when a run goes on
 
 
-def configure(config_type: type[Config], *layers: Mapping[str, Any]) -> Config:
+def configure(config_type: type[AnyConfig], *layers: Mapping[str, Any]) -> AnyConfig:
     """One configuration from layers of settings, a later one overrides an earlier one.
 
     Raises UsageError with one line for the first setting that is wrong.

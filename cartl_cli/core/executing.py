@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -52,39 +52,59 @@ Executor = Callable[[Point], Job]
 def local(
     runs_dir: Path, folder: Path, flags: Sequence[str], threads: int | None = None
 ) -> Executor:
-    """Runs as ``cartl`` commands in processes of this machine.
-
-    Settings and output of each are kept in ``folder``. A process is in a group of its own, so that
-    Ctrl-C reaches it once: through us. Raises StorageError or OSError where none can be started.
-    """
+    """Runs as processes of this machine; see ``begin``."""
     environment = dict(os.environ)
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
 
     def start(point: Point) -> Job:
-        settings = folder / f"{point.run}.json"
-        storage.write_whole(settings, point.config.model_dump_json(indent=1).encode())
-        begun = storage.exists(runs_dir / point.run / MANIFEST)
-        command = [
-            *(sys.executable, "-m", "cartl_cli", point.kind, "--runs-dir", str(runs_dir)),
-            *("--resume" if begun else "--name", point.run, "--config", str(settings)),
-            *(["--force"] if point.kind == "attack" else []),  # the same one by another name
-            *flags,
-        ]
-        log = storage.open_log(log_path(folder, point))
-        try:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                process_group=0,
-            )
-        finally:
-            os.close(log)
+        write_settings(folder, point)
+        return begin(point, runs_dir, folder, flags, environment)
 
     return start
+
+
+def write_settings(folder: Path, point: Point) -> None:
+    """Keep the settings of a point where its run finds them. Raises StorageError."""
+    storage.write_whole(
+        settings_path(folder, point), point.config.model_dump_json(indent=1).encode()
+    )
+
+
+def begin(
+    point: Point,
+    runs_dir: Path,
+    folder: Path,
+    flags: Sequence[str],
+    environment: Mapping[str, str],
+    module: str = "cartl_cli",
+) -> "subprocess.Popen[bytes]":
+    """The run of a point, new or to go on with, as a ``cartl`` command in a process of its own.
+
+    Its settings are in ``folder``, where its output is kept. The process is in a group of its own,
+    so that Ctrl-C reaches it once: through us. Raises StorageError or OSError where it cannot be
+    started.
+    """
+    begun = storage.exists(runs_dir / point.run / MANIFEST)
+    command = [
+        *(sys.executable, "-m", module, point.kind, "--runs-dir", str(runs_dir)),
+        *("--resume" if begun else "--name", point.run),
+        *("--config", str(settings_path(folder, point))),
+        *(["--force"] if point.kind == "attack" else []),  # the same one by another name
+        *flags,
+    ]
+    log = storage.open_log(log_path(folder, point))
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            process_group=0,
+        )
+    finally:
+        os.close(log)
 
 
 def execute(
@@ -198,6 +218,11 @@ def accuracies(run: Run) -> tuple[float | None, float | None]:
     if isinstance(results, TrainingResults):
         return results.clean_accuracy, results.robust_accuracy
     return None, None
+
+
+def settings_path(folder: Path, point: Point) -> Path:
+    """Where the settings of a point's job are kept."""
+    return folder / f"{point.run}.json"
 
 
 def log_path(folder: Path, point: Point) -> Path:

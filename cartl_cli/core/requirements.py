@@ -1,5 +1,6 @@
 """Whether the installed torch and torchvision will do; importing this loads neither."""
 
+import importlib.util
 import re
 from contextlib import suppress
 from importlib import metadata
@@ -36,6 +37,12 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError("--plot: needs matplotlib; pip install 'cartl[plot]'") from None
+
+
+def check_ray() -> None:
+    """Refuse a cluster without Ray. Raises UsageError."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("--executor: ray needs the package ray; pip install 'cartl[ray]'")
 
 
 def _allows(requirement: str, torch: str) -> bool:

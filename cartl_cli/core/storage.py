@@ -136,6 +136,17 @@ def open_log(path: Path) -> int:
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
+def add_line(path: Path, line: str) -> None:
+    """Write a line at the end of a log. Raises StorageError."""
+    descriptor = open_log(path)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
 def set_aside(path: Path, name: str) -> None:
     """Give a file another name in its folder. Raises OSError."""
     os.rename(path, path.with_name(name))
