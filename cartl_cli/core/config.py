@@ -94,9 +94,32 @@ class PretrainConfig(BaseModel):
     augment: Augment = None
     arch: Annotated[str, Field(description="wrn-D-W with D = 6n+4, or resnet-18.")] = "wrn-16-1"
     method: Annotated[
-        Literal["at", "natural"],
-        Field(description="Adversarial training, or training on clean images."),
+        Literal["at", "fast", "free", "trades", "natural"],
+        Field(
+            description="Adversarial training with PGD, with N-FGSM, for free, or TRADES; natural: "
+            "on clean images."
+        ),
     ] = "at"
+    replays: Annotated[
+        Whole | None,
+        Field(ge=1, description="Steps in a row on each batch of --method free (default: 4)."),
+    ] = None
+    trades_beta: Annotated[
+        Number | None,
+        Field(gt=0, description="Weight of the divergence of --method trades (default: 6)."),
+    ] = None
+    awp_gamma: Annotated[
+        Number,
+        Field(ge=0, description="Adversarial weight perturbation, part of their norm (0: off)."),
+    ] = 0.0
+    ema: Annotated[
+        Number,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of an average of the weights, then the run's model (0: off).",
+        ),
+    ] = 0.0
     k: Annotated[
         Whole, Field(ge=1, description="Blocks of the sub-model, counted from the end.")
     ] = 6
@@ -129,6 +152,16 @@ class PretrainConfig(BaseModel):
         """Step size of the training attack: a quarter of eps unless set."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
+    @property
+    def steps_per_batch(self) -> int:
+        """Steps in a row on each batch: one but with free training."""
+        return (self.replays or 4) if self.method == "free" else 1
+
+    @property
+    def divergence_weight(self) -> float:
+        """β of TRADES."""
+        return 6.0 if self.trades_beta is None else self.trades_beta
+
     @field_validator("arch")
     @classmethod
     def _known_architecture(cls, arch: str) -> str:
@@ -140,14 +173,30 @@ class PretrainConfig(BaseModel):
         blocks = parse_architecture(self.arch).block_count
         if self.k > blocks:
             raise ValueError(f"k: {self.arch} has {blocks} blocks, got {self.k}")
-        if self.method == "at" and self.eps == 0:
+        if self.method != "natural" and self.eps == 0:
             raise ValueError("eps: 0 means natural training; use --method natural")
-        if self.method == "natural" and self.fdm_lambda > 0:
-            raise ValueError("fdm_lambda: needs adversarial images; drop it or --method natural")
+        self._check_method()
         _check_step_size(self.eps, self.step_size)
         _check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
         _check_batch(self.batch_size)
         return self
+
+    def _check_method(self) -> None:
+        """Refuse what belongs to another method. Raises ValueError."""
+        needy = {"fdm_lambda": self.fdm_lambda, "awp_gamma": self.awp_gamma}
+        for name in needy:
+            if self.method == "natural" and needy[name] > 0:
+                raise ValueError(f"{name}: needs adversarial images; drop it or --method natural")
+        if self.replays is not None and self.method != "free":
+            raise ValueError(f"replays: is of --method free, not of {self.method}; drop it")
+        if self.trades_beta is not None and self.method != "trades":
+            raise ValueError(f"trades_beta: is of --method trades, not of {self.method}; drop it")
+        if self.method == "free" and self.awp_gamma > 0:
+            raise ValueError(
+                "awp_gamma: needs a backward pass of its own, which free training has not; drop it"
+            )
+        if self.method == "free" and self.step_size is not None:
+            raise ValueError("step_size: steps of free training are as long as eps; drop it")
 
 
 class TransferConfig(BaseModel):
