@@ -396,11 +396,9 @@ def test_a_run_says_both_accuracies_and_which_weights_are_its_model(
     assert all(0 <= line[f"{name}_accuracy"] <= 1 for line in lines for name in ("fgsm", "pgd"))
     results = json.loads((folder / "manifest.json").read_text())["results"]
     assert results["last_weights"].keys() == {"clean_accuracy", "robust_accuracy"}
-    checked = ("--checks", "off", "--json")
     # what the run says of its model is true of the weights in its folder
-    again = cartl(
-        *["attack", "fast", "--attack", "pgd", "--pgd-steps", "1", "--checks", "off", "--json"]
-    )
+    attack = "attack fast --attack pgd --pgd-steps 1 --checks off --json"
+    again = cartl(*attack.split(" "))
     assert json.loads(again.out)["clean_accuracy"] == results["clean_accuracy"]
     shown = json.loads(cartl("pretrain", "--resume", "fast", "--json").out)
     assert shown["last_weights"] == results["last_weights"]
