@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from cartl_cli import app
-from cartl_cli.core import checkpoints, pretraining, running, training
+from cartl_cli.core import checkpoints, overfitting, pretraining, running, training
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
 from cartl_cli.core.manifest import Position
 from cartl_cli.core.randomness import generator
@@ -47,12 +47,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Sabotage:
-    """Send ``signal`` to oneself around step ``step``; ``forget`` a part of the saved state."""
+    """Send ``signal`` to oneself around step ``step``; ``forget`` a part of the saved state.
+
+    With ``collapse``, N-FGSM is found to overfit catastrophically after the first epoch.
+    """
 
     step: int = 0
     signal: int = 0
     times: int = 1
     forget: str = ""
+    collapse: bool = False
 
 
 def start(arguments: list[str], folder: Path, sabotage: Sabotage = Sabotage()) -> Any:
@@ -106,6 +110,8 @@ def _patches(sabotage: Sabotage) -> Iterator[Any]:
     elif sabotage.signal:
         yield mock.patch.object(training, "learning_rate", _during_step(sabotage))
         yield mock.patch("cartl_cli.core.attacking.Position", _during_batch(sabotage))
+    if sabotage.collapse:
+        yield mock.patch.object(overfitting.Sign, "collapsed", True)
     if sabotage.forget:
         yield FORGET[sabotage.forget](sabotage.step)
 
@@ -196,10 +202,18 @@ def _spectral(begun: int) -> Any:
     )
 
 
+def _carried(begun: int) -> Any:
+    """Leave what a recipe carries as it is before the first step."""
+    return _tensors(
+        lambda name: name in ("delta", "collapsed") or name.startswith("average."), torch.zeros_like
+    )
+
+
 FORGET = {
     "order": _order,
     "counters": _counters,
     "schedule": _schedule,
     "batch norm": _batch_norm,
     "spectral": _spectral,
+    "carried": _carried,
 }

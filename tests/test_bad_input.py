@@ -43,6 +43,7 @@ from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
 
 PRETRAIN = ["pretrain", *TINY_PRETRAIN.split()]
 TRANSFER = ["transfer", *TINY_TRANSFER.split()]
+FREE, NATURAL = ["--method", "free"], ["--method", "natural"]
 ATTACK = ["attack", "--pgd-steps", "1", "--limit", "12", "--checks", "off"]
 
 
@@ -772,6 +773,22 @@ REFUSED = [
     *each("T18", ["--arch", "lenet"], 2, "'lenet' is unknown; known: wrn-D-W", "P"),
     *each("T19", ["--fdm-lambda", "-1"], 2, "--fdm-lambda: must be >= 0", "P"),
     *each("T19", ["--fdm-lambda", "nan"], 2, "--fdm-lambda: must be a finite number", "P"),
+    *each("T19", ["--method", "tradse"], 2, "'tradse' is not one of 'at', 'fast', 'free'", "P"),
+    *each("T19", ["--replays", "0"], 2, "--replays: must be >= 1", "P"),
+    *each("T19", ["--replays", "2"], 2, "--replays: is of --method free, not of at; drop it", "P"),
+    *each("T19", ["--replays", "2.5", "--method", "free"], 2, "--replays: must be a whole", "P"),
+    *each("T19", ["--trades-beta", "0"], 2, "--trades-beta: must be > 0", "P"),
+    *each("T19", ["--trades-beta", "nan"], 2, "--trades-beta: must be a finite number", "P"),
+    *each("T19", ["--trades-beta", "6"], 2, "--trades-beta: is of --method trades, not of at", "P"),
+    *each("T19", ["--awp-gamma", "-1"], 2, "--awp-gamma: must be >= 0", "P"),
+    *each("T19", ["--awp-gamma", "inf"], 2, "--awp-gamma: must be a finite number", "P"),
+    *each("T19", [*FREE, "--awp-gamma", "1"], 2, "--awp-gamma: needs a backward pass", "P"),
+    *each("T19", [*NATURAL, "--awp-gamma", "1"], 2, "--awp-gamma: needs adversarial images", "P"),
+    *each("T19", [*NATURAL, "--fdm-lambda", "1"], 2, "--fdm-lambda: needs adversarial", "P"),
+    *each("T19", [*FREE, "--step-size", "0.01"], 2, "--step-size: steps of free training", "P"),
+    *each("T19", [*FREE, "--eps", "0"], 2, "--eps: 0 means natural training", "P"),
+    *each("T19", ["--ema", "1"], 2, "--ema: must be < 1", "P"),
+    *each("T19", ["--ema", "-0.1"], 2, "--ema: must be >= 0", "P"),
     *each("T21", ["--arch", "wrn-17-2"], 2, "'wrn-17-2' is unknown", "P"),
     *each(
         "T22", ["--classes", "disk,wheel"], 2, "--classes: no class 'wheel'; the data has 10", "P"

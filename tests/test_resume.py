@@ -69,6 +69,37 @@ def test_c43_c45_resume_matrix(
     assert tiny.left(folder / "runs" / method) == straight[method]
 
 
+@pytest.mark.parametrize(
+    ("method", "step"), [("free", 1), ("free", 4), ("fast", 2), ("fast", tiny.STEPS)]
+)
+def test_what_a_method_carries_goes_on(
+    folder: Path, straight: dict[str, Any], method: str, step: int
+) -> None:
+    run(tiny.command(method), folder, Sabotage(step, signal.SIGKILL))
+    went_on = run(tiny.resume(method), folder)
+    assert went_on.code == 0, went_on.err
+    assert tiny.left(folder / "runs" / method) == straight[method]
+
+
+def test_a_switch_to_pgd_goes_on(folder: Path, straight: dict[str, Any]) -> None:
+    """It is made after the first epoch; what resumes the run knows of it by the state alone."""
+    collapse = Sabotage(collapse=True)
+    whole = tiny.scene(folder / "runs", folder.with_name(f"{folder.name}-whole"))
+    done = run(tiny.command("fast"), whole, collapse)
+    assert "catastrophic overfitting after epoch 1: of 12 training images" in done.err
+    assert "steps that follow train with PGD-2" in done.err
+    switched = tiny.left(whole / "runs" / "fast")
+    assert switched["results"]["collapsed_after"] == 1
+    assert straight["fast"]["results"]["collapsed_after"] is None
+    assert switched["model.safetensors"] != straight["fast"]["model.safetensors"]
+
+    run(tiny.command("fast"), folder, Sabotage(4, signal.SIGKILL, collapse=True))
+    went_on = run(tiny.resume("fast"), folder)
+    assert went_on.code == 0, went_on.err
+    assert "catastrophic" not in went_on.err
+    assert tiny.left(folder / "runs" / "fast") == switched
+
+
 @pytest.mark.parametrize("stop", SIGNALS)
 @pytest.mark.parametrize("batch", range(1, tiny.BATCHES + 1))
 @pytest.mark.parametrize("name", ["attack", "saving"])
@@ -91,6 +122,8 @@ def test_a28_an_attack_goes_on_with_the_same_outcome(
         ("schedule", "vanilla"),
         ("batch norm", "vanilla"),
         ("spectral", "neft"),
+        ("carried", "free"),
+        ("carried", "fast"),
     ],
 )
 def test_forgetting_any_part_of_the_state_is_seen(
@@ -107,7 +140,7 @@ def test_forgetting_any_part_of_the_state_is_seen(
 
 
 def test_every_control_is_tried() -> None:
-    tried = {"order", "counters", "schedule", "batch norm", "spectral"}
+    tried = {"order", "counters", "schedule", "batch norm", "spectral", "carried"}
     assert tried == set(FORGET)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cartl_cli.core.config import AttackConfig, TransferConfig
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.executing import State
 from cartl_cli.core.presets import sweep_presets
 from cartl_cli.core.specs import Spec, open_spec, parse_spec
 from cartl_cli.core.sweeping import chains, counts, plan, size
-from cartl_cli.core.sweeps import MAX_POINTS, Point, Sweep, read_sweep, write_sweep
+from cartl_cli.core.sweeps import ADDED, MAX_POINTS, Point, Sweep, read_sweep, write_sweep
 from cartl_cli.display.sweeps import table
 from tests.conftest import Command
 
@@ -220,6 +220,10 @@ def test_the_documented_example_is_what_the_page_says() -> None:
 def test_ids_do_not_change_by_accident() -> None:
     """A change here makes every finished sweep run again: is it wanted?"""
     assert [p.id for p in planned("").points] == IDS
+    defaults = PretrainConfig().model_dump()
+    assert {name: defaults[name] for name in ADDED} == ADDED
+    for setting in ("ema = 0.9", "awp_gamma = 0.01", 'method = "free"\nreplays = 2'):
+        assert planned(f"[base.pretrain]\n{setting}").points[0].id != IDS[0]
 
 
 IDS = ["02e2a01c6c7a", "28039d09fb20", "d8f3c8eddd0d"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cartl_cli.core.attacks.inner import training_budget
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.configure import configure
@@ -16,7 +17,7 @@ from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.pretraining import adversarial_loss, natural_loss, training_budget
+from cartl_cli.core.pretraining import adversarial_loss, natural_loss
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.training import (
     LossOfBatch,

@@ -10,16 +10,18 @@ import torch
 from PIL import Image
 
 TRAINED = "--dataset ../images --batch-size 4 --epochs 2 --lr 0.05 --save-every 1 --device cpu"
+SOURCE = f"pretrain {TRAINED} --image-size 8 --arch wrn-10-1 --k 3 --pgd-steps 2 --fdm-lambda 0.01"
 COMMANDS = {
-    "pretrain": f"pretrain {TRAINED} --image-size 8 --arch wrn-10-1 --k 3 --pgd-steps 2 "
-    "--fdm-lambda 0.01 --name pretrain",
+    "pretrain": f"{SOURCE} --name pretrain",
+    "fast": f"{SOURCE} --method fast --awp-gamma 0.01 --ema 0.5 --name fast",
+    "free": f"{SOURCE} --method free --replays 2 --name free",
     "neft": f"transfer {TRAINED} --source source --neft-beta 0.4 --freeze-bn affine --name neft",
     "vanilla": f"transfer {TRAINED} --source source --freeze-bn none --name vanilla",
     "attack": "attack source --attack pgd,pgd-margin --pgd-steps 2 --batch-size 4 --eps 2/255 "
     "--save-every 1 --checks off --device cpu --name attack",
 }
 COMMANDS["saving"] = COMMANDS["attack"].replace("--name attack", "--save-adversarial --name saving")
-STEPS = 6  # of each training; an epoch has three
+STEPS = 6  # of each training but ``free``; an epoch has three
 BATCHES = 4  # of the attack
 
 

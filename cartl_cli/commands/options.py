@@ -15,8 +15,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config import (
-    BUILT_IN_DATA,
-    PUBLIC_DATA,
     AttackConfig,
     Kind,
     PretrainConfig,
@@ -24,6 +22,7 @@ from cartl_cli.core.config import (
 )
 from cartl_cli.core.configure import Config, at_own_eps, check_same, configure, flag, is_positional
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.presets import read_preset
 from cartl_cli.core.requirements import check_torch
 from cartl_cli.core.values import shown_pixels

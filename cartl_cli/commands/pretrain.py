@@ -74,6 +74,8 @@ def pretrain(
             "k": opened.config.k,
             "clean_accuracy": results.clean_accuracy,
             "robust_accuracy": results.robust_accuracy,
+            "last_weights": results.last_weights and results.last_weights.model_dump(),
+            "collapsed_after": results.collapsed_after,
             "seconds": results.seconds,
         }
         print(json.dumps(shown))

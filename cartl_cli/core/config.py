@@ -9,7 +9,6 @@ import re
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,88 +18,35 @@ from pydantic import (
 )
 
 from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.values import (
-    check_interval,
-    check_pixels,
-    parse_eps,
-    parse_list,
-    parse_number,
-    parse_pixels,
-    parse_whole,
+from cartl_cli.core.fields import (
+    Augment,
+    BatchSize,
+    Classes,
+    Dataset,
+    Device,
+    Epochs,
+    Eps,
+    LearningRate,
+    Milestones,
+    Momentum,
+    Number,
+    PrecisionField,
+    SaveEvery,
+    Schedule,
+    Seed,
+    StepSize,
+    ValFraction,
+    WarmupEpochs,
+    WeightDecay,
+    Whole,
 )
+from cartl_cli.core.values import check_pixels, parse_eps, parse_list
 
-BUILT_IN_DATA = ("shapes", "shapes-target")
-PUBLIC_DATA = ("cifar10", "cifar100", "svhn", "gtsrb", "mnist", "fashion-mnist", "stl10")
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-
-Whole = Annotated[int, BeforeValidator(parse_whole)]
-Number = Annotated[float, BeforeValidator(parse_number)]
-Pixels = Annotated[float, BeforeValidator(parse_pixels)]
-Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]
-Augmentations = Annotated[
-    tuple[Literal["crop", "flip", "rotate"], ...],
-    BeforeValidator(parse_list),
-]
 FreezeBatchNorm = Literal["none", "affine", "stats", "all"]
 Method = Literal["vanilla", "neft", "lwf"]
-Precision = Literal["auto", "fp32", "bf16"]
 Kind = Literal["pretrain", "transfer", "attack"]
-
-# Fields that several commands share: bounds and description once, defaults where they are used.
-Dataset = Annotated[
-    str,
-    Field(
-        description=f"Data set: {', '.join((*BUILT_IN_DATA, *PUBLIC_DATA))}, an image folder or a "
-        ".zip of one."
-    ),
-]
-Classes = Annotated[Names, Field(description="Only these classes, as a,b,c (default: all).")]
-ValFraction = Annotated[
-    Number, Field(ge=0, le=0.5, description="Part of the training data held out to measure on.")
-]
-Augment = Annotated[
-    Augmentations | None,
-    Field(description="crop, flip and rotate, as a,b; none; default: the data set's own choice."),
-]
-Eps = Annotated[
-    Pixels,
-    Field(
-        ge=0,
-        description="Radius of the l-infinity ball (default: the data set's own, 8/255, of mnist "
-        "and fashion-mnist 0.15).",
-    ),
-]
-StepSize = Annotated[
-    Pixels | None, Field(gt=0, description="Step of the attack (default: a quarter of eps).")
-]
-Epochs = Annotated[Whole, Field(ge=1, description="Passes over the training data.")]
-BatchSize = Annotated[Whole, Field(ge=1, description="Images in one batch.")]
-LearningRate = Annotated[Number, Field(gt=0, description="Peak learning rate of SGD.")]
-Momentum = Annotated[Number, Field(ge=0, lt=1, description="Momentum of SGD.")]
-WeightDecay = Annotated[Number, Field(ge=0, description="Weight decay of SGD.")]
-Schedule = Annotated[
-    Literal["onecycle", "step"],
-    Field(description="Learning rate: one triangle, or x0.2 at each milestone."),
-]
-Milestones = Annotated[
-    tuple[Whole, ...],
-    BeforeValidator(parse_list),
-    Field(description="Epochs after which --schedule step cuts the learning rate, as a,b,c."),
-]
-WarmupEpochs = Annotated[
-    Number, Field(ge=0, description="Epochs of linear warm-up under --schedule step.")
-]
-Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1, description="Seed of every random draw.")]
-Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps.")]
-PrecisionField = Annotated[
-    Precision, Field(description="auto: bfloat16 where it is native. Verdicts are always fp32.")
-]
-SaveEvery = Annotated[
-    str,
-    AfterValidator(check_interval),
-    Field(description="Save the state every so many minutes (10m) or steps (500), to resume."),
-]
 AttackName = Literal[
     "fgsm", "pgd", "pgd-margin", "apgd-ce", "apgd-t", "square", "feature", "autoattack"
 ]
@@ -149,9 +95,32 @@ class PretrainConfig(BaseModel):
     augment: Augment = None
     arch: Annotated[str, Field(description="wrn-D-W with D = 6n+4, or resnet-18.")] = "wrn-16-1"
     method: Annotated[
-        Literal["at", "natural"],
-        Field(description="Adversarial training, or training on clean images."),
+        Literal["at", "fast", "free", "trades", "natural"],
+        Field(
+            description="Adversarial training with PGD, with N-FGSM, for free, or TRADES; natural: "
+            "on clean images."
+        ),
     ] = "at"
+    replays: Annotated[
+        Whole | None,
+        Field(ge=1, description="Steps in a row on each batch of --method free (default: 4)."),
+    ] = None
+    trades_beta: Annotated[
+        Number | None,
+        Field(gt=0, description="Weight of the divergence of --method trades (default: 6)."),
+    ] = None
+    awp_gamma: Annotated[
+        Number,
+        Field(ge=0, description="Adversarial weight perturbation, part of their norm (0: off)."),
+    ] = 0.0
+    ema: Annotated[
+        Number,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of an average of the weights, then the run's model (0: off).",
+        ),
+    ] = 0.0
     k: Annotated[
         Whole, Field(ge=1, description="Blocks of the sub-model, counted from the end.")
     ] = 6
@@ -184,6 +153,16 @@ class PretrainConfig(BaseModel):
         """Step size of the training attack: a quarter of eps unless set."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
+    @property
+    def steps_per_batch(self) -> int:
+        """Steps in a row on each batch: one but with free training."""
+        return (self.replays or 4) if self.method == "free" else 1
+
+    @property
+    def divergence_weight(self) -> float:
+        """β of TRADES."""
+        return 6.0 if self.trades_beta is None else self.trades_beta
+
     @field_validator("arch")
     @classmethod
     def _known_architecture(cls, arch: str) -> str:
@@ -195,14 +174,30 @@ class PretrainConfig(BaseModel):
         blocks = parse_architecture(self.arch).block_count
         if self.k > blocks:
             raise ValueError(f"k: {self.arch} has {blocks} blocks, got {self.k}")
-        if self.method == "at" and self.eps == 0:
+        if self.method != "natural" and self.eps == 0:
             raise ValueError("eps: 0 means natural training; use --method natural")
-        if self.method == "natural" and self.fdm_lambda > 0:
-            raise ValueError("fdm_lambda: needs adversarial images; drop it or --method natural")
+        self._check_method()
         _check_step_size(self.eps, self.step_size)
         _check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
         _check_batch(self.batch_size)
         return self
+
+    def _check_method(self) -> None:
+        """Refuse what belongs to another method. Raises ValueError."""
+        needy = {"fdm_lambda": self.fdm_lambda, "awp_gamma": self.awp_gamma}
+        for name in needy:
+            if self.method == "natural" and needy[name] > 0:
+                raise ValueError(f"{name}: needs adversarial images; drop it or --method natural")
+        if self.replays is not None and self.method != "free":
+            raise ValueError(f"replays: is of --method free, not of {self.method}; drop it")
+        if self.trades_beta is not None and self.method != "trades":
+            raise ValueError(f"trades_beta: is of --method trades, not of {self.method}; drop it")
+        if self.method == "free" and self.awp_gamma > 0:
+            raise ValueError(
+                "awp_gamma: needs a backward pass of its own, which free training has not; drop it"
+            )
+        if self.method == "free" and self.step_size is not None:
+            raise ValueError("step_size: steps of free training are as long as eps; drop it")
 
 
 class TransferConfig(BaseModel):

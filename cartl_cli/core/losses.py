@@ -38,6 +38,21 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) ‖ softmax(logits)) of each image (B,), from logits (B, classes)."""
+    found = F.kl_div(logits.log_softmax(1), reference.softmax(1), reduction="none")  # (B, classes)
+    return found.sum(1)
+
+
+def trades_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """CE(f(x), y) + β · mean KL(f(x) ‖ f(x̃)), a scalar (Zhang et al. 2019, arXiv 1901.08573).
+
+    ``clean`` and ``adversarial`` are logits (B, classes) of the same images. The gradient goes
+    through both sides of the divergence, as in the authors' code.
+    """
+    return F.cross_entropy(clean, labels) + beta * kl_divergence(adversarial, clean).mean()
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{j≠y} z_j − z_y of each image (B,): positive exactly where the prediction is wrong.
 

@@ -73,8 +73,22 @@ class SourceRecord(BaseModel):
     fdm_lambda: float | None
 
 
+class Accuracies(BaseModel):
+    """Fractions of the n images that are right, clean and under PGD."""
+
+    model_config = SETTINGS
+
+    clean_accuracy: Fraction
+    robust_accuracy: Fraction
+
+
 class TrainingResults(BaseModel):
-    """What a finished training measured. Accuracies are fractions; robust under PGD, n images."""
+    """What a finished training measured. Accuracies are fractions; robust under PGD, n images.
+
+    They are those of the run's model: of the average of the weights, if there is one, and then
+    ``last_weights`` has those of the weights after the last step. ``collapsed_after`` is the epoch
+    after which N-FGSM was found to overfit catastrophically, and PGD took its place.
+    """
 
     model_config = SETTINGS
 
@@ -84,6 +98,8 @@ class TrainingResults(BaseModel):
     n: Annotated[Count, Field(ge=1)]
     seconds: float
     spectral_norms: dict[LayerName, float] = {}
+    last_weights: Accuracies | None = None
+    collapsed_after: Count | None = None
 
 
 Interval = tuple[Fraction, Fraction]

@@ -1,6 +1,5 @@
 """The source model: adversarial training (Eq. 4) plus feature distance minimization (Eq. 10)."""
 
-import math
 import time
 from collections.abc import Callable
 
@@ -8,20 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cartl_cli.core import recording
-from cartl_cli.core.attacks.pgd import Budget, perturb, uniform_start
+from cartl_cli.core import averaging, overfitting, recording
+from cartl_cli.core.attacks.inner import INNER
+from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.checkpoints import stop_if_asked
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.evaluation import (
     Plan,
-    Verdicts,
     robustness,
     share,
     unattacked,
 )
-from cartl_cli.core.losses import feature_distance
+from cartl_cli.core.losses import feature_distance, trades_loss
 from cartl_cli.core.manifest import (
+    Accuracies,
     Manifest,
     ModelSpec,
     Run,
@@ -32,11 +32,13 @@ from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.recording import Session
-from cartl_cli.core.running import set_up, state_size, train
+from cartl_cli.core.running import Setup, set_up, state_size, train
 from cartl_cli.core.stopping import stop_signals
-from cartl_cli.core.training import LossOfBatch, Progress, StepLoss, ramp
+from cartl_cli.core.training import LossOfBatch, Progress, Recipe, StepLoss, nothing, ramp
+from cartl_cli.core.weight_perturbation import perturb_weights
 
 FINAL_PGD_STEPS = 20
+DELTA, COLLAPSED = "delta", "collapsed"  # of the recipe's state
 
 
 def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progress], None]) -> Run:
@@ -52,8 +54,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         model = build_model(config.arch, len(data.classes))
     model.normalize.fix(*channel_statistics(data.train))
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    natural = config.method == "natural"
-    loss = natural_loss(model) if natural else adversarial_loss(model, config, setup.total_steps)
+    recipe = recipe_of(model, config, setup, session.say)
 
     draft = Manifest(
         kind="pretrain",
@@ -64,19 +65,26 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         data=setup.record,
         versions=setup.versions,
     )
-    with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+    size = state_size(model, recipe)
+    with recording.written(session, draft, size) as run, stop_signals() as asked:
         session.say(
             f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images"
         )
-        done = train(run, model, config, setup, loss, session, asked, report)
+        done = train(run, model, config, setup, recipe, session, asked, report)
         began = time.monotonic()
-        measured = measure(model, data.evaluation.to(device), config, setup.autocast, run, asked)
+        evaluation = data.evaluation.to(device)
+        found = last = measure(model, evaluation, config, setup.autocast, run, asked)
+        if config.ema > 0:  # the average is the run's model; the last weights stay in a checkpoint
+            averaging.take(recipe.state, model)
+            found = measure(model, evaluation, config, setup.autocast, run, asked)
         results = TrainingResults(
-            clean_accuracy=share(measured.clean),
-            robust_accuracy=share(measured.worst(0)),
+            clean_accuracy=found.clean_accuracy,
+            robust_accuracy=found.robust_accuracy,
             pgd_steps=FINAL_PGD_STEPS,
             n=len(data.evaluation),
             seconds=done.seconds + time.monotonic() - began,
+            last_weights=last if config.ema > 0 else None,
+            collapsed_after=int(recipe.state.get(COLLAPSED, 0)) or None,
         )
         return recording.finish_training(run, model, results, done.step)
 
@@ -88,15 +96,60 @@ def measure(
     autocast: torch.autocast,
     run: Run,
     asked: Callable[[], int | None],
-) -> Verdicts:
-    """A first look at the finished model: PGD-20 under cross-entropy at the training eps."""
+) -> Accuracies:
+    """A first look at a finished model: PGD-20 under cross-entropy at the training eps."""
     budget = Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
     plan = Plan(("pgd",), (budget,), 1, 0, config.k, config.seed, config.batch_size)
 
     def batch_done(number: int) -> None:
         stop_if_asked(run, asked, "while measuring, after the last step")
 
-    return robustness(model, split, plan, autocast, unattacked(model, split, plan), batch_done)
+    found = robustness(model, split, plan, autocast, unattacked(model, split, plan), batch_done)
+    return Accuracies(clean_accuracy=share(found.clean), robust_accuracy=share(found.worst(0)))
+
+
+def recipe_of(
+    model: BlockModel, config: PretrainConfig, setup: Setup, say: Callable[[str], None]
+) -> Recipe:
+    """The loss of the configured method, with what it carries from step to step.
+
+    ``delta`` (batch, 3, H, W): the perturbation of free training. ``collapsed``: the epoch after
+    which N-FGSM was found to overfit catastrophically, 0 if it was not. The average of the weights.
+    """
+    total_steps, state = setup.total_steps, {}
+    if config.method == "natural":
+        loss = natural_loss(model)
+    elif config.method == "free":
+        shape = (config.batch_size, 3, config.image_size, config.image_size)
+        state[DELTA] = torch.zeros(shape, device=setup.device)
+        loss = free_loss(model, config, total_steps, state[DELTA])
+    elif config.method == "fast":
+        state[COLLAPSED] = torch.tensor(0)
+        loss = adversarial_loss(model, config, total_steps, state[COLLAPSED])
+        watched = overfitting.watched(setup.split, config.seed).to(setup.device)
+    else:
+        loss = adversarial_loss(model, config, total_steps)
+    if config.ema > 0:
+        state |= averaging.begin(model)
+
+    def step_done(progress: Progress) -> dict[str, float]:
+        step = progress.position.step
+        if config.ema > 0:
+            averaging.follow(state, model, config.ema, step)
+        if config.method != "fast" or not progress.epoch_ended:
+            return {}
+        eps = config.eps * ramp(step - 1, total_steps, config.eps_warmup)
+        sign = overfitting.look(model, watched, eps, config.seed, config.batch_size, setup.autocast)
+        if sign.collapsed and state[COLLAPSED] == 0:
+            state[COLLAPSED].fill_(progress.epoch)
+            say(
+                f"warning: catastrophic overfitting after epoch {progress.epoch}: of {sign.n} "
+                f"training images {sign.fgsm} are right under FGSM, {sign.pgd} under PGD-10; "
+                f"steps that follow train with PGD-{config.pgd_steps}"
+            )
+        return {"fgsm_accuracy": sign.fgsm / sign.n, "pgd_accuracy": sign.pgd / sign.n}
+
+    return Recipe(loss, state, step_done)
 
 
 def natural_loss(model: BlockModel) -> LossOfBatch:
@@ -104,51 +157,94 @@ def natural_loss(model: BlockModel) -> LossOfBatch:
 
     def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
         logits = model(images)
-        return StepLoss(
-            F.cross_entropy(logits, labels), {"clean": (logits.argmax(1) == labels).sum()}
-        )
+        return StepLoss(F.cross_entropy(logits, labels), {"clean": right(logits, labels)})
 
     return loss_of_batch
 
 
-def training_budget(config: PretrainConfig, grown: float) -> Budget:
-    """The training attack while eps has ``grown`` to a part (0..1) of its full size.
+def adversarial_loss(
+    model: BlockModel, config: PretrainConfig, total_steps: int, collapsed: Tensor | None = None
+) -> LossOfBatch:
+    """The outer loss on images of the method's attack; with AWP, at perturbed weights.
 
-    The distance the attack can walk, step_size · steps, grows with eps: full-size steps, but fewer.
+    Once ``collapsed`` is not 0, the attack is PGD.
     """
-    steps = math.ceil(config.pgd_steps * grown)
-    step_size = config.attack_step * config.pgd_steps * grown / steps
-    return Budget(config.eps * grown, step_size, steps)
-
-
-def adversarial_loss(model: BlockModel, config: PretrainConfig, total_steps: int) -> LossOfBatch:
-    """Mean cross-entropy on PGD images (Eq. 4) + λ · feature distance at block L−k (Eq. 10)."""
-    cut = len(model.blocks) - config.k
 
     def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
-        budget = training_budget(config, ramp(step, total_steps, config.eps_warmup))
-        start = uniform_start(images, budget.eps, generator(config.seed, "training attack", step))
-        adversarial = perturb(model, images, labels, start, budget)
+        method = "at" if collapsed is not None and collapsed > 0 else config.method
+        draws = generator(config.seed, "training attack", step)
+        grown = ramp(step, total_steps, config.eps_warmup)
+        adversarial = INNER[method](model, config, images, labels, draws, grown)
 
-        adversarial_features = model.features(adversarial, cut)  # (B, …)
-        adversarial_logits = model.classify(adversarial_features, cut)  # (B, classes)
-        loss = F.cross_entropy(adversarial_logits, labels)
-        if config.fdm_lambda > 0:
-            # a pass of its own: one concatenated pass has other batch-norm statistics
-            clean_features = model.features(images, cut)
-            with torch.no_grad():
-                clean_logits = model.classify(clean_features, cut)
-            distance = feature_distance(clean_features, adversarial_features)
-            loss = loss + config.fdm_lambda * distance
-        else:
+        shown = {}
+        if config.method == "at" and config.fdm_lambda == 0:
             with torch.no_grad(), eval_mode(model):  # only to be shown
-                clean_logits = model(images)
-        return StepLoss(
-            loss,
-            {
-                "clean": (clean_logits.argmax(1) == labels).sum(),
-                "adversarial": (adversarial_logits.argmax(1) == labels).sum(),
-            },
-        )
+                shown["clean"] = right(model(images), labels)
+
+        def outer() -> StepLoss:
+            return outer_loss(model, config, images, adversarial, labels)
+
+        restore = nothing
+        if config.awp_gamma > 0:
+            restore = perturb_weights(model, lambda: outer().loss, config.awp_gamma)
+        found = outer()
+        return StepLoss(found.loss, shown | found.correct, restore)
 
     return loss_of_batch
+
+
+def free_loss(
+    model: BlockModel, config: PretrainConfig, total_steps: int, delta: Tensor
+) -> LossOfBatch:
+    """The outer loss at x + δ (Shafahi et al. 2019, arXiv 1904.12843, Algorithm 1).
+
+    The one backward pass also gives ∇δ: δ ← clip(δ + ε·sign ∇δ, −ε, ε), in ``delta`` (batch, 3, H,
+    W), which stays for the next step, on the same batch or another. The model is in training mode.
+    """
+
+    def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+        eps = config.eps * ramp(step, total_steps, config.eps_warmup)
+        noise = delta[: len(images)].clone().requires_grad_()
+        found = outer_loss(model, config, images, (images + noise).clamp(0, 1), labels)
+
+        def ascend() -> None:
+            assert noise.grad is not None
+            moved = noise.detach() + eps * noise.grad.sign()
+            delta[: len(images)] = moved.clamp(-eps, eps)
+
+        return StepLoss(found.loss, found.correct, ascend)
+
+    return loss_of_batch
+
+
+def outer_loss(
+    model: BlockModel, config: PretrainConfig, images: Tensor, adversarial: Tensor, labels: Tensor
+) -> StepLoss:
+    """What the weights minimise, given adversarial images: Eq. 4 or TRADES, plus Eq. 10.
+
+    Mean cross-entropy on them, or the loss of TRADES, + λ · feature distance at block L−k.
+    """
+    cut = len(model.blocks) - config.k
+    divergence, distance = config.method == "trades", config.fdm_lambda > 0
+    features = model.features(adversarial, cut)  # (B, …)
+    logits = model.classify(features, cut)  # (B, classes)
+    correct = {"adversarial": right(logits, labels)}
+    if not divergence and not distance:
+        return StepLoss(F.cross_entropy(logits, labels), correct)
+
+    # a pass of its own: one concatenated pass has other batch-norm statistics
+    clean_features = model.features(images, cut)
+    with torch.set_grad_enabled(divergence):  # else only to be shown
+        clean_logits = model.classify(clean_features, cut)
+    if divergence:
+        loss = trades_loss(clean_logits, logits, labels, config.divergence_weight)
+    else:
+        loss = F.cross_entropy(logits, labels)
+    if distance:
+        loss = loss + config.fdm_lambda * feature_distance(clean_features, features)
+    return StepLoss(loss, {"clean": right(clean_logits, labels), **correct})
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many predictions are right, 0-d."""
+    return (logits.argmax(1) == labels).sum()

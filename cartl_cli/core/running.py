@@ -20,10 +20,10 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.recording import Session
 from cartl_cli.core.tensors import from_bytes, to_bytes
-from cartl_cli.core.training import LossOfBatch, Progress, count_steps, fit, learning_rate, sgd
+from cartl_cli.core.training import Progress, Recipe, count_steps, fit, learning_rate, sgd
 
 MODEL = "model.safetensors"
-TRAIN = "train.safetensors"  # the optimizer's momentum
+TRAIN = "train.safetensors"  # the optimizer's momentum, the recipe's state
 METRICS = "metrics.jsonl"
 
 
@@ -93,7 +93,7 @@ def train(
     model: BlockModel,
     config: TrainingConfig,
     setup: Setup,
-    loss_of_batch: LossOfBatch,
+    recipe: Recipe,
     session: Session,
     asked: Callable[[], int | None],
     report: Callable[[Progress], None],
@@ -109,7 +109,7 @@ def train(
     begun, metrics = Position(), b""
     if found := checkpoints.newest(run, session.say):
         begun, files = found
-        metrics = _restore(run, model, optimizer, begun, files)
+        metrics = _restore(run, model, optimizer, recipe, begun, files)
         total = setup.total_steps
         if begun.step < total:
             rate = learning_rate(config, begun.step, total // config.epochs)
@@ -117,10 +117,9 @@ def train(
     last = begun
 
     def contents() -> checkpoints.Contents:
-        momentum = _momentum(model, optimizer)
         return {
             MODEL: to_bytes(model.state_dict()),
-            TRAIN: to_bytes(momentum),
+            TRAIN: to_bytes(_momentum(model, optimizer) | recipe.state),
             METRICS: metrics,
         }
 
@@ -129,8 +128,9 @@ def train(
     def step_done(progress: Progress) -> None:
         nonlocal last, metrics
         last = progress.position
+        measured = recipe.step_done(progress)
         if progress.epoch_ended:
-            metrics += json.dumps(progress.metrics).encode() + b"\n"
+            metrics += json.dumps(progress.metrics | measured).encode() + b"\n"
             storage.write_whole(run.folder / METRICS, metrics)
         report(progress)
         keeper.step_done(last, progress.total_steps)
@@ -142,7 +142,7 @@ def train(
             split,
             config,
             setup.augment,
-            loss_of_batch,
+            recipe.loss_of_batch,
             setup.autocast,
             begun,
             step_done,
@@ -159,10 +159,11 @@ def train(
         ) from None
 
 
-def state_size(model: BlockModel) -> int:
-    """Bytes of one checkpoint: the model's state, and the momentum of what is trained."""
+def state_size(model: BlockModel, recipe: Recipe) -> int:
+    """Bytes of one checkpoint: the model's state, the momentum of what is trained, the recipe's."""
     momentum = [p for p in model.parameters() if p.requires_grad]
-    return sum(t.numel() * t.element_size() for t in [*model.state_dict().values(), *momentum])
+    tensors = [*model.state_dict().values(), *momentum, *recipe.state.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _trained(model: BlockModel) -> dict[str, torch.nn.Parameter]:
@@ -182,18 +183,22 @@ def _restore(
     run: Run,
     model: BlockModel,
     optimizer: torch.optim.SGD,
+    recipe: Recipe,
     begun: Position,
     files: dict[str, bytes],
 ) -> bytes:
-    """Put a checkpoint into model and optimizer; give back its metrics."""
+    """Put a checkpoint into model, optimizer and recipe; give back its metrics."""
     where = run.folder / f"ckpt-{begun.step:06d}"
     if files.keys() != {MODEL, TRAIN, METRICS}:
         raise RunError(f"checkpoint is not that of a training: {where}")
     trained = _trained(model)
     expected = trained if optimizer.defaults["momentum"] > 0 else {}
-    momentum = from_bytes(files[TRAIN], expected, where)
+    found = from_bytes(files[TRAIN], expected | recipe.state, where)
     model.load_state_dict(from_bytes(files[MODEL], model.state_dict(), where))
-    for name, tensor in momentum.items():
-        buffer = torch.empty_like(trained[name]).copy_(tensor)  # in the parameter's memory layout
+    for name, tensor in recipe.state.items():
+        tensor.copy_(found[name])
+    for name in expected:
+        # in the parameter's memory layout
+        buffer = torch.empty_like(trained[name]).copy_(found[name])
         optimizer.state[trained[name]]["momentum_buffer"] = buffer.detach()
     return files[METRICS]

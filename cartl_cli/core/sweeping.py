@@ -194,13 +194,23 @@ def _point(kind: Kind, config: PointConfig, needs: str | None, labels: dict[str,
 def source_labels(config: PretrainConfig) -> dict[str, Label]:
     """What distinguishes a source model."""
     return {
-        "method": f"{config.method}+fdm" if config.fdm_lambda else config.method,
+        "method": source_method(config),
         "source_data": config.dataset,
         "arch": config.arch,
         "k": config.k if config.fdm_lambda else None,
         "fdm_lambda": config.fdm_lambda,
+        "replays": config.replays,
+        "trades_beta": config.trades_beta,
+        "awp_gamma": config.awp_gamma,
+        "ema": config.ema,
         "seed": config.seed,
     }
+
+
+def source_method(config: PretrainConfig) -> str:
+    """How a source model is trained, as ``trades+fdm+awp``."""
+    added = {"fdm": config.fdm_lambda, "awp": config.awp_gamma, "ema": config.ema}
+    return "+".join([config.method, *(name for name, value in added.items() if value)])
 
 
 def target_labels(source: PretrainConfig, config: TransferConfig) -> dict[str, Label]:

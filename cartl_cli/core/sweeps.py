@@ -23,6 +23,9 @@ SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
 PLACES = HARMLESS | {"source", "run"}
 """Settings that say where a run is made or found, not what it is."""
 
+ADDED = {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0}
+"""Settings that came later, as all was before them: such a value leaves an id as it was."""
+
 PointId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 PointConfig = PretrainConfig | TransferConfig | AttackConfig
 Label = str | int | float | bool | None
@@ -90,7 +93,8 @@ class Sweep(BaseModel):
 
 def point_id(kind: str, config: PointConfig, needs: str | None) -> str:
     """12 hex digits that are the same wherever and whenever the same run is asked for."""
-    settings = config.model_dump(mode="json", exclude=PLACES)
+    dumped = config.model_dump(mode="json", exclude=PLACES)
+    settings = {name: v for name, v in dumped.items() if name not in ADDED or v != ADDED[name]}
     content = json.dumps([kind, settings, needs], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 

@@ -1,18 +1,23 @@
 """The one training loop. Learning rate and epsilon are functions of the step."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.config import TrainingConfig
+from cartl_cli.core.config import PretrainConfig, TrainingConfig
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
 from cartl_cli.core.data.split import Split
 from cartl_cli.core.errors import DivergedError, UsageError
 from cartl_cli.core.manifest import Position
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,12 @@ class StepLoss:
     """What a recipe makes of one batch: the loss to minimise and how many images it got right.
 
     ``correct`` maps what was predicted (``"clean"``, ``"adversarial"``) to a count, a 0-d tensor.
+    ``backward_done`` is called once there are gradients, before the optimizer takes its step.
     """
 
     loss: Tensor
     correct: dict[str, Tensor]
+    backward_done: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,20 @@ LossOfBatch = Callable[[Tensor, Tensor, int], StepLoss]
 """(images, labels, step) → StepLoss."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a training minimises, and what it carries from step to step besides the model.
+
+    ``state``: named tensors that are updated in place and are part of every checkpoint.
+    ``step_done`` is called after each step, before its state can be saved; what it has measured
+    joins the line of ``metrics.jsonl``.
+    """
+
+    loss_of_batch: LossOfBatch
+    state: dict[str, Tensor] = field(default_factory=dict)
+    step_done: Callable[[Progress], dict[str, float]] = lambda progress: {}
+
+
 def one_cycle(step: int, total_steps: int) -> float:
     """Factor of the peak learning rate: up over the first 30 % of training, down to 0."""
     done = (step + 1) / (total_steps + 1)
@@ -96,7 +117,20 @@ def count_steps(config: TrainingConfig, images: int) -> int:
             f"--batch-size: {config.batch_size} is larger than the {images} training images; "
             f"use 2..{images}"
         )
-    return config.epochs * batches_per_epoch(images, config.batch_size)
+    return config.epochs * batches_per_epoch(images, config.batch_size) * steps_per_batch(config)
+
+
+def steps_per_batch(config: TrainingConfig) -> int:
+    """Steps in a row on each batch."""
+    return config.steps_per_batch if isinstance(config, PretrainConfig) else 1
+
+
+def replayed(
+    batches: Iterable[tuple[Tensor, Tensor]], times: int, done: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch ``times`` in a row; ``done`` times of the first one are over."""
+    repeated = (batch for batch in batches for _ in range(times))
+    return itertools.islice(repeated, done, None)
 
 
 def sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
@@ -135,15 +169,16 @@ def fit(
     """
     total_steps = count_steps(config, len(split))
     steps_per_epoch = total_steps // config.epochs
+    times = steps_per_batch(config)
     position, session = begun, time.monotonic()
     for epoch in range(begun.step // steps_per_epoch, config.epochs):
         first = position.step - epoch * steps_per_epoch
         if first == 0:
             position = Position(step=position.step, seconds=position.seconds)
         epoch_began, seen_before = time.monotonic(), position.seen
-        for images, labels in epoch_batches(
-            split, config.batch_size, augment, config.seed, epoch, first
-        ):
+        batch, replays = divmod(first, times)
+        batches = epoch_batches(split, config.batch_size, augment, config.seed, epoch, batch)
+        for images, labels in replayed(batches, times, replays):
             rate = learning_rate(config, position.step, steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -159,6 +194,7 @@ def fit(
                 )
             optimizer.zero_grad()
             result.loss.backward()
+            result.backward_done()
             optimizer.step()
             correct = {
                 name: position.correct.get(name, 0) + int(count)

@@ -28,7 +28,7 @@ from cartl_cli.core.recording import Session
 from cartl_cli.core.running import set_up, state_size, train
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
-from cartl_cli.core.training import LossOfBatch, Progress, StepLoss
+from cartl_cli.core.training import LossOfBatch, Progress, Recipe, StepLoss
 
 
 def transfer(
@@ -54,6 +54,7 @@ def transfer(
     lwf = config.method == "lwf"
     head_steps = setup.total_steps // config.epochs * config.head_phase
     loss = lwf_loss(model, original, config, head_steps) if lwf else natural_loss(model)
+    recipe = Recipe(loss)
 
     draft = Manifest(
         kind="transfer",
@@ -70,9 +71,10 @@ def transfer(
         source=source_record(source),
         versions=setup.versions,
     )
-    with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+    size = state_size(model, recipe)
+    with recording.written(session, draft, size) as run, stop_signals() as asked:
         session.say(f"run {run.name}: from {source.name}, {len(split):,} training images")
-        done = train(run, model, config, setup, loss, session, asked, report)
+        done = train(run, model, config, setup, recipe, session, asked, report)
         began = time.monotonic()
         if config.method == "neft":
             bake(model, k)

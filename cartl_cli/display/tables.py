@@ -66,6 +66,10 @@ def training_table(run: "Run") -> Table:
     part = ""
     if isinstance(config, TransferConfig) and config.fraction < 1:
         part = f"trained on {data.train_images} images, fraction {config.fraction:g}; "
+    if isinstance(config, PretrainConfig) and config.ema > 0:
+        part = f"the model is the average of the weights, decay {config.ema:g}; "
+    if results.collapsed_after is not None:
+        part += f"N-FGSM overfitted catastrophically by epoch {results.collapsed_after}; "
     table = _accuracy_table(
         run.name,
         f"n = {results.n} {data.measured} images of {data.name}; {part}seed {config.seed}; "
@@ -75,6 +79,9 @@ def training_table(run: "Run") -> Table:
     if results.robust_accuracy is not None and isinstance(config, PretrainConfig):
         conditions = f"PGD-{results.pgd_steps}, cross-entropy, eps {shown_pixels(config.eps)}"
         _add_row(table, f"robust ({conditions})", results.robust_accuracy, results.n)
+        if last := results.last_weights:
+            _add_row(table, "clean, last weights", last.clean_accuracy, results.n)
+            _add_row(table, "robust, last weights", last.robust_accuracy, results.n)
     return table
 
 

@@ -74,13 +74,18 @@ def counted_noise(images: Tensor, seed: int, purpose: str, number: int, indices:
 
 
 def perturb(
-    model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, budget: Budget
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    budget: Budget,
+    objective: Objective = cross_entropy,
 ) -> Tensor:
-    """The training attack: the last PGD iterate under cross-entropy, model in evaluation mode."""
+    """The training attack: the last PGD iterate, model in evaluation mode."""
     adversarial = start
     with eval_mode(model):
         for _ in range(budget.steps):
-            _, gradient = ascent(model, adversarial, labels, cross_entropy)
+            _, gradient = ascent(model, adversarial, labels, objective)
             adversarial = _step(adversarial, gradient, images, budget)
     return adversarial
 

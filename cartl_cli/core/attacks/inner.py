@@ -1,0 +1,88 @@
+"""The inner maximisation of adversarial training: how images to train on are made, by method.
+
+The model is in evaluation mode meanwhile, and nothing of it changes. ``grown`` (0..1) is the part
+of its full size that eps has grown to; ``draws`` gives the random numbers of the step.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from cartl_cli.core.attacks.pgd import Budget, ascent, perturb, uniform_start
+from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.losses import cross_entropy, kl_divergence
+from cartl_cli.core.models.blocks import BlockModel, eval_mode
+
+NOISE = 2  # k of N-FGSM: its noise reaches k·ε
+NUDGE = 0.001  # standard deviation of the start of TRADES
+
+Inner = Callable[[BlockModel, PretrainConfig, Tensor, Tensor, torch.Generator, float], Tensor]
+"""(model, config, images, labels, draws, grown) → adversarial images (B, C, H, W)."""
+
+
+def training_budget(config: PretrainConfig, grown: float) -> Budget:
+    """The training attack while eps has ``grown`` to a part (0..1) of its full size.
+
+    The distance the attack can walk, step_size · steps, grows with eps: full-size steps, but fewer.
+    """
+    steps = math.ceil(config.pgd_steps * grown)
+    step_size = config.attack_step * config.pgd_steps * grown / steps
+    return Budget(config.eps * grown, step_size, steps)
+
+
+def pgd(
+    model: BlockModel,
+    config: PretrainConfig,
+    images: Tensor,
+    labels: Tensor,
+    draws: torch.Generator,
+    grown: float,
+) -> Tensor:
+    """PGD under cross-entropy from a uniform start (Madry et al. 2018; CARTL Eq. 5)."""
+    budget = training_budget(config, grown)
+    start = uniform_start(images, budget.eps, draws)
+    return perturb(model, images, labels, start, budget)
+
+
+def n_fgsm(
+    model: BlockModel,
+    config: PretrainConfig,
+    images: Tensor,
+    labels: Tensor,
+    draws: torch.Generator,
+    grown: float,
+) -> Tensor:
+    """N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): x̃ = x + η + ε·sign ∇ℓ(f(x + η), y).
+
+    η ~ U(−2ε, 2ε). Pixels stay in [0, 1]; the perturbation is not clipped to the ε-ball, which it
+    leaves by up to 2ε.
+    """
+    eps = config.eps * grown
+    noisy = uniform_start(images, NOISE * eps, draws)  # x + η
+    with eval_mode(model):
+        _, gradient = ascent(model, noisy, labels, cross_entropy)
+    return (noisy + eps * gradient.sign()).clamp(0, 1)
+
+
+def trades(
+    model: BlockModel,
+    config: PretrainConfig,
+    images: Tensor,
+    labels: Tensor,
+    draws: torch.Generator,
+    grown: float,
+) -> Tensor:
+    """PGD under KL(f(x) ‖ f(x̃)) from x + 0.001·N(0, 1) (Zhang et al. 2019, and their code)."""
+    with torch.no_grad(), eval_mode(model):
+        clean_logits = model(images)  # (B, classes)
+
+    def divergence(logits: Tensor, _: Tensor) -> Tensor:
+        return kl_divergence(logits, clean_logits)
+
+    start = images + NUDGE * torch.randn(images.shape, generator=draws).to(images.device)
+    return perturb(model, images, labels, start, training_budget(config, grown), divergence)
+
+
+INNER: Mapping[str, Inner] = {"at": pgd, "fast": n_fgsm, "trades": trades}

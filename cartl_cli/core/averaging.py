@@ -1,0 +1,31 @@
+"""An exponential moving average of the weights, of batch-norm statistics too."""
+
+from torch import Tensor, nn
+
+PREFIX = "average."
+
+
+def begin(model: nn.Module) -> dict[str, Tensor]:
+    """Room for the average, by names that no parameter has."""
+    return {PREFIX + name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def follow(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Take in the weights after ``step``, counted from 1; ``average`` is updated in place.
+
+    It is Σ dᵗ⁻ⁱ·wᵢ / Σ dᵗ⁻ⁱ over the steps i = 1..t: divided by the sum of the factors as the
+    means of Adam are (Kingma & Ba 2015), so that the weights before the first step have no part
+    in it. Whole numbers, such as batch norm's count of batches, are those of the last step.
+    """
+    part = (1 - decay) / (1 - decay**step)
+    for name, tensor in model.state_dict().items():
+        kept = average[PREFIX + name]
+        if tensor.is_floating_point():
+            kept.lerp_(tensor, part)
+        else:
+            kept.copy_(tensor)
+
+
+def take(average: dict[str, Tensor], model: nn.Module) -> None:
+    """Make the average the model's weights."""
+    model.load_state_dict({name: average[PREFIX + name] for name in model.state_dict()})

@@ -1,0 +1,84 @@
+"""The types of settings that several commands share: bounds and description once.
+
+Defaults are where they are used, in ``config``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from cartl_cli.core.values import (
+    check_interval,
+    parse_list,
+    parse_number,
+    parse_pixels,
+    parse_whole,
+)
+
+BUILT_IN_DATA = ("shapes", "shapes-target")
+PUBLIC_DATA = ("cifar10", "cifar100", "svhn", "gtsrb", "mnist", "fashion-mnist", "stl10")
+
+
+Whole = Annotated[int, BeforeValidator(parse_whole)]
+Number = Annotated[float, BeforeValidator(parse_number)]
+Pixels = Annotated[float, BeforeValidator(parse_pixels)]
+Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]
+Augmentations = Annotated[
+    tuple[Literal["crop", "flip", "rotate"], ...],
+    BeforeValidator(parse_list),
+]
+Precision = Literal["auto", "fp32", "bf16"]
+
+Dataset = Annotated[
+    str,
+    Field(
+        description=f"Data set: {', '.join((*BUILT_IN_DATA, *PUBLIC_DATA))}, an image folder or a "
+        ".zip of one."
+    ),
+]
+Classes = Annotated[Names, Field(description="Only these classes, as a,b,c (default: all).")]
+ValFraction = Annotated[
+    Number, Field(ge=0, le=0.5, description="Part of the training data held out to measure on.")
+]
+Augment = Annotated[
+    Augmentations | None,
+    Field(description="crop, flip and rotate, as a,b; none; default: the data set's own choice."),
+]
+Eps = Annotated[
+    Pixels,
+    Field(
+        ge=0,
+        description="Radius of the l-infinity ball (default: the data set's own, 8/255, of mnist "
+        "and fashion-mnist 0.15).",
+    ),
+]
+StepSize = Annotated[
+    Pixels | None, Field(gt=0, description="Step of the attack (default: a quarter of eps).")
+]
+Epochs = Annotated[Whole, Field(ge=1, description="Passes over the training data.")]
+BatchSize = Annotated[Whole, Field(ge=1, description="Images in one batch.")]
+LearningRate = Annotated[Number, Field(gt=0, description="Peak learning rate of SGD.")]
+Momentum = Annotated[Number, Field(ge=0, lt=1, description="Momentum of SGD.")]
+WeightDecay = Annotated[Number, Field(ge=0, description="Weight decay of SGD.")]
+Schedule = Annotated[
+    Literal["onecycle", "step"],
+    Field(description="Learning rate: one triangle, or x0.2 at each milestone."),
+]
+Milestones = Annotated[
+    tuple[Whole, ...],
+    BeforeValidator(parse_list),
+    Field(description="Epochs after which --schedule step cuts the learning rate, as a,b,c."),
+]
+WarmupEpochs = Annotated[
+    Number, Field(ge=0, description="Epochs of linear warm-up under --schedule step.")
+]
+Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1, description="Seed of every random draw.")]
+Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps.")]
+PrecisionField = Annotated[
+    Precision, Field(description="auto: bfloat16 where it is native. Verdicts are always fp32.")
+]
+SaveEvery = Annotated[
+    str,
+    AfterValidator(check_interval),
+    Field(description="Save the state every so many minutes (10m) or steps (500), to resume."),
+]
