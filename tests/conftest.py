@@ -1,5 +1,6 @@
 """Small models, small images, and the real commands in small."""
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import read_run
 from tests.catalogue import coverage
+
+# commands are sent signals, which ``nohup`` or a shell's background would have them ignore
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TINY_PRETRAIN = "--arch wrn-10-1 --k 3 --epochs 2 --pgd-steps 1 --classes disk,square,bar --lr 0.1"
 TINY_TRANSFER = "--epochs 2 --classes ring,frame,grid"
