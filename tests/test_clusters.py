@@ -51,6 +51,15 @@ def told(folder: Path, run: str) -> dict[str, Any]:
     return dict(manifest)
 
 
+def kept(run: Path) -> dict[str, str]:
+    """What a run leaves, without the checkpoint before the last: where it stopped is by chance."""
+    found = tiny.left(run)
+    checkpoints = sorted({path.split("/")[0] for path in found if path.startswith("ckpt-")})
+    return {
+        path: what for path, what in found.items() if path.split("/")[0] not in checkpoints[:-1]
+    }
+
+
 def test_s18_s27_a_sweep_that_is_stopped_and_loses_a_node_ends_as_local(tmp_path: Path) -> None:
     tiny.make_images(tmp_path / "images")
     here, there = scene(tmp_path, "local", LONG), scene(tmp_path, "ray", LONG)
@@ -84,7 +93,7 @@ def test_s18_s27_a_sweep_that_is_stopped_and_loses_a_node_ends_as_local(tmp_path
     assert "was crashed; going on" in log.read_text()
     for point in points(here).values():
         assert told(there, point.run) == told(here, point.run)
-        assert tiny.left(there / "runs" / point.run) == tiny.left(here / "runs" / point.run)
+        assert kept(there / "runs" / point.run) == kept(here / "runs" / point.run)
     assert tiny.orphans(there) == []
 
 

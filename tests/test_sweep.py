@@ -387,7 +387,7 @@ def test_no_spec_and_a_mistyped_one_are_told_what_there_is(cartl: Command) -> No
 def test_s23_jobs_are_at_least_one(cartl: Command) -> None:
     done = cartl("sweep", "table2", "--jobs", 0)
     assert done.code == 2
-    assert "'--jobs'" in done.err
+    assert "--jobs: must be >= 1" in done.err
 
 
 def test_a_small_screen_shows_what_is_most_worth_looking_at() -> None:
