@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core import averaging, overfitting
+from cartl_cli.core import moving_average, overfitting
 from cartl_cli.core.attacks import inner
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.configure import configure
@@ -353,7 +353,7 @@ def test_the_guard_always_looks_at_the_same_images(data: DataSet) -> None:
 
 def test_the_average_of_weights_in_closed_form(model: BlockModel) -> None:
     decay, states = 0.8, []
-    average = averaging.begin(model)
+    average = moving_average.begin(model)
     steps = torch.Generator().manual_seed(0)
     for step in range(1, 6):
         with torch.no_grad():
@@ -363,8 +363,8 @@ def test_the_average_of_weights_in_closed_form(model: BlockModel) -> None:
                 else:
                     tensor.fill_(step)
         states.append({n: t.double().clone() for n, t in model.state_dict().items()})
-        averaging.follow(average, model, decay, step)
-    averaging.take(average, model)
+        moving_average.follow(average, model, decay, step)
+    moving_average.take(average, model)
     factors = [decay ** (5 - step) for step in range(1, 6)]
     for name, found in model.state_dict().items():
         each = [factor * state[name] for factor, state in zip(factors, states, strict=True)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cartl_cli.core import averaging, overfitting, recording
+from cartl_cli.core import moving_average, overfitting, recording
 from cartl_cli.core.attacks.inner import INNER
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.checkpoints import stop_if_asked
@@ -75,7 +75,7 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         evaluation = data.evaluation.to(device)
         found = last = measure(model, evaluation, config, setup.autocast, run, asked)
         if config.ema > 0:  # the average is the run's model; the last weights stay in a checkpoint
-            averaging.take(recipe.state, model)
+            moving_average.take(recipe.state, model)
             found = measure(model, evaluation, config, setup.autocast, run, asked)
         results = TrainingResults(
             clean_accuracy=found.clean_accuracy,
@@ -130,12 +130,12 @@ def recipe_of(
     else:
         loss = adversarial_loss(model, config, total_steps)
     if config.ema > 0:
-        state |= averaging.begin(model)
+        state |= moving_average.begin(model)
 
     def step_done(progress: Progress) -> dict[str, float]:
         step = progress.position.step
         if config.ema > 0:
-            averaging.follow(state, model, config.ema, step)
+            moving_average.follow(state, model, config.ema, step)
         if config.method != "fast" or not progress.epoch_ended:
             return {}
         eps = config.eps * ramp(step - 1, total_steps, config.eps_warmup)
