@@ -12,6 +12,7 @@ from cartl_cli.core import recording
 from cartl_cli.core.attacks.pgd import Budget, perturb, uniform_start
 from cartl_cli.core.checkpoints import stop_if_asked
 from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.data.batches import EVERYTHING, Part
 from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.evaluation import (
     Plan,
@@ -53,7 +54,11 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
     model.normalize.fix(*channel_statistics(data.train))
     model = model.to(device).to(memory_format=torch.channels_last).train()
     natural = config.method == "natural"
-    loss = natural_loss(model) if natural else adversarial_loss(model, config, setup.total_steps)
+    loss = (
+        natural_loss(model)
+        if natural
+        else adversarial_loss(model, config, setup.total_steps, setup.part)
+    )
 
     draft = Manifest(
         kind="pretrain",
@@ -64,11 +69,16 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         data=setup.record,
         versions=setup.versions,
     )
-    with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+    with (
+        recording.written(session, draft, state_size(model)) as run,
+        stop_signals(quiet=not session.ranks.alone) as asked,
+    ):
         session.say(
             f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images"
         )
         done = train(run, model, config, setup, loss, session, asked, report)
+        if not session.ranks.first:
+            return run
         began = time.monotonic()
         measured = measure(model, data.evaluation.to(device), config, setup.autocast, run, asked)
         results = TrainingResults(
@@ -121,13 +131,23 @@ def training_budget(config: PretrainConfig, grown: float) -> Budget:
     return Budget(config.eps * grown, step_size, steps)
 
 
-def adversarial_loss(model: BlockModel, config: PretrainConfig, total_steps: int) -> LossOfBatch:
-    """Mean cross-entropy on PGD images (Eq. 4) + λ · feature distance at block L−k (Eq. 10)."""
+def adversarial_loss(
+    model: BlockModel,
+    config: PretrainConfig,
+    total_steps: int,
+    part_of: Callable[[int], Part] = lambda step: EVERYTHING,
+) -> LossOfBatch:
+    """Mean cross-entropy on PGD images (Eq. 4) + λ · feature distance at block L−k (Eq. 10).
+
+    ``part_of`` says what part of a step's batch the images are. The distance is a sum over the
+    batch: a part of it counts for the whole, as a mean does.
+    """
     cut = len(model.blocks) - config.k
 
     def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
         budget = training_budget(config, ramp(step, total_steps, config.eps_warmup))
-        start = uniform_start(images, budget.eps, generator(config.seed, "training attack", step))
+        part, draws = part_of(step), generator(config.seed, "training attack", step)
+        start = uniform_start(images, budget.eps, draws, part.rows.start)
         adversarial = perturb(model, images, labels, start, budget)
 
         adversarial_features = model.features(adversarial, cut)  # (B, …)
@@ -139,7 +159,7 @@ def adversarial_loss(model: BlockModel, config: PretrainConfig, total_steps: int
             with torch.no_grad():
                 clean_logits = model.classify(clean_features, cut)
             distance = feature_distance(clean_features, adversarial_features)
-            loss = loss + config.fdm_lambda * distance
+            loss = loss + config.fdm_lambda / part.share * distance
         else:
             with torch.no_grad(), eval_mode(model):  # only to be shown
                 clean_logits = model(images)

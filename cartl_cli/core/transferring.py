@@ -70,9 +70,14 @@ def transfer(
         source=source_record(source),
         versions=setup.versions,
     )
-    with recording.written(session, draft, state_size(model)) as run, stop_signals() as asked:
+    with (
+        recording.written(session, draft, state_size(model)) as run,
+        stop_signals(quiet=not session.ranks.alone) as asked,
+    ):
         session.say(f"run {run.name}: from {source.name}, {len(split):,} training images")
         done = train(run, model, config, setup, loss, session, asked, report)
+        if not session.ranks.first:
+            return run
         began = time.monotonic()
         if config.method == "neft":
             bake(model, k)

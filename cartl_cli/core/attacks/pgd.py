@@ -53,9 +53,13 @@ class Outcome:
         return self.fell_at != STANDS
 
 
-def uniform_start(images: Tensor, eps: float, draws: torch.Generator) -> Tensor:
-    """Random start for a whole batch: images plus U(−ε, ε), clipped to [0, 1]."""
-    noise = torch.rand(images.shape, generator=draws).to(images.device)
+def uniform_start(images: Tensor, eps: float, draws: torch.Generator, first: int = 0) -> Tensor:
+    """Random start of a whole batch, or of its rows from ``first`` on: images plus U(−ε, ε).
+
+    Clipped to [0, 1]. A row's noise does not depend on which other rows are asked for.
+    """
+    shape = (first + len(images), *images.shape[1:])
+    noise = torch.rand(shape, generator=draws)[first:].to(images.device)
     return scatter(images, noise, eps, "linf")
 
 
