@@ -12,7 +12,7 @@ from cartl_cli.core import recording, runs
 from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT, PAPERS
-from cartl_cli.core.checkpoints import Keeper, newest
+from cartl_cli.core.checkpoints import Keeper, newest, shared
 from cartl_cli.core.config import AttackConfig, own_eps
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
@@ -242,9 +242,8 @@ def _begun(
     if session.ranks.first and (found := newest(run, session.say)):
         position = _restore(run, verdicts, *found)
         session.say(f"going on after batch {position.step}")
-    position = Position.model_validate_json(session.ranks.text(position.model_dump_json()))
     session.ranks.share(verdicts.tensors().values())
-    return position, verdicts
+    return shared(position, session.ranks), verdicts
 
 
 def _restore(run: Run, verdicts: Verdicts, position: Position, files: dict[str, bytes]) -> Position:

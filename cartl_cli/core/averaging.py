@@ -1,7 +1,5 @@
 """Gradients averaged over processes by torch's DistributedDataParallel."""
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -33,20 +31,31 @@ def averaged(
     loss_of_batch: LossOfBatch,
     ranks: Ranks,
     device: torch.device,
-    partial: bool,
+    head_steps: int,
 ) -> LossOfBatch:
     """The same loss, after which the gradients are the mean over all processes.
 
     Before each step all buffers (batch-norm statistics, vectors of the spectral norm) become those
-    of the first process. ``partial``: some steps give some parameters no gradient. The model keeps
-    its own structure and names.
+    of the first process. The first ``head_steps`` steps give some parameters no gradient. The model
+    keeps its own structure and names.
     """
     if ranks.alone:
         return loss_of_batch
-    if partial:  # said where a step gives a gradient to all
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    return DistributedDataParallel(
-        _Loss(model, loss_of_batch),
-        device_ids=[device.index] if device.type == "cuda" else None,
-        find_unused_parameters=partial,
-    )
+
+    def followed(partial: bool) -> DistributedDataParallel:
+        return DistributedDataParallel(
+            _Loss(model, loss_of_batch),
+            device_ids=[device.index] if device.type == "cuda" else None,
+            find_unused_parameters=partial,
+        )
+
+    rest = followed(False)
+    if head_steps == 0:
+        return rest
+    head = followed(True)  # of the two only the one whose forward pass was made averages
+
+    def loss(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+        found: StepLoss = (head if step < head_steps else rest)(images, labels, step)
+        return found
+
+    return loss

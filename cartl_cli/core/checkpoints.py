@@ -78,6 +78,11 @@ def newest(run: Run, say: Callable[[str], None]) -> tuple[Position, dict[str, by
     return None
 
 
+def shared(position: Position, ranks: Ranks) -> Position:
+    """Where the first process begins, in every process."""
+    return Position.model_validate_json(ranks.text(position.model_dump_json()))
+
+
 def _listed(run: Run) -> tuple[list[tuple[int, Path]], list[str]]:
     """Step and folder of each checkpoint whose record can be read, newest first; and the rest."""
     found, damaged = [], []

@@ -153,8 +153,13 @@ def joined() -> Iterator[Callable[[], bool]]:
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    name = str(rank).encode()
+
+    def is_first() -> bool:
+        with suppress(RuntimeError):  # who kept the store is no more, and has had its say
+            return bool(store.compare_set("cartl: ended by", "", str(rank)) == str(rank).encode())
+        return False
+
     try:
-        yield lambda: store.compare_set("cartl: ended by", "", str(rank)) == name
+        yield is_first
     finally:
         dist.destroy_process_group()

@@ -148,10 +148,11 @@ def train(
         if begun.step < total:
             rate = learning_rate(config, begun.step, total // config.epochs)
             session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
-    begun = Position.model_validate_json(ranks.text(begun.model_dump_json()))
+    begun = checkpoints.shared(begun, ranks)
     ranks.share([*model.state_dict().values(), *_momentum(model, optimizer).values()])
-    in_phases = isinstance(config, TransferConfig) and config.head_phase > 0
-    loss_of_batch = averaged(model, loss_of_batch, ranks, setup.device, in_phases)
+    head_epochs = config.head_phase if isinstance(config, TransferConfig) else 0
+    head_steps = setup.total_steps // config.epochs * head_epochs
+    loss_of_batch = averaged(model, loss_of_batch, ranks, setup.device, head_steps)
     last = begun
 
     def contents() -> checkpoints.Contents:
