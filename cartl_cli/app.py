@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from typing import Annotated, NoReturn
 
@@ -9,7 +11,7 @@ import typer
 
 from cartl_cli import __version__
 from cartl_cli.core.errors import CartlError, StoppedError, UsageError
-from cartl_cli.display.streams import lasting_streams
+from cartl_cli.display.streams import lasting_streams, silent
 from cartl_cli.display.text import printable
 
 COMMANDS = {
@@ -21,6 +23,7 @@ COMMANDS = {
     "sweep": "Run a grid of settings: every source model, its transfers, an attack on each.",
     "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
 }
+ALONE = ("sweep", "report")
 
 
 def _print_version(wanted: bool) -> None:
@@ -46,6 +49,8 @@ def cartl(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
+    if context.invoked_subcommand in ALONE and _many():
+        raise UsageError(f"{context.invoked_subcommand}: is one process; start it without torchrun")
 
 
 def build_app(arguments: list[str]) -> typer.Typer:
@@ -70,36 +75,68 @@ def _stand_in() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 success, 2 usage, 1 anything else, 128 + n on signal n."""
-    with lasting_streams():
-        _main()
+    with lasting_streams(), ExitStack() as held:
+        _main(held)
 
 
-def _main() -> NoReturn:
+def _main(held: ExitStack) -> NoReturn:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # --debug is understood anywhere on the line
     arguments = [argument for argument in arguments if argument != "--debug"]
+    speaks = _always
     try:
-        _refuse_bytes(arguments)
-        _refuse_repeats(arguments)
-        code = typer.main.get_command(build_app(arguments)).main(
-            args=arguments, prog_name="cartl", standalone_mode=False
-        )
+        shows, speaks = held.enter_context(_processes())
+        with nullcontext() if shows else silent():
+            _refuse_bytes(arguments)
+            _refuse_repeats(arguments)
+            code = typer.main.get_command(build_app(arguments)).main(
+                args=arguments, prog_name="cartl", standalone_mode=False
+            )
         sys.exit(code if isinstance(code, int) else 0)
     except StoppedError as error:
-        _end(str(error), error.exit_code)
+        message, code = str(error), error.exit_code
     except CartlError as error:
         if debug:
             raise
-        _fail(str(error), error.exit_code)
+        message, code = f"error: {error}", error.exit_code
     except typer.TyperException as error:
-        _fail(error.format_message().rstrip("."), error.exit_code)
+        message, code = f"error: {error.format_message().rstrip('.')}", error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _end("interrupted", 130)
+        message, code = "interrupted", 130
     except Exception as error:
         if debug:
             raise
-        _fail(f"{type(error).__name__}: {error}; run again with --debug to see where", 1)
+        shown = f"{type(error).__name__}: {error}"
+        message, code = f"error: {shown}; run again with --debug to see where", 1
+    if speaks():
+        print(f"cartl: {' '.join(printable(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _always() -> bool:
+    return True
+
+
+def _many() -> bool:
+    """Whether this is one of several processes that torchrun has started."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return "LOCAL_RANK" in os.environ and size.isdecimal() and int(size) > 1
+
+
+@contextmanager
+def _processes() -> Iterator[tuple[bool, Callable[[], bool]]]:
+    """Whether this process shows what happens, and whether it is the one to say how it failed.
+
+    Of those that torchrun starts the first shows, and the first to fail says.
+    """
+    if not _many():
+        yield True, _always
+        return
+    from cartl_cli.core.ranks import joined
+
+    with joined() as first_to_fail:
+        yield os.environ["RANK"] == "0", first_to_fail
 
 
 def _refuse_bytes(arguments: list[str]) -> None:
@@ -117,12 +154,3 @@ def _refuse_repeats(arguments: list[str]) -> None:
     for name in names:
         if len(name) > 2 and names.count(name) > 1:
             raise UsageError(f"{name} given twice; keep one")
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    _end(f"error: {message}", code)
-
-
-def _end(message: str, code: int) -> NoReturn:
-    print(f"cartl: {' '.join(printable(message).split())}", file=sys.stderr)
-    sys.exit(code)

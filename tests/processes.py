@@ -155,7 +155,7 @@ def _order(begun: int) -> Any:
     """Begin the epoch again at its first batch."""
 
     def wrong(split: Any, batch_size: int, *rest: Any) -> Iterator[Any]:
-        *rest_, first = rest
+        *rest_, first, _ = rest
         count = batches_per_epoch(len(split), batch_size) - first
         return itertools.islice(epoch_batches(split, batch_size, *rest_), count)
 

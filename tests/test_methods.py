@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from cartl_cli.core import moving_average, overfitting
 from cartl_cli.core.attacks import inner
+from cartl_cli.core.attacks.geometry import normal
+from cartl_cli.core.attacks.pgd import uniform_noise
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.data.batches import epoch_batches
@@ -41,6 +43,10 @@ def config(**settings: object) -> PretrainConfig:
     return configure(PretrainConfig, BASE, settings)
 
 
+def noise(images: Tensor) -> Tensor:
+    return uniform_noise(images, draws())
+
+
 def draws() -> torch.Generator:
     return generator(0, "training attack", 4)
 
@@ -56,8 +62,8 @@ def close(ours: list[Tensor], theirs: list[Tensor], within: float = 1e-6) -> boo
 def test_n_fgsm_by_hand(model: BlockModel, images: Tensor, labels: Tensor) -> None:
     images = torch.cat([images[:4].round(), images[4:]])  # pixels on both ends of the range
     model.eval()
-    noise = 2 * EPS * (2 * torch.rand(images.shape, generator=draws()) - 1)
-    noisy = (images + noise).clamp(0, 1).requires_grad_()
+    drawn = 2 * EPS * (2 * torch.rand(images.shape, generator=draws()) - 1)
+    noisy = (images + drawn).clamp(0, 1).requires_grad_()
     F.cross_entropy(model(noisy), labels).backward()
     assert noisy.grad is not None
     expected = (noisy + EPS * noisy.grad.sign()).clamp(0, 1).detach()
@@ -65,10 +71,10 @@ def test_n_fgsm_by_hand(model: BlockModel, images: Tensor, labels: Tensor) -> No
 
     model.train()
     with untouched(model):
-        found = inner.n_fgsm(model, config(method="fast"), images, labels, draws(), 1.0)
+        found = inner.n_fgsm(model, config(method="fast"), images, labels, noise(images), 1.0)
     assert torch.allclose(found, expected, atol=1e-6)
     assert 2.5 * EPS < (found - images).abs().max() <= 3 * EPS + 1e-6  # no clipping to the ball
-    small = inner.n_fgsm(model, config(method="fast"), images, labels, draws(), 0.1)
+    small = inner.n_fgsm(model, config(method="fast"), images, labels, noise(images), 0.1)
     assert (small - images).abs().max() <= 0.3 * EPS + 1e-6  # it grows with the warm-up
 
 
@@ -76,7 +82,7 @@ def test_trades_is_the_authors_loop(model: BlockModel, images: Tensor, labels: T
     """Attack and loss as in github.com/yaodongyu/TRADES, trades.py, for a drawn start."""
     beta, criterion = 5.0, nn.KLDivLoss(reduction="sum")
     twin = copy.deepcopy(model).eval()
-    adversarial = images + 0.001 * torch.randn(images.shape, generator=draws())
+    adversarial = images + 0.001 * normal(noise(images))
     for _ in range(3):
         adversarial.requires_grad_()
         loss_kl = criterion(F.log_softmax(twin(adversarial), dim=1), F.softmax(twin(images), dim=1))
@@ -86,7 +92,7 @@ def test_trades_is_the_authors_loop(model: BlockModel, images: Tensor, labels: T
     model.train()
     ours = config(method="trades", trades_beta=beta)
     with untouched(model):
-        found = inner.trades(model, ours, images, labels, draws(), 1.0)
+        found = inner.trades(model, ours, images, labels, noise(images), 1.0)
     assert torch.allclose(found, adversarial, atol=1e-6)
 
     twin.train()
@@ -190,7 +196,7 @@ def test_awp_takes_the_gradient_at_perturbed_weights(
     plain = ours.model_copy(update={"awp_gamma": 0.0})
     model.train()
     before = copy.deepcopy(model.state_dict())
-    adversarial = inner.INNER[method](model, ours, images, labels, draws(), 1.0)
+    adversarial = inner.INNER[method](model, ours, images, labels, noise(images), 1.0)
     twin = copy.deepcopy(model)
     added = weight_perturbation(
         twin, lambda: outer_loss(twin, plain, images, adversarial, labels).loss, 0.05
@@ -244,7 +250,7 @@ def test_feature_distance_is_added_to_every_method(
         adversarial = (images + 0.01).clamp(0, 1)
     else:
         attack = inner.INNER[str(method["method"])]
-        adversarial = attack(model, ours, images, labels, draws(), 1.0)
+        adversarial = attack(model, ours, images, labels, noise(images), 1.0)
     with_fdm = outer_loss(model, ours, images, adversarial, labels).loss
     without = outer_loss(model, plain, images, adversarial, labels).loss
     distance = feature_distance(model.features(images, 2), model.features(adversarial, 2))
@@ -303,7 +309,7 @@ def test_after_a_collapse_the_attack_is_pgd(
         if collapsed is not None:
             flag = torch.tensor(collapsed)
         ours = config(method=method)
-        return adversarial_loss(twin, ours, 10, flag)(images, labels, 4).loss.item()
+        return adversarial_loss(twin, ours, 10, collapsed=flag)(images, labels, 4).loss.item()
 
     assert loss("fast", 3) == loss("at", None)
     assert loss("fast", 0) != loss("at", None)

@@ -80,6 +80,8 @@ def attack(
     )
     with attack_progress() as report:
         run = opened.finished or attack_run(chosen, attacked, opened.session, report, force)
+    if not opened.session.ranks.first:
+        return
     say(f"saved {run.folder}")
     differences = compare_runs(run, other) if other else {}
     if as_json:

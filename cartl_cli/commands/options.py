@@ -253,6 +253,7 @@ def open_session(
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
     check_torch()
     from cartl_cli.core.data.downloads import Store
+    from cartl_cli.core.ranks import current
     from cartl_cli.core.recording import Session, tidy
     from cartl_cli.core.runs import find_run, state
     from cartl_cli.display.progress import say
@@ -264,7 +265,8 @@ def open_session(
     config, source = _with_source(config, runs_dir, say)
     cache = cache_dir()
     kept = data_dir.expanduser() if data_dir else cache and cache / "data"
-    session = Session(runs_dir, name, cache, say, stored, Store(kept, not no_download, say))
+    store = Store(kept, not no_download, say)
+    session = Session(runs_dir, name, cache, say, stored, store, current())
     if stored is None:
         return Opened(config, session, source, None)
     check_same(stored.manifest.config, config, extend)

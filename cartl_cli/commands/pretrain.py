@@ -62,6 +62,8 @@ def pretrain(
 
     with training_progress() as report:
         run = opened.finished or pretrain_run(opened.config, opened.session, report)
+    if not opened.session.ranks.first:
+        return
     say(f"saved {run.folder}")
     results = run.results
     if results.clean_accuracy <= 1.5 / len(run.manifest.model.classes):

@@ -55,6 +55,8 @@ def transfer(
     chosen, source = opened.config, opened.source
     with training_progress() as report:
         run = opened.finished or transfer_run(chosen, source, opened.session, report)
+    if not opened.session.ranks.first:
+        return
     say(f"saved {run.folder}")
     results = run.results
     if as_json:

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT, PAPERS
-from cartl_cli.core.checkpoints import Keeper, newest
+from cartl_cli.core.checkpoints import Keeper, newest, shared
 from cartl_cli.core.config import AttackConfig, own_eps
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
@@ -41,6 +42,7 @@ from cartl_cli.core.manifest import (
 )
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
+from cartl_cli.core.ranks import Ranks
 from cartl_cli.core.recording import Session
 from cartl_cli.core.saving import saved_size, write_and_reread
 from cartl_cli.core.statistics import accuracy_interval
@@ -72,12 +74,14 @@ def attack(
     """
     if "autoattack" in config.attacks:
         require_autoattack()
-    device = resolve_device(config.device)
+    ranks = session.ranks
+    device = resolve_device(config.device, ranks)
     keep_freed_memory()
     recording.check_place(session)
     model = runs.read_model(attacked).to(device)
     trained = attacked.manifest
-    data = load_targets(config, attacked, session)
+    with ranks.in_turn():
+        data = load_targets(config, attacked, session)
     indices = chosen_images(config, data.evaluation)
     split = data.evaluation.take(indices).to(device)
     plan = plan_of(config, trained.k)
@@ -91,33 +95,49 @@ def attack(
         model=trained.model,
         data=data_record(data, ()).model_copy(update={"measured_images": len(split)}),
         source=source_record(attacked),
-        versions=versions(device, precision),
+        versions=versions(device, precision, ranks.size),
     )
     if session.resume is None and not force:
         _refuse_repeat(session, draft)
     for note in (*data.notes, *notes(config, data)):
         session.say(note)
     size = 8 * len(split) + (saved_size(split) if config.save_adversarial else 0)
-    with recording.written(session, draft, size) as run, stop_signals() as asked:
+    with (
+        recording.written(session, draft, size) as run,
+        stop_signals(quiet=not ranks.alone) as asked,
+    ):
         session.say(f"run {run.name}: attacking {attacked.name}, {len(split):,} images")
         began, before = time.monotonic(), snapshot(model)
         position, verdicts = _begun(run, model, split, plan, session)
         clean = check_clean(attacked, data, verdicts, device, session.say)
-        keeper = Keeper(run, lambda: {VERDICTS: to_bytes(verdicts.tensors())}, position, asked)
+        ours = replace(verdicts, clean=verdicts.clean & ranks.own(len(split)).to(device))
+
+        def contents() -> dict[str, bytes]:
+            merge(verdicts, ranks)
+            return {VERDICTS: to_bytes(verdicts.tensors())} if ranks.first else {}
+
+        keeper = Keeper(run, contents, position, asked, ranks)
         step, total = position.step, all_waiting(plan, verdicts)
+        left_of = ranks.gathered(all_waiting(plan, ours))
 
         def seconds() -> float:
             return position.seconds + time.monotonic() - began
 
         def batch_done(left: int) -> None:
-            nonlocal step
+            nonlocal step, left_of
             step += 1
-            report(total - left, total)
-            batches = math.ceil(left / plan.batch_size)
+            left_of = ranks.gathered(left)
+            report(total - sum(left_of), total)
+            batches = math.ceil(max(left_of) / plan.batch_size)
             keeper.step_done(Position(step=step, seconds=seconds()), step + batches)
 
         autocast = autocast_for(device, precision)
-        robustness(model, split, plan, autocast, verdicts, batch_done)
+        robustness(model, split, plan, autocast, ours, batch_done)
+        while any(left_of):
+            batch_done(0)  # others are still at it
+        merge(verdicts, ranks)
+        if not ranks.first:
+            return run
         checks = checked(run, attacked, plan, model, split, verdicts, before, clean, autocast)
         diagnosis = diagnosed(config, attacked, model, split, verdicts, session.say)
         file, saved = None, None
@@ -127,6 +147,14 @@ def attack(
         results = results.model_copy(update={"diagnosis": diagnosis, "saved": saved})
         outcomes = {**verdicts.outcomes(), "indices": indices}
         return recording.finish_attack(run, outcomes, results, file)
+
+
+def merge(verdicts: Verdicts, ranks: Ranks) -> None:
+    """Bring together what each process has found of its own images."""
+    ours = ranks.own(len(verdicts.clean)).to(verdicts.clean.device)
+    ranks.merge(verdicts.fell_at, ours)
+    ranks.merge(verdicts.last, ours)
+    ranks.merge(verdicts.adversarial.movedim(0, -1), ours[verdicts.kept])
 
 
 def plan_of(config: AttackConfig, k: int) -> Plan:
@@ -212,19 +240,23 @@ def _begun(
     run: Run, model: BlockModel, split: Split, plan: Plan, session: Session
 ) -> tuple[Position, Verdicts]:
     """Where to begin: at the newest checkpoint, else with every image that is right when clean."""
-    verdicts = unattacked(model, split, plan)
-    found = newest(run, session.say)
-    if found is None:
-        return Position(), verdicts
-    position, files = found
+    verdicts, position = unattacked(model, split, plan), Position()
+    if session.ranks.first and (found := newest(run, session.say)):
+        position = _restore(run, verdicts, *found)
+        session.say(f"going on after batch {position.step}")
+    session.ranks.share(verdicts.tensors().values())
+    return shared(position, session.ranks), verdicts
+
+
+def _restore(run: Run, verdicts: Verdicts, position: Position, files: dict[str, bytes]) -> Position:
+    """Put a checkpoint into the verdicts; give back its position."""
     where = run.folder / f"ckpt-{position.step:06d}"
     if files.keys() != {VERDICTS}:
         raise RunError(f"checkpoint is not that of this attack: {where}")
     stored = from_bytes(files[VERDICTS], verdicts.tensors(), where)
     for name, tensor in verdicts.tensors().items():
         tensor.copy_(stored[name])
-    session.say(f"going on after batch {position.step}")
-    return position, verdicts
+    return position
 
 
 def _refuse_repeat(session: Session, draft: Manifest) -> None:

@@ -16,6 +16,7 @@ from cartl_cli.core import storage
 from cartl_cli.core.errors import RunError, StoppedError, StorageError
 from cartl_cli.core.jsons import read_json
 from cartl_cli.core.manifest import Checkpoint, Position, Run
+from cartl_cli.core.ranks import ALONE, Ranks
 from cartl_cli.core.schemas import parse_checkpoint
 from cartl_cli.core.tensors import read_recorded
 from cartl_cli.core.values import is_due
@@ -77,6 +78,11 @@ def newest(run: Run, say: Callable[[str], None]) -> tuple[Position, dict[str, by
     return None
 
 
+def shared(position: Position, ranks: Ranks) -> Position:
+    """Where the first process begins, in every process."""
+    return Position.model_validate_json(ranks.text(position.model_dump_json()))
+
+
 def _listed(run: Run) -> tuple[list[tuple[int, Path]], list[str]]:
     """Step and folder of each checkpoint whose record can be read, newest first; and the rest."""
     found, damaged = [], []
@@ -105,7 +111,11 @@ def _read_files(folder: Path, checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 class Keeper:
-    """Saves a run's state when it is due, when it is asked to stop, and after the last step."""
+    """Saves a run's state when it is due, when it is asked to stop, and after the last step.
+
+    Many processes do so at the same step, as soon as one of them is asked or finds it due. All of
+    them make the ``contents``, the first one writes them.
+    """
 
     def __init__(
         self,
@@ -113,13 +123,16 @@ class Keeper:
         contents: Callable[[], Contents],
         begun: Position,
         asked: Callable[[], int | None],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.run = run
         self.contents = contents
         self.asked = asked
+        self.ranks = ranks
         self.saved = begun.step
         self.clock = time.monotonic()
-        prune(run, begun.step)  # what an interrupted saving did not come to
+        if ranks.first:
+            prune(run, begun.step)  # what an interrupted saving did not come to
 
     def step_done(self, position: Position, total: int) -> None:
         """To be called after every step, of ``total``.
@@ -127,16 +140,18 @@ class Keeper:
         Raises StoppedError after saving, if a signal has asked to stop; StorageError if the state
         cannot be saved.
         """
-        stopping = self.asked() is not None
         steps, seconds = position.step - self.saved, time.monotonic() - self.clock
         due = is_due(self.run.manifest.config.save_every, steps, seconds)
-        if steps > 0 and (due or stopping or position.step == total):
+        signal, anywhere = self.ranks.largest(self.asked() or 0, due)
+        if steps > 0 and (anywhere or signal or position.step == total):
             self._save(position)
-        stop_if_asked(self.run, self.asked, f"at step {position.step} of {total}")
+        stop_if_asked(self.run, lambda: signal or None, f"at step {position.step} of {total}")
 
     def _save(self, position: Position) -> None:
+        contents = self.contents()
         try:
-            save(self.run, position, self.contents())
+            if self.ranks.first:
+                save(self.run, position, contents)
         except StorageError as error:
             kept = f"checkpoint {self.saved} is kept" if self.saved else "nothing was saved before"
             raise StorageError(

@@ -35,6 +35,7 @@ from cartl_cli.core.fields import (
     Schedule,
     Seed,
     StepSize,
+    SyncBatchNorm,
     ValFraction,
     WarmupEpochs,
     WeightDecay,
@@ -143,6 +144,7 @@ class PretrainConfig(BaseModel):
     schedule: Schedule = "onecycle"
     milestones: Milestones = (40, 70, 90)
     warmup_epochs: WarmupEpochs = 1.0
+    sync_bn: SyncBatchNorm = False
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
@@ -252,6 +254,7 @@ class TransferConfig(BaseModel):
     schedule: Schedule = "onecycle"
     milestones: Milestones = (40, 70, 90)
     warmup_epochs: WarmupEpochs = 1.0
+    sync_bn: SyncBatchNorm = False
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"

@@ -60,6 +60,13 @@ BatchSize = Annotated[Whole, Field(ge=1, description="Images in one batch.")]
 LearningRate = Annotated[Number, Field(gt=0, description="Peak learning rate of SGD.")]
 Momentum = Annotated[Number, Field(ge=0, lt=1, description="Momentum of SGD.")]
 WeightDecay = Annotated[Number, Field(ge=0, description="Weight decay of SGD.")]
+SyncBatchNorm = Annotated[
+    bool,
+    Field(
+        description="Under torchrun on CUDA: batch-norm statistics of the whole batch, not of each "
+        "process's part."
+    ),
+]
 Schedule = Annotated[
     Literal["onecycle", "step"],
     Field(description="Learning rate: one triangle, or x0.2 at each milestone."),

@@ -277,8 +277,8 @@ class Run:
         return self.manifest.results
 
 
-def versions(device: "torch.device", precision: str) -> dict[str, str]:
-    """Software and hardware that a number was measured with."""
+def versions(device: "torch.device", precision: str, processes: int = 1) -> dict[str, str]:
+    """Software and hardware that a number was measured with; processes, if more than one."""
     import torch
     import torchvision
 
@@ -296,6 +296,7 @@ def versions(device: "torch.device", precision: str) -> dict[str, str]:
         "hardware": hardware,
         "precision": precision,
         "threads": str(torch.get_num_threads()),
+        **({"processes": str(processes)} if processes > 1 else {}),
     }
 
 

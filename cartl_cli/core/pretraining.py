@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from cartl_cli.core import moving_average, overfitting, recording
 from cartl_cli.core.attacks.inner import INNER
-from cartl_cli.core.attacks.pgd import Budget
+from cartl_cli.core.attacks.pgd import Budget, uniform_noise
 from cartl_cli.core.checkpoints import stop_if_asked
 from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.data.batches import EVERYTHING, Part
 from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.evaluation import (
     Plan,
@@ -66,11 +67,16 @@ def pretrain(config: PretrainConfig, session: Session, report: Callable[[Progres
         versions=setup.versions,
     )
     size = state_size(model, recipe)
-    with recording.written(session, draft, size) as run, stop_signals() as asked:
+    with (
+        recording.written(session, draft, size) as run,
+        stop_signals(quiet=not session.ranks.alone) as asked,
+    ):
         session.say(
             f"run {run.name}: {config.arch} on {data.name}, {len(data.train):,} training images"
         )
         done = train(run, model, config, setup, recipe, session, asked, report)
+        if not session.ranks.first:
+            return run
         began = time.monotonic()
         evaluation = data.evaluation.to(device)
         found = last = measure(model, evaluation, config, setup.autocast, run, asked)
@@ -125,10 +131,10 @@ def recipe_of(
         loss = free_loss(model, config, total_steps, state[DELTA])
     elif config.method == "fast":
         state[COLLAPSED] = torch.tensor(0)
-        loss = adversarial_loss(model, config, total_steps, state[COLLAPSED])
+        loss = adversarial_loss(model, config, total_steps, setup.part, state[COLLAPSED])
         watched = overfitting.watched(setup.split, config.seed).to(setup.device)
     else:
-        loss = adversarial_loss(model, config, total_steps)
+        loss = adversarial_loss(model, config, total_steps, setup.part)
     if config.ema > 0:
         state |= moving_average.begin(model)
 
@@ -163,18 +169,24 @@ def natural_loss(model: BlockModel) -> LossOfBatch:
 
 
 def adversarial_loss(
-    model: BlockModel, config: PretrainConfig, total_steps: int, collapsed: Tensor | None = None
+    model: BlockModel,
+    config: PretrainConfig,
+    total_steps: int,
+    part_of: Callable[[int], Part] = lambda step: EVERYTHING,
+    collapsed: Tensor | None = None,
 ) -> LossOfBatch:
     """The outer loss on images of the method's attack; with AWP, at perturbed weights.
 
-    Once ``collapsed`` is not 0, the attack is PGD.
+    ``part_of`` says what part of a step's batch the images are. Once ``collapsed`` is not 0, the
+    attack is PGD.
     """
 
     def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
         method = "at" if collapsed is not None and collapsed > 0 else config.method
-        draws = generator(config.seed, "training attack", step)
+        part, draws = part_of(step), generator(config.seed, "training attack", step)
+        noise = uniform_noise(images, draws, part.rows.start)
         grown = ramp(step, total_steps, config.eps_warmup)
-        adversarial = INNER[method](model, config, images, labels, draws, grown)
+        adversarial = INNER[method](model, config, images, labels, noise, grown)
 
         shown = {}
         if config.method == "at" and config.fdm_lambda == 0:
@@ -182,7 +194,7 @@ def adversarial_loss(
                 shown["clean"] = right(model(images), labels)
 
         def outer() -> StepLoss:
-            return outer_loss(model, config, images, adversarial, labels)
+            return outer_loss(model, config, images, adversarial, labels, part.share)
 
         restore = nothing
         if config.awp_gamma > 0:
@@ -218,11 +230,18 @@ def free_loss(
 
 
 def outer_loss(
-    model: BlockModel, config: PretrainConfig, images: Tensor, adversarial: Tensor, labels: Tensor
+    model: BlockModel,
+    config: PretrainConfig,
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    share: float = 1.0,
 ) -> StepLoss:
     """What the weights minimise, given adversarial images: Eq. 4 or TRADES, plus Eq. 10.
 
-    Mean cross-entropy on them, or the loss of TRADES, + λ · feature distance at block L−k.
+    Mean cross-entropy on them, or the loss of TRADES, + λ · feature distance at block L−k. The
+    distance is a sum over the batch: of a ``share`` of it (0..1) it counts for the whole, as a mean
+    does.
     """
     cut = len(model.blocks) - config.k
     divergence, distance = config.method == "trades", config.fdm_lambda > 0
@@ -241,7 +260,7 @@ def outer_loss(
     else:
         loss = F.cross_entropy(logits, labels)
     if distance:
-        loss = loss + config.fdm_lambda * feature_distance(clean_features, features)
+        loss = loss + config.fdm_lambda / share * feature_distance(clean_features, features)
     return StepLoss(loss, {"clean": right(clean_logits, labels), **correct})
 
 

@@ -21,6 +21,6 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
     """Global random state of one address for a while, for initialisers that know no generator."""
-    with torch.random.fork_rng():
-        torch.manual_seed(generator(seed, purpose).initial_seed())
+    with torch.random.fork_rng(devices=[]):  # initialisers draw on the CPU
+        torch.default_generator.manual_seed(generator(seed, purpose).initial_seed())
         yield

@@ -9,15 +9,24 @@ from pathlib import Path
 import torch
 
 from cartl_cli.core import storage, tensors
-from cartl_cli.core.checkpoints import prune
+from cartl_cli.core.checkpoints import prune, resuming
 from cartl_cli.core.data.downloads import NOWHERE, Store
-from cartl_cli.core.errors import CartlError, InUseError, RunError, UsageError
+from cartl_cli.core.errors import (
+    CartlError,
+    DivergedError,
+    InUseError,
+    RunError,
+    StoppedError,
+    UsageError,
+)
 from cartl_cli.core.manifest import AttackResults, Manifest, Run, TrainingResults
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.ranks import ALONE, Ranks, is_lost
 from cartl_cli.core.runs import MANIFEST, next_number, read_run, same_runs, state
 
 WEIGHTS = "model.safetensors"
 OUTCOMES = "outcomes.safetensors"
+ONE_PROCESS = {"processes": "1"}  # of a manifest that does not say
 SPARE = 3  # checkpoints that must fit on the disk before a run begins
 
 
@@ -31,14 +40,17 @@ class Session:
     say: Callable[[str], None]
     resume: Run | None = None
     store: Store = NOWHERE
+    ranks: Ranks = ALONE
 
 
 def check_place(session: Session) -> None:
     """Make sure a run can be written, before any work; creates ``runs_dir``.
 
     Raises UsageError for a path that cannot be a folder or a name that is taken, StorageError
-    where the system refuses.
+    where the system refuses. Of many processes only the first looks.
     """
+    if not session.ranks.first:
+        return
     runs_dir = session.runs_dir
     shown = f"--runs-dir: {str(runs_dir)!r}"
     try:
@@ -68,8 +80,16 @@ def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator
 
     It is marked ``running`` and locked; on an error the manifest records how it ended. Raises
     StorageError without ``SPARE`` times ``checkpoint_size`` bytes of free disk, UsageError if the
-    name is taken, RunError if the run to go on with is another than ``draft`` describes.
+    name is taken, RunError if the run to go on with is another than ``draft`` describes. Of many
+    processes the first does all this, and the others learn what it began.
     """
+    ranks = session.ranks
+    if not ranks.first:
+        begun = Manifest.model_validate_json(ranks.text(""))
+        run = Run(Path(ranks.text("")), begun)
+        with _together(run, ranks):
+            yield run
+        return
     storage.check_space(session.runs_dir, SPARE * checkpoint_size)
     with ExitStack() as held:
         if session.resume is None:
@@ -77,6 +97,9 @@ def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator
         else:
             held.enter_context(storage.locked(session.resume.folder))
             run = _go_on(session, read_run(session.resume.folder), draft)
+        ranks.text(_text(run.manifest).decode())
+        ranks.text(str(run.folder))
+        held.enter_context(_together(run, ranks))
         try:
             yield run
         except BaseException as error:
@@ -88,6 +111,25 @@ def written(session: Session, draft: Manifest, checkpoint_size: int) -> Iterator
             raise
         with suppress(CartlError):
             _tidy(read_run(run.folder))
+
+
+@contextmanager
+def _together(run: Run, ranks: Ranks) -> Iterator[None]:
+    """Where all processes stop at the same step, none leaves before the run says so.
+
+    Raises CartlError where another process has ended.
+    """
+    try:
+        yield
+    except (StoppedError, DivergedError):
+        ranks.wait()
+        raise
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise CartlError(
+            f"one of {ranks.size} processes has ended; go on with: {resuming(run)}"
+        ) from None
 
 
 def _begin(session: Session, draft: Manifest, held: ExitStack) -> Run:
@@ -106,6 +148,7 @@ def _begin(session: Session, draft: Manifest, held: ExitStack) -> Run:
 
 def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     ours, theirs = stored.manifest, draft
+    before, here = ONE_PROCESS | ours.versions, ONE_PROCESS | theirs.versions
     if ours.data.fingerprint != theirs.data.fingerprint:
         raise RunError(f"the data changed since run {stored.name!r} began; start a new run")
     if (ours.source and ours.source.sha256) != (theirs.source and theirs.source.sha256):
@@ -115,9 +158,9 @@ def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     if ours.model != theirs.model or ours.k != theirs.k:
         raise RunError(f"run {stored.name!r} has another model; start a new run")
     other = [
-        f"{name} {ours.versions.get(name, '?')} → {found}"
-        for name, found in theirs.versions.items()
-        if ours.versions.get(name) != found
+        f"{name} {before.get(name, '?')} → {found}"
+        for name, found in here.items()
+        if before.get(name) != found
     ]
     if other:
         session.say(f"note: not bit-exact here: {', '.join(other)}")

@@ -3,24 +3,36 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cartl_cli.core import checkpoints, recording, storage
 from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.config import TrainingConfig
+from cartl_cli.core.averaging import averaged
+from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
+from cartl_cli.core.data.batches import Part
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.devices import resolve_device
-from cartl_cli.core.errors import CartlError, RunError
+from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.manifest import DataRecord, Position, Run, data_record, versions
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
+from cartl_cli.core.ranks import Ranks
 from cartl_cli.core.recording import Session
 from cartl_cli.core.tensors import from_bytes, to_bytes
-from cartl_cli.core.training import Progress, Recipe, count_steps, fit, learning_rate, sgd
+from cartl_cli.core.training import (
+    Progress,
+    Recipe,
+    count_steps,
+    fit,
+    learning_rate,
+    part_of_step,
+    sgd,
+)
 
 MODEL = "model.safetensors"
 TRAIN = "train.safetensors"  # the optimizer's momentum, the recipe's state
@@ -29,7 +41,10 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training begins with besides its model; ``split`` holds the images to train on."""
+    """What a training begins with besides its model; ``split`` holds the images to train on.
+
+    ``part`` says what this process takes of the batch of a step.
+    """
 
     data: DataSet
     split: Split
@@ -37,6 +52,8 @@ class Setup:
     device: torch.device
     precision: Literal["fp32", "bf16"]
     total_steps: int
+    ranks: Ranks
+    part: Callable[[int], Part]
 
     @property
     def autocast(self) -> torch.autocast:
@@ -52,7 +69,7 @@ class Setup:
     @property
     def versions(self) -> dict[str, str]:
         """Software and hardware of the training."""
-        return versions(self.device, self.precision)
+        return versions(self.device, self.precision, self.ranks.size)
 
 
 def set_up(
@@ -62,18 +79,21 @@ def set_up(
 
     Raises UsageError or DataError.
     """
-    device = resolve_device(config.device)
+    ranks = session.ranks
+    device = resolve_device(config.device, ranks)
     keep_freed_memory()
+    check_division(config, ranks, device)
     recording.check_place(session)
-    data = load_data_set(
-        config.dataset,
-        config.classes,
-        image_size,
-        config.val_fraction,
-        config.seed,
-        session.cache_dir,
-        session.store,
-    )
+    with ranks.in_turn():
+        data = load_data_set(
+            config.dataset,
+            config.classes,
+            image_size,
+            config.val_fraction,
+            config.seed,
+            session.cache_dir,
+            session.store,
+        )
     split = fraction_of(data, fraction, config.seed)
     setup = Setup(
         data=data,
@@ -82,10 +102,30 @@ def set_up(
         device=device,
         precision=resolve_precision(config.precision, device),
         total_steps=count_steps(config, len(split)),
+        ranks=ranks,
+        part=partial(part_of_step, config, len(split), ranks),
     )
     for note in data.notes:
         session.say(note)
     return setup
+
+
+def check_division(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+    """Refuse what many processes, or these devices, cannot do. Raises UsageError."""
+    if config.batch_size < 2 * ranks.size:
+        raise UsageError(
+            f"--batch-size: {config.batch_size} images cannot be divided over {ranks.size} "
+            f"processes; use {2 * ranks.size} or more"
+        )
+    if not ranks.alone and isinstance(config, PretrainConfig):
+        if config.method in ("fast", "free"):
+            raise UsageError(
+                f"--method {config.method}: one process alone; use at, trades or natural"
+            )
+        if config.awp_gamma > 0:
+            raise UsageError("--awp-gamma: one process alone; drop it")
+    if config.sync_bn and device.type != "cuda":
+        raise UsageError(f"--sync-bn: works on CUDA devices alone, not on {device.type}; drop it")
 
 
 def train(
@@ -104,16 +144,24 @@ def train(
     with the same versions. Raises StoppedError once a signal is ``asked`` for and the state is
     saved, DivergedError, StorageError, or CartlError where memory or the device fails.
     """
+    ranks = setup.ranks
+    if config.sync_bn and not ranks.alone:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = sgd(model, config)
     split = setup.split.to(setup.device)
     begun, metrics = Position(), b""
-    if found := checkpoints.newest(run, session.say):
+    if ranks.first and (found := checkpoints.newest(run, session.say)):
         begun, files = found
         metrics = _restore(run, model, optimizer, recipe, begun, files)
         total = setup.total_steps
         if begun.step < total:
             rate = learning_rate(config, begun.step, total // config.epochs)
             session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
+    begun = checkpoints.shared(begun, ranks)
+    ranks.share([*model.state_dict().values(), *_momentum(model, optimizer).values()])
+    head_epochs = config.head_phase if isinstance(config, TransferConfig) else 0
+    head_steps = setup.total_steps // config.epochs * head_epochs
+    loss_of_batch = averaged(model, recipe.loss_of_batch, ranks, setup.device, head_steps)
     last = begun
 
     def contents() -> checkpoints.Contents:
@@ -123,13 +171,13 @@ def train(
             METRICS: metrics,
         }
 
-    keeper = checkpoints.Keeper(run, contents, begun, asked)
+    keeper = checkpoints.Keeper(run, contents if ranks.first else dict, begun, asked, ranks)
 
     def step_done(progress: Progress) -> None:
         nonlocal last, metrics
         last = progress.position
         measured = recipe.step_done(progress)
-        if progress.epoch_ended:
+        if progress.epoch_ended and ranks.first:
             metrics += json.dumps(progress.metrics | measured).encode() + b"\n"
             storage.write_whole(run.folder / METRICS, metrics)
         report(progress)
@@ -142,10 +190,11 @@ def train(
             split,
             config,
             setup.augment,
-            recipe.loss_of_batch,
+            loss_of_batch,
             setup.autocast,
             begun,
             step_done,
+            ranks,
         )
     except torch.OutOfMemoryError:
         raise CartlError(

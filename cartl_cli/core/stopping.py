@@ -11,11 +11,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], int | None]]:
+def stop_signals(quiet: bool = False) -> Iterator[Callable[[], int | None]]:
     """Catch SIGINT, SIGTERM and SIGHUP for a while; gives a function that tells which has come.
 
-    A signal that the caller ignores (``nohup``) stays ignored. Outside the main thread, where
-    Python handles no signals, nothing is caught.
+    Unless ``quiet``, the first is answered on stderr. A signal that the caller ignores (``nohup``)
+    stays ignored. Outside the main thread, where Python handles no signals, nothing is caught.
     """
     came: list[int] = []
 
@@ -23,6 +23,8 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
         if came:
             os._exit(128 + number)  # what is committed stays; the rest is swept at the next start
         came.append(number)
+        if quiet:
+            return
         with suppress(OSError):
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
 

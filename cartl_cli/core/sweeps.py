@@ -20,8 +20,8 @@ from cartl_cli.core.jsons import parse_json, read_json
 FOLDER = "sweeps"  # in the folder of the runs
 MAX_POINTS = 500
 SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
-PLACES = HARMLESS | {"source", "run"}
-"""Settings that say where a run is made or found, not what it is."""
+PLACES = HARMLESS | {"source", "run", "sync_bn"}
+"""Settings that say where a run is made or found, not what it is; each is made by one process."""
 
 ADDED = {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0}
 """Settings that came later, as all was before them: such a value leaves an id as it was."""

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.config import PretrainConfig, TrainingConfig
-from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
+from cartl_cli.core.data.batches import (
+    Part,
+    batches_per_epoch,
+    epoch_batches,
+    images_of_batch,
+)
 from cartl_cli.core.data.split import Split
 from cartl_cli.core.errors import DivergedError, UsageError
 from cartl_cli.core.manifest import Position
+from cartl_cli.core.ranks import ALONE, Ranks
 
 
 def nothing() -> None:
@@ -133,6 +139,12 @@ def replayed(
     return itertools.islice(repeated, done, None)
 
 
+def part_of_step(config: TrainingConfig, images: int, ranks: Ranks, step: int) -> Part:
+    """What this process takes of the batch of a step, of ``images`` an epoch."""
+    batch = step % batches_per_epoch(images, config.batch_size)
+    return ranks.part(images_of_batch(images, config.batch_size, batch))
+
+
 def sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
     """The optimizer of everything in ``model`` that is to be trained.
 
@@ -159,8 +171,12 @@ def fit(
     autocast: torch.autocast,
     begun: Position,
     step_done: Callable[[Progress], None],
+    ranks: Ranks = ALONE,
 ) -> Position:
     """Minimise ``loss_of_batch`` in place, from a position on to the last step.
+
+    Of many processes each takes a part of every batch, the mean of their gradients is that of the
+    whole batch, and position and progress count all images.
 
     Given the model and optimizer of that position, what follows does not depend on how it was
     reached: every random draw and the learning rate are functions of epoch, batch and step. The
@@ -177,8 +193,11 @@ def fit(
             position = Position(step=position.step, seconds=position.seconds)
         epoch_began, seen_before = time.monotonic(), position.seen
         batch, replays = divmod(first, times)
-        batches = epoch_batches(split, config.batch_size, augment, config.seed, epoch, batch)
+        batches = epoch_batches(
+            split, config.batch_size, augment, config.seed, epoch, batch, ranks.part
+        )
         for images, labels in replayed(batches, times, replays):
+            part = part_of_step(config, len(split), ranks, position.step)
             rate = learning_rate(config, position.step, steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -186,26 +205,29 @@ def fit(
                 result = loss_of_batch(
                     images.to(memory_format=torch.channels_last), labels, position.step
                 )
-            loss = result.loss.item()
+            right = [int(count) / len(labels) for count in result.correct.values()]
+            loss, *right = ranks.mean([result.loss.item(), *right], part.weight)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"loss: not finite at step {position.step + 1} (epoch {epoch + 1}); start a "
                     "new run with a smaller --lr"
                 )
             optimizer.zero_grad()
-            result.loss.backward()
+            # over several processes the mean of the gradients is taken
+            (result.loss * (part.weight * ranks.size)).backward()
             result.backward_done()
             optimizer.step()
+            count = round(len(labels) / part.share)
             correct = {
-                name: position.correct.get(name, 0) + int(count)
-                for name, count in result.correct.items()
+                name: position.correct.get(name, 0) + round(share * count)
+                for name, share in zip(result.correct, right, strict=True)
             }
             now = time.monotonic()
             position = Position(
                 step=position.step + 1,
                 seconds=begun.seconds + now - session,
-                seen=position.seen + len(labels),
-                loss_sum=position.loss_sum + loss * len(labels),
+                seen=position.seen + count,
+                loss_sum=position.loss_sum + loss * count,
                 correct=correct,
             )
             step_done(

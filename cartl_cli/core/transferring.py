@@ -72,9 +72,14 @@ def transfer(
         versions=setup.versions,
     )
     size = state_size(model, recipe)
-    with recording.written(session, draft, size) as run, stop_signals() as asked:
+    with (
+        recording.written(session, draft, size) as run,
+        stop_signals(quiet=not session.ranks.alone) as asked,
+    ):
         session.say(f"run {run.name}: from {source.name}, {len(split):,} training images")
         done = train(run, model, config, setup, recipe, session, asked, report)
+        if not session.ranks.first:
+            return run
         began = time.monotonic()
         if config.method == "neft":
             bake(model, k)

@@ -45,5 +45,9 @@ def scatter(images: Tensor, noise: Tensor, eps: float, norm: Norm) -> Tensor:
     """
     if norm == "linf":
         return (images + eps * (2 * noise - 1)).clamp(0, 1)
-    normal = torch.erfinv((2 * noise - 1).clamp(-1 + 1e-6, 1 - 1e-6))
-    return project(images + eps * uphill(normal, norm), images, eps, norm)
+    return project(images + eps * uphill(normal(noise), norm), images, eps, norm)
+
+
+def normal(noise: Tensor) -> Tensor:
+    """N(0, 1) from U(0, 1), by the inverse of its distribution function."""
+    return 2**0.5 * torch.erfinv((2 * noise - 1).clamp(-1 + 1e-6, 1 - 1e-6))

@@ -1,7 +1,7 @@
 """The inner maximisation of adversarial training: how images to train on are made, by method.
 
 The model is in evaluation mode meanwhile, and nothing of it changes. ``grown`` (0..1) is the part
-of its full size that eps has grown to; ``draws`` gives the random numbers of the step.
+of its full size that eps has grown to; ``noise`` (B, C, H, W) is U(0, 1).
 """
 
 import math
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from cartl_cli.core.attacks.pgd import Budget, ascent, perturb, uniform_start
+from cartl_cli.core.attacks.geometry import normal, scatter
+from cartl_cli.core.attacks.pgd import Budget, ascent, perturb
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.losses import cross_entropy, kl_divergence
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
@@ -18,8 +19,8 @@ from cartl_cli.core.models.blocks import BlockModel, eval_mode
 NOISE = 2  # k of N-FGSM: its noise reaches k·ε
 NUDGE = 0.001  # standard deviation of the start of TRADES
 
-Inner = Callable[[BlockModel, PretrainConfig, Tensor, Tensor, torch.Generator, float], Tensor]
-"""(model, config, images, labels, draws, grown) → adversarial images (B, C, H, W)."""
+Inner = Callable[[BlockModel, PretrainConfig, Tensor, Tensor, Tensor, float], Tensor]
+"""(model, config, images, labels, noise, grown) → adversarial images (B, C, H, W)."""
 
 
 def training_budget(config: PretrainConfig, grown: float) -> Budget:
@@ -37,12 +38,12 @@ def pgd(
     config: PretrainConfig,
     images: Tensor,
     labels: Tensor,
-    draws: torch.Generator,
+    noise: Tensor,
     grown: float,
 ) -> Tensor:
     """PGD under cross-entropy from a uniform start (Madry et al. 2018; CARTL Eq. 5)."""
     budget = training_budget(config, grown)
-    start = uniform_start(images, budget.eps, draws)
+    start = scatter(images, noise, budget.eps, "linf")
     return perturb(model, images, labels, start, budget)
 
 
@@ -51,7 +52,7 @@ def n_fgsm(
     config: PretrainConfig,
     images: Tensor,
     labels: Tensor,
-    draws: torch.Generator,
+    noise: Tensor,
     grown: float,
 ) -> Tensor:
     """N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): x̃ = x + η + ε·sign ∇ℓ(f(x + η), y).
@@ -60,7 +61,7 @@ def n_fgsm(
     leaves by up to 2ε.
     """
     eps = config.eps * grown
-    noisy = uniform_start(images, NOISE * eps, draws)  # x + η
+    noisy = scatter(images, noise, NOISE * eps, "linf")  # x + η
     with eval_mode(model):
         _, gradient = ascent(model, noisy, labels, cross_entropy)
     return (noisy + eps * gradient.sign()).clamp(0, 1)
@@ -71,7 +72,7 @@ def trades(
     config: PretrainConfig,
     images: Tensor,
     labels: Tensor,
-    draws: torch.Generator,
+    noise: Tensor,
     grown: float,
 ) -> Tensor:
     """PGD under KL(f(x) ‖ f(x̃)) from x + 0.001·N(0, 1) (Zhang et al. 2019, and their code)."""
@@ -81,7 +82,7 @@ def trades(
     def divergence(logits: Tensor, _: Tensor) -> Tensor:
         return kl_divergence(logits, clean_logits)
 
-    start = images + NUDGE * torch.randn(images.shape, generator=draws).to(images.device)
+    start = images + NUDGE * normal(noise)
     return perturb(model, images, labels, start, training_budget(config, grown), divergence)
 
 

@@ -56,10 +56,18 @@ class Outcome:
         return self.fell_at != STANDS
 
 
+def uniform_noise(images: Tensor, draws: torch.Generator, first: int = 0) -> Tensor:
+    """U(0, 1) of the shape of a whole batch, or of its rows from ``first`` on.
+
+    A row's noise does not depend on which other rows are asked for.
+    """
+    shape = (first + len(images), *images.shape[1:])
+    return torch.rand(shape, generator=draws)[first:].to(images.device)
+
+
 def uniform_start(images: Tensor, eps: float, draws: torch.Generator) -> Tensor:
     """Random start for a whole batch: images plus U(−ε, ε), clipped to [0, 1]."""
-    noise = torch.rand(images.shape, generator=draws).to(images.device)
-    return scatter(images, noise, eps, "linf")
+    return scatter(images, uniform_noise(images, draws), eps, "linf")
 
 
 def counted_noise(images: Tensor, seed: int, purpose: str, number: int, indices: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Order and augmentation: batches are cut by index and augmented whole, on the device."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,24 +15,51 @@ PADDING = 4
 MAX_ROTATION = math.radians(15)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes takes of a batch: its ``rows``, and their ``share`` (0..1).
+
+    ``weight`` (0..1) is that of its mean in the mean over the batch: of all processes it sums to 1.
+    """
+
+    rows: slice
+    share: float
+    weight: float
+
+
+EVERYTHING = Part(slice(0, None), 1.0, 1.0)
+
+
 def batches_per_epoch(count: int, batch_size: int) -> int:
     """Batches of one epoch; a last batch of one image is left out, batch norm cannot use it."""
     whole, rest = divmod(count, batch_size)
     return whole + (rest > 1)
 
 
+def images_of_batch(count: int, batch_size: int, batch: int) -> int:
+    """Images of one batch of an epoch: fewer in the last."""
+    return min(batch_size, count - batch * batch_size)
+
+
 def epoch_batches(
-    split: Split, batch_size: int, augment: Sequence[str], seed: int, epoch: int, first: int = 0
+    split: Split,
+    batch_size: int,
+    augment: Sequence[str],
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    part_of: Callable[[int], Part] = lambda count: EVERYTHING,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch from batch ``first`` on: images (B, C, H, W) in [0, 1] and labels (B,).
 
     The order belongs to the epoch, the augmentation to the epoch and the image: neither depends
-    on the batch size or on which batches came before.
+    on the batch size, on which batches came before, or on the part taken of so many images.
     """
     order = torch.randperm(len(split), generator=generator(seed, "order", epoch))
     draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch))
     for batch in range(first, batches_per_epoch(len(split), batch_size)):
         indices = order[batch * batch_size : (batch + 1) * batch_size]
+        indices = indices[part_of(len(indices)).rows]
         part = split.take(indices.to(split.labels.device))
         yield augmented(to_pixels(part.images), augment, draws[indices]), part.labels
 

@@ -1,0 +1,165 @@
+"""The processes that torchrun started, one to a device: what they divide, sum up and share.
+
+A batch means the same for any number of processes: the same images in the same order, of which each
+process takes consecutive rows, and sums over all of them. Alone, nothing here communicates.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from cartl_cli.core.data.batches import EVERYTHING, Part
+
+PATIENCE = timedelta(hours=2)  # for one process that downloads or saves while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among ``size``: number ``rank``, number ``local`` on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other."""
+        return self.size == 1
+
+    def part(self, count: int) -> Part:
+        """What this process takes of a batch of ``count`` images.
+
+        The parts differ by one image at most. Batch norm cannot use a part of one image: what is
+        too small to give everybody two is taken whole by everybody, with a part of the weight.
+        """
+        if self.alone:
+            return EVERYTHING
+        if count < 2 * self.size:
+            return Part(slice(0, count), 1.0, 1 / self.size)
+        first, end = (count * rank // self.size for rank in (self.rank, self.rank + 1))
+        share = (end - first) / count
+        return Part(slice(first, end), share, share)
+
+    def own(self, count: int) -> Tensor:
+        """Which of ``count`` images this process attacks: every N-th, so that all have alike."""
+        return torch.arange(count) % self.size == self.rank
+
+    def mean(self, values: Sequence[float], weight: float) -> list[float]:
+        """The mean of each value over all processes; the weights of all sum to 1."""
+        if self.alone:
+            return list(values)
+        return self._summed([weight * value for value in values])
+
+    def gathered(self, number: int) -> list[int]:
+        """One whole number of each process."""
+        numbers = [number if rank == self.rank else 0 for rank in range(self.size)]
+        return [round(found) for found in self._summed(numbers)]
+
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of each number over all processes."""
+        if self.alone:
+            return list(numbers)
+        tensor = torch.tensor(numbers)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def text(self, text: str) -> str:
+        """The first process's text, in every process."""
+        if self.alone:
+            return text
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        (length,) = self.largest(len(data) if self.first else 0)
+        data = data if self.first else torch.empty(length, dtype=torch.uint8)
+        dist.broadcast(data, 0)
+        return bytes(data.tolist()).decode()
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Put the first process's tensors into every process's."""
+        if not self.alone:
+            for tensor in tensors:
+                sent = tensor.detach().cpu().contiguous()
+                dist.broadcast(sent, 0)
+                tensor.detach().copy_(sent)
+
+    def merge(self, tensor: Tensor, ours: Tensor) -> None:
+        """Put into ``tensor`` (..., N) what each process has where its own ``ours`` (N,) is true.
+
+        Every one of the N belongs to one process.
+        """
+        if not self.alone:
+            sent = tensor.masked_fill(~ours, 0).cpu().contiguous()
+            sent = sent.int() if sent.dtype == torch.bool else sent
+            dist.all_reduce(sent)
+            tensor.copy_(sent)
+
+    def wait(self) -> None:
+        """Until all processes are here, or one of them is no more."""
+        if not self.alone:
+            with suppress(RuntimeError):
+                dist.barrier()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """First one process of each machine, then the others, which find what it has stored."""
+        if not self.alone and self.local > 0:
+            dist.barrier()
+        yield
+        if not self.alone and self.local == 0:
+            dist.barrier()
+
+    def _summed(self, numbers: Sequence[float]) -> list[float]:
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        if not self.alone:
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+
+ALONE = Ranks()
+
+
+def current() -> Ranks:
+    """This process among those that are ``joined``."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.get_node_local_rank())
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process has ended."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+
+
+@contextmanager
+def joined() -> Iterator[Callable[[], bool]]:
+    """The processes that torchrun started, connected for a while.
+
+    Gives a function that tells, of the processes that end with an error, whether this is the first:
+    the one that knows the cause.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+
+    def is_first() -> bool:
+        with suppress(RuntimeError):  # who kept the store is no more, and has had its say
+            return bool(store.compare_set("cartl: ended by", "", str(rank)) == str(rank).encode())
+        return False
+
+    try:
+        yield is_first
+    finally:
+        dist.destroy_process_group()
