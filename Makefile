@@ -9,7 +9,7 @@ demo: $(STAMP)  ## the main job on the built-in data: pretrain, transfer, attack
 	$(BIN)/python -m benchmarks.gain --runs-dir demo-runs
 
 test: $(STAMP) lint  ## every check and test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
