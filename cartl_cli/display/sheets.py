@@ -146,10 +146,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     several = any(len(row.results) > 1 for row in rows)
     interval = "95 % interval from the choice of images"
     notes = [
-        f"Below each accuracy: {interval}, of one model with the mean accuracy; "
+        f"With each accuracy: {interval}, of one model with the mean accuracy; "
         "± is the standard deviation over seeds."
         if several
-        else f"Below each accuracy: {interval}."
+        else f"With each accuracy: {interval}."
     ]
     if any(len(row.results) == 1 for row in rows):
         notes.append("A line without ± has one seed, which says nothing about other trainings.")
