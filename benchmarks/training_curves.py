@@ -10,7 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.commands import progress
-from benchmarks.training_rounds import SPEED, Task, competitor, precisions, source_run
+from benchmarks.training_rounds import competitor, source_run
+from benchmarks.training_tasks import SPEED, Task, precisions
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.display.plots import BLUE, ORANGE, rendered, style
 

@@ -5,16 +5,14 @@ A process trains for one round for each line that it reads, and answers with a l
 """
 
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 from unittest import mock
 
 import torch
@@ -22,15 +20,27 @@ from torch.nn import functional as F
 
 from benchmarks import training_peers
 from benchmarks.commands import cartl
+from benchmarks.training_tasks import (
+    ART,
+    FIRST,
+    HELD_OUT,
+    NO_ITERATION,
+    OFFICIAL,
+    PASSES,
+    SPEED,
+    Go,
+    Round,
+    Task,
+    autocast_of,
+    precisions,
+)
 from cartl_cli.core import runs
 from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import Split, fraction_of
 from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.pretraining import adversarial_loss, outer_loss
 from cartl_cli.core.recording import Session
 from cartl_cli.core.surgery import NonExpansive
@@ -38,87 +48,6 @@ from cartl_cli.core.training import Progress, count_steps, fit, sgd
 from cartl_cli.core.transferring import transfer
 
 CLASSES, SIDE = 10, 32
-HELD_OUT = 0.05  # of the target's images: what a transfer is measured on, which is not timed
-TARGET_IMAGES = 456  # of shapes-target without them
-EPOCHS = 2  # of a transfer; the first may have more to do than the others
-PASSES, OFFICIAL, ART, NO_ITERATION = (
-    "passes alone",
-    "official style",
-    "ART",
-    ", no power iteration",
-)
-SPEED, FIRST = "images a second", "first epoch"
-
-Round = dict[str, float]
-Go = Callable[[], Round]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Training in batches of ``images``, ``steps`` of them a round.
-
-    A pre-training takes random images; a transfer starts from the run ``source`` and takes so many
-    steps an epoch on images of the built-in target, or all there are.
-    """
-
-    kind: Literal["pretrain", "transfer"]
-    arch: str
-    images: int
-    steps: int
-    k: int
-    device: str
-    pgd_steps: int = 7
-    fdm_lambda: float = 0.0
-    neft_beta: float | None = None
-    source: str = ""
-
-    @property
-    def where(self) -> torch.device:
-        """The device."""
-        return torch.device(self.device)
-
-    @property
-    def pretrain(self) -> PretrainConfig:
-        """PGD at full eps from the first step on, for one epoch."""
-        return PretrainConfig(
-            arch=self.arch,
-            k=self.k,
-            fdm_lambda=self.fdm_lambda,
-            pgd_steps=self.pgd_steps,
-            eps_warmup=0,
-            epochs=1,
-            batch_size=self.images,
-            lr=0.01,
-        )
-
-    @property
-    def transfer(self) -> TransferConfig:
-        """Whole epochs, without augmentation, as the data have it."""
-        return TransferConfig(
-            k=self.k,
-            neft_beta=self.neft_beta,
-            val_fraction=HELD_OUT,
-            fraction=min(1.0, self.steps * self.images / TARGET_IMAGES),
-            epochs=EPOCHS,
-            batch_size=self.images,
-            lr=0.001,
-            device=self.device,
-        )
-
-
-def precisions(device: torch.device) -> list[str]:
-    """``fp32``, and before it ``bf16`` where that is native."""
-    return list(dict.fromkeys([resolve_precision("auto", device), "fp32"]))
-
-
-def everybody(task: Task) -> list[str]:
-    """Who takes part in a task."""
-    names = [f"cartl {precision}" for precision in precisions(task.where)]
-    if task.kind == "transfer":
-        power = [names[0] + NO_ITERATION] if task.neft_beta is not None else []
-        return [*names, *power, OFFICIAL]
-    there = importlib.util.find_spec("art") is not None and task.fdm_lambda == 0
-    return [*names, PASSES, OFFICIAL, *([ART] if there else [])]
 
 
 def random_images(task: Task) -> Split:
@@ -145,7 +74,7 @@ def cartl_pretraining(task: Task, precision: str) -> Callable[[], object]:
 
 
 def passes(task: Task, precision: str) -> Callable[[], None]:
-    """The forward and backward passes that a step cannot do without, see ``counted``."""
+    """The passes that a step cannot do without, see ``training_tasks.counted``."""
     config, split = task.pretrain, random_images(replace(task, steps=1)).to(task.where)
     model = build_model(task.arch, CLASSES).to(task.where).to(memory_format=torch.channels_last)
     images = (split.images / 255).to(memory_format=torch.channels_last)
@@ -166,16 +95,6 @@ def passes(task: Task, precision: str) -> Callable[[], None]:
         loss.backward()
 
     return step
-
-
-def counted(task: Task) -> str:
-    """The passes of a step in words."""
-    attack = f"{task.pgd_steps} forward and backward to the images"
-    if task.fdm_lambda > 0:
-        return (
-            f"{attack}, 2 forward and backward to the weights, one of them from block L−k on down"
-        )
-    return f"{attack}, 1 forward and backward to the weights, 1 forward for the clean accuracy"
 
 
 def cartl_transfer(task: Task, precision: str) -> Go:
@@ -223,11 +142,6 @@ def source_run(arch: str, k: int, place: Path, device: str) -> str:
 def plain(model: BlockModel) -> BlockModel:
     """The same weights, contiguous."""
     return model.to(memory_format=torch.contiguous_format)
-
-
-def autocast_of(task: Task, precision: str) -> torch.autocast:
-    """Automatic casting of ``bf16`` or of ``fp32``."""
-    return autocast_for(task.where, "bf16" if precision == "bf16" else "fp32")
 
 
 def competitor(name: str, task: Task) -> Go:

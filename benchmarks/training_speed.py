@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import training_curves
 from benchmarks.commands import machine, progress
-from benchmarks.training_rounds import (
+from benchmarks.training_rounds import passes, process, settle, source_run
+from benchmarks.training_tasks import (
     ART,
     FIRST,
     NO_ITERATION,
@@ -40,11 +41,7 @@ from benchmarks.training_rounds import (
     Task,
     counted,
     everybody,
-    passes,
     precisions,
-    process,
-    settle,
-    source_run,
 )
 from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.devices import resolve_device
