@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.commands import progress
 from benchmarks.training_rounds import competitor, source_run
-from benchmarks.training_tasks import SPEED, Task, precisions
+from benchmarks.training_tasks import SPEED, Task, best
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.display.plots import BLUE, ORANGE, rendered, style
 
@@ -44,7 +44,7 @@ def measured(device: torch.device, rounds: int, place: Path) -> list[Curve]:
     source = source_run(ARCH, BLOCKS, place, str(device))
 
     def tuned(beta: float | None) -> Callable[[int], Task]:
-        start = replace(base, kind="transfer", source=source, neft_beta=beta)
+        start = replace(base, kind="transfer", steps=7, source=source, neft_beta=beta)
         return lambda k: replace(start, k=k)
 
     def curve(
@@ -71,10 +71,9 @@ def measured(device: torch.device, rounds: int, place: Path) -> list[Curve]:
 
 def milliseconds(tasks: list[Task], rounds: int) -> list[float]:
     """Of each task, the median time an image."""
-    best = f"cartl {precisions(tasks[0].where)[0]}"
     for task in tasks:
-        competitor(best, replace(task, images=8))()  # warm
-    work = [competitor(best, task) for task in tasks]
+        competitor(best(task), replace(task, images=8))()  # warm
+    work = [competitor(best(task), task) for task in tasks]
     found = [[1000 / go()[SPEED] for go in work] for _ in range(rounds)]
     return [statistics.median(times) for times in zip(*found, strict=True)]
 
@@ -91,7 +90,9 @@ def drawn(curves: list[Curve], conditions: str) -> bytes:
             ):
                 axes.plot(curve["values"], times, look, color=colour, label=line)
             axes.set(xlabel=curve["x"], ylabel="ms an image", ylim=(0, None))
-            axes.set_xticks(curve["values"])
+            if curve["values"] == BATCHES:
+                axes.set_xscale("log", base=2)
+            axes.set_xticks(curve["values"], map(str, curve["values"]))
             axes.grid(alpha=0.3)
             axes.legend()
         for axes in figure.axes[len(curves) :]:

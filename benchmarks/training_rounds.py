@@ -1,7 +1,7 @@
 """Rounds of training of cartl and of its peers, each competitor in a process of its own.
 
-A process trains for one round for each line that it reads, and answers with a line of JSON:
-``images a second``, and of a transfer also those of its ``first epoch``.
+A process says when it is ready. Then it trains for one round for each line that it reads, and
+answers with a line of JSON: ``images a second``, of a transfer also those of its ``first epoch``.
 """
 
 import contextlib
@@ -195,15 +195,19 @@ def process(name: str, task: Task) -> Iterator[Go]:
         assert child.stdin is not None
         assert child.stdout is not None
 
-        def go() -> Round:
-            with contextlib.suppress(BrokenPipeError):
-                print(file=child.stdin, flush=True)
+        def answer() -> Round:
             for line in child.stdout or ():
                 if line.startswith("{"):
                     found: Round = json.loads(line)
                     return found
             raise SystemExit(f"{name} ended; try: {' '.join(command[:-1])} '{command[-1]}'")
 
+        def go() -> Round:
+            with contextlib.suppress(BrokenPipeError):
+                print(file=child.stdin, flush=True)
+            return answer()
+
+        answer()
         yield go
         child.stdin.close()
 
@@ -218,13 +222,16 @@ def main() -> None:
             stack.enter_context(mock.patch.object(NonExpansive, "iterate"))
         competitor(name, replace(task, images=8, steps=1))()
         go = competitor(name, task)
-        for _ in sys.stdin:
-            found = go()
+        found: Round = {}  # ready
+        while True:
             if name == OFFICIAL:
                 time.sleep(1)  # its workers fill up, and not in the next one's turn
-            print(json.dumps(found), flush=True)
             if task.where.type == "cuda":
                 torch.cuda.empty_cache()  # the next in turn needs it
+            print(json.dumps(found), flush=True)
+            if not sys.stdin.readline():
+                return
+            found = go()
 
 
 if __name__ == "__main__":

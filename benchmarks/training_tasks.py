@@ -79,11 +79,16 @@ def precisions(device: torch.device) -> list[str]:
     return list(dict.fromkeys([resolve_precision("auto", device), "fp32"]))
 
 
+def best(task: Task) -> str:
+    """What ``--precision auto`` is here."""
+    return f"cartl {precisions(task.where)[0]}"
+
+
 def everybody(task: Task) -> list[str]:
     """Who takes part in a task."""
     names = [f"cartl {precision}" for precision in precisions(task.where)]
     if task.kind == "transfer":
-        power = [names[0] + NO_ITERATION] if task.neft_beta is not None else []
+        power = [best(task) + NO_ITERATION] if task.neft_beta is not None else []
         return [*names, *power, OFFICIAL]
     there = importlib.util.find_spec("art") is not None and task.fdm_lambda == 0
     return [*names, PASSES, OFFICIAL, *([ART] if there else [])]
