@@ -8,6 +8,9 @@ STAMP := .venv/.installed
 demo: $(STAMP)  ## the main job on the built-in data: pretrain, transfer, attack, one table
 	$(BIN)/python -m benchmarks.gain --runs-dir demo-runs
 
+benchmarks: $(STAMP)  ## how fast training is on this machine, one table
+	$(BIN)/python -m benchmarks.training_speed
+
 test: $(STAMP) lint  ## every check and test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

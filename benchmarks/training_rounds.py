@@ -1,0 +1,238 @@
+"""Rounds of training of cartl and of its peers, each competitor in a process of its own.
+
+A process says when it is ready. Then it trains for one round for each line that it reads, and
+answers with a line of JSON: ``images a second``, of a transfer also those of its ``first epoch``.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks import training_peers
+from benchmarks.commands import cartl
+from benchmarks.training_tasks import (
+    ART,
+    FIRST,
+    HELD_OUT,
+    NO_ITERATION,
+    OFFICIAL,
+    PASSES,
+    SPEED,
+    Go,
+    Round,
+    Task,
+    autocast_of,
+    precisions,
+)
+from cartl_cli.core import runs
+from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.data.registry import load_data_set
+from cartl_cli.core.data.split import Split, fraction_of
+from cartl_cli.core.manifest import Position
+from cartl_cli.core.models import build_model
+from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.pretraining import adversarial_loss, outer_loss
+from cartl_cli.core.recording import Session
+from cartl_cli.core.surgery import NonExpansive
+from cartl_cli.core.training import Progress, count_steps, fit, sgd
+from cartl_cli.core.transferring import transfer
+
+CLASSES, SIDE = 10, 32
+
+
+def random_images(task: Task) -> Split:
+    """As many images as a round takes: uint8 (N, 3, 32, 32)."""
+    count, draws = task.images * task.steps, torch.Generator().manual_seed(0)
+    return Split(
+        torch.randint(256, (count, 3, SIDE, SIDE), generator=draws, dtype=torch.uint8),
+        torch.randint(CLASSES, (count,), generator=draws),
+    )
+
+
+def cartl_pretraining(task: Task, precision: str) -> Callable[[], object]:
+    """One epoch of ``cartl pretrain``, through the one training loop."""
+    config, split = task.pretrain, random_images(task).to(task.where)
+    model = build_model(task.arch, CLASSES).to(task.where).to(memory_format=torch.channels_last)
+    optimizer, autocast = sgd(model.train(), config), autocast_of(task, precision)
+    loss = adversarial_loss(model, config, count_steps(config, len(split)))
+    augment = ("crop", "flip", "rotate")
+
+    def epoch() -> None:
+        fit(model, optimizer, split, config, augment, loss, autocast, Position(), lambda done: None)
+
+    return epoch
+
+
+def passes(task: Task, precision: str) -> Callable[[], None]:
+    """The passes that a step cannot do without, see ``training_tasks.counted``."""
+    config, split = task.pretrain, random_images(replace(task, steps=1)).to(task.where)
+    model = build_model(task.arch, CLASSES).to(task.where).to(memory_format=torch.channels_last)
+    images = (split.images / 255).to(memory_format=torch.channels_last)
+    autocast = autocast_of(task, precision)
+    model.train()
+
+    def step() -> None:
+        with autocast:
+            with eval_mode(model):
+                for _ in range(task.pgd_steps):
+                    pixels = images.detach().requires_grad_()
+                    F.cross_entropy(model(pixels), split.labels).backward(inputs=[pixels])
+            if task.fdm_lambda == 0:
+                with torch.no_grad(), eval_mode(model):
+                    model(images)
+            loss = outer_loss(model, config, images, images, split.labels).loss
+        model.zero_grad()
+        loss.backward()
+
+    return step
+
+
+def cartl_transfer(task: Task, precision: str) -> Go:
+    """``cartl transfer`` from beginning to end; its epochs are timed by its own clock."""
+    source = runs.read_run(Path(task.source))
+    config = task.transfer.model_copy(update={"precision": precision})
+
+    def go() -> Round:
+        ends: list[Position] = []
+
+        def report(done: Progress) -> None:
+            if done.epoch_ended:
+                ends.append(done.position)
+
+        with tempfile.TemporaryDirectory() as place:
+            session = Session(Path(place) / "runs", None, None, lambda text: None)
+            transfer(config, source, session, report)
+        first, last = ends[0], ends[-1]
+        later = (len(ends) - 1) * last.seen / (last.seconds - first.seconds)
+        return {SPEED: later, FIRST: first.seen / first.seconds}
+
+    return go
+
+
+def official(task: Task) -> Callable[[], object]:
+    """One step of the official code's kind."""
+    if task.kind == "pretrain":
+        model = build_model(task.arch, CLASSES).to(task.where)
+        return training_peers.pretraining(model, random_images(task), task.pretrain, task.where)
+    config = task.transfer
+    data = load_data_set(config.dataset, (), SIDE, HELD_OUT, config.seed)
+    split = fraction_of(data, config.fraction, config.seed)
+    source = plain(runs.read_model(runs.read_run(Path(task.source))).to(task.where))
+    return training_peers.transferring(source, split, config, len(data.classes), task.where)
+
+
+def source_run(arch: str, k: int, place: Path, device: str) -> str:
+    """The folder of a source model, quickly made: what it has learnt is not measured."""
+    settings = ["--method", "natural", "--epochs", 1, "--classes", "disk,square"]
+    where = ["--val-fraction", 0.02, "--device", device, "--runs-dir", place, "--name", arch]
+    cartl("pretrain", "--arch", arch, "--k", k, *settings, *where)
+    return str(place / arch)
+
+
+def plain(model: BlockModel) -> BlockModel:
+    """The same weights, contiguous."""
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def competitor(name: str, task: Task) -> Go:
+    """Ours or theirs by name."""
+    best = precisions(task.where)[0]
+    precision = name.removesuffix(NO_ITERATION).removeprefix("cartl ")
+    if task.kind == "transfer" and name != OFFICIAL:
+        return cartl_transfer(task, precision)
+    if name == PASSES:
+        return timed(passes(task, best), task, task.steps)
+    if name == OFFICIAL:
+        return timed(official(task), task, task.steps)
+    if name == ART:
+        model = build_model(task.arch, CLASSES).to(task.where)
+        epoch = training_peers.art(model, random_images(task), task.pretrain, task.where)
+        return timed(epoch, task, 1)
+    return timed(cartl_pretraining(task, precision), task, 1)
+
+
+def timed(work: Callable[[], object], task: Task, times: int) -> Go:
+    """A round: ``work`` so many times, ``task.steps`` batches in all."""
+
+    def go() -> Round:
+        settle(task.where)
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        settle(task.where)
+        return {SPEED: task.images * task.steps / (time.perf_counter() - began)}
+
+    return go
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what the device has still to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def process(name: str, task: Task) -> Iterator[Go]:
+    """A competitor that has warmed up; each call is a round."""
+    command = [sys.executable, "-m", __spec__.name, name, json.dumps(asdict(task))]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def answer() -> Round:
+            for line in child.stdout or ():
+                if line.startswith("{"):
+                    found: Round = json.loads(line)
+                    return found
+            raise SystemExit(f"{name} ended; try: {' '.join(command[:-1])} '{command[-1]}'")
+
+        def go() -> Round:
+            with contextlib.suppress(BrokenPipeError):
+                print(file=child.stdin, flush=True)
+            return answer()
+
+        answer()
+        yield go
+        child.stdin.close()
+
+
+def main() -> None:
+    name, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
+    if name.startswith("cartl") or name == PASSES:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    with contextlib.ExitStack() as stack:
+        if name.endswith(NO_ITERATION):
+            stack.enter_context(mock.patch.object(NonExpansive, "iterate"))
+        competitor(name, replace(task, images=8, steps=1))()
+        go = competitor(name, task)
+        found: Round = {}  # ready
+        while True:
+            if name == OFFICIAL:
+                time.sleep(1)  # its workers fill up, and not in the next one's turn
+            if task.where.type == "cuda":
+                torch.cuda.empty_cache()  # the next in turn needs it
+            print(json.dumps(found), flush=True)
+            if not sys.stdin.readline():
+                return
+            found = go()
+
+
+if __name__ == "__main__":
+    main()
