@@ -22,6 +22,7 @@ from cartl_cli.core.data.batches import epoch_batches
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.losses import feature_distance, kl_divergence, trades_loss
 from cartl_cli.core.manifest import Position
+from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.pretraining import adversarial_loss, free_loss, outer_loss
@@ -76,6 +77,25 @@ def test_n_fgsm_by_hand(model: BlockModel, images: Tensor, labels: Tensor) -> No
     assert 2.5 * EPS < (found - images).abs().max() <= 3 * EPS + 1e-6  # no clipping to the ball
     small = inner.n_fgsm(model, config(method="fast"), images, labels, noise(images), 0.1)
     assert (small - images).abs().max() <= 0.3 * EPS + 1e-6  # it grows with the warm-up
+
+
+@pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18"])
+def test_the_training_attack_is_pgd_on_the_model_itself(arch: str, labels: Tensor) -> None:
+    """In float64 no sign is lost in rounding; after a step in training mode, as in training."""
+    torch.manual_seed(0)
+    model = build_model(arch, 4).double().train()
+    pixels = torch.rand(8, 3, 16, 16).double()
+    model(pixels)
+    with untouched(model):
+        found = inner.pgd(model, config(), pixels, labels, noise(pixels).double(), 1.0)
+    twin, start = copy.deepcopy(model).eval(), pixels + EPS * (2 * noise(pixels).double() - 1)
+    adversarial = start.clamp(0, 1)
+    for _ in range(config().pgd_steps):
+        adversarial.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(twin(adversarial), labels), adversarial)
+        adversarial = adversarial.detach() + EPS / 4 * gradient.sign()
+        adversarial = torch.min(torch.max(adversarial, pixels - EPS), pixels + EPS).clamp(0, 1)
+    assert torch.allclose(found, adversarial, atol=1e-6)
 
 
 def test_trades_is_the_authors_loop(model: BlockModel, images: Tensor, labels: Tensor) -> None:

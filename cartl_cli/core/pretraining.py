@@ -158,11 +158,15 @@ def recipe_of(
     return Recipe(loss, state, step_done)
 
 
-def natural_loss(model: BlockModel) -> LossOfBatch:
-    """Mean cross-entropy on clean images."""
+def natural_loss(classify: Callable[[Tensor], Tensor]) -> LossOfBatch:
+    """Mean cross-entropy on clean images.
+
+    ``classify`` gives the logits (B, classes): the model, or its last blocks where the batches are
+    of features.
+    """
 
     def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
-        logits = model(images)
+        logits = classify(images)
         return StepLoss(F.cross_entropy(logits, labels), {"clean": right(logits, labels)})
 
     return loss_of_batch

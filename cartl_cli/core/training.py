@@ -202,9 +202,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast:
-                result = loss_of_batch(
-                    images.to(memory_format=torch.channels_last), labels, position.step
-                )
+                result = loss_of_batch(images, labels, position.step)
             right = [int(count) / len(labels) for count in result.correct.values()]
             loss, *right = ranks.mean([result.loss.item(), *right], part.weight)
             if not math.isfinite(loss):

@@ -3,6 +3,8 @@
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from cartl_cli.core import recording, runs
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation import clean_correct, share
+from cartl_cli.core.extraction import extracted, settled
 from cartl_cli.core.losses import forgetting
 from cartl_cli.core.manifest import (
     Manifest,
@@ -55,6 +58,7 @@ def transfer(
     head_steps = setup.total_steps // config.epochs * config.head_phase
     loss = lwf_loss(model, original, config, head_steps) if lwf else natural_loss(model)
     recipe = Recipe(loss)
+    once = not lwf and not setup.augment and settled(model, k)
 
     draft = Manifest(
         kind="transfer",
@@ -77,6 +81,13 @@ def transfer(
         stop_signals(quiet=not session.ranks.alone) as asked,
     ):
         session.say(f"run {run.name}: from {source.name}, {len(split):,} training images")
+        if once:
+            with setup.autocast:
+                features = extracted(model, k, split, config.batch_size, device)
+            if features is not None:
+                session.say("features of the frozen extractor are taken once: no augmentation")
+                setup = replace(setup, split=features)
+                recipe = Recipe(natural_loss(partial(model.classify, start=len(model.blocks) - k)))
         done = train(run, model, config, setup, recipe, session, asked, report)
         if not session.ranks.first:
             return run

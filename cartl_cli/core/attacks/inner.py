@@ -15,6 +15,7 @@ from cartl_cli.core.attacks.pgd import Budget, ascent, perturb
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.losses import cross_entropy, kl_divergence
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.models.folding import folded
 
 NOISE = 2  # k of N-FGSM: its noise reaches k·ε
 NUDGE = 0.001  # standard deviation of the start of TRADES
@@ -41,10 +42,15 @@ def pgd(
     noise: Tensor,
     grown: float,
 ) -> Tensor:
-    """PGD under cross-entropy from a uniform start (Madry et al. 2018; CARTL Eq. 5)."""
+    """PGD under cross-entropy from a uniform start (Madry et al. 2018; CARTL Eq. 5).
+
+    Gradients come from a copy of the model with batch norm folded away, made for each batch. They
+    differ by rounding, so that the sign of one near 0 can be another. The divergence of TRADES is
+    itself near 0 at first, and a single gradient does not make up for the copy.
+    """
     budget = training_budget(config, grown)
     start = scatter(images, noise, budget.eps, "linf")
-    return perturb(model, images, labels, start, budget)
+    return perturb(folded(model), images, labels, start, budget)
 
 
 def n_fgsm(

@@ -52,6 +52,8 @@ def epoch_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch from batch ``first`` on: images (B, C, H, W) in [0, 1] and labels (B,).
 
+    A split of features gives these, as they are: (B, …).
+
     The order belongs to the epoch, the augmentation to the epoch and the image: neither depends
     on the batch size, on which batches came before, or on the part taken of so many images.
     """
@@ -61,7 +63,11 @@ def epoch_batches(
         indices = order[batch * batch_size : (batch + 1) * batch_size]
         indices = indices[part_of(len(indices)).rows]
         part = split.take(indices.to(split.labels.device))
-        yield augmented(to_pixels(part.images), augment, draws[indices]), part.labels
+        images = part.images
+        if images.dtype == torch.uint8:
+            images = augmented(to_pixels(images), augment, draws[indices])
+            images = images.to(memory_format=torch.channels_last)
+        yield images, part.labels
 
 
 def augmented(images: Tensor, augment: Sequence[str], draws: Tensor) -> Tensor:

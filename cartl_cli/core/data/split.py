@@ -12,7 +12,10 @@ from cartl_cli.core.randomness import generator
 
 @dataclass(frozen=True)
 class Split:
-    """Images as uint8 (N, C, H, W) and labels as int64 (N,)."""
+    """Images as uint8 (N, C, H, W) and labels as int64 (N,).
+
+    For training, features of images can take their place: floating point, (N, …).
+    """
 
     images: Tensor
     labels: Tensor
