@@ -137,13 +137,18 @@ def process(name: str, runs_dir: Path, run: str, task: Task) -> Iterator[Callabl
         assert child.stdin is not None
         assert child.stdout is not None
 
-        def go() -> Measured:
-            print(file=child.stdin, flush=True)
+        def answer() -> dict[str, float]:
             for line in child.stdout or ():
                 if line.startswith("{"):
-                    return Measured(**json.loads(line))
+                    found: dict[str, float] = json.loads(line)
+                    return found
             raise SystemExit(f"{name} ended; try: {' '.join(command)}")
 
+        def go() -> Measured:
+            print(file=child.stdin, flush=True)
+            return Measured(**answer())
+
+        answer()  # it has warmed up: nobody does so while another is timed
         yield go
         child.stdin.close()
 
@@ -159,6 +164,7 @@ def main() -> None:
     warm = competitor(name, model, budget(2), task.to_the_end)
     warm(images[:BATCH], labels[:BATCH])
     ready = competitor(name, model, budget(task.steps), task.to_the_end)
+    print("{}", flush=True)
     for _ in sys.stdin:
         print(json.dumps(asdict(measured(model, images, labels, ready, task))), flush=True)
 
