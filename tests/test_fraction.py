@@ -75,7 +75,8 @@ TRANSFER = ("transfer", *TINY_TRANSFER.split(), "--batch-size", 16)
 def test_a_run_is_trained_on_its_part_and_attacked_on_the_same_data(
     cartl: Command, runs_dir: Path
 ) -> None:
-    where = ("--source", runs_dir / "source", "--val-fraction", "0.2")
+    # augmented, since else the features of a frozen extractor are trained on
+    where = ("--source", runs_dir / "source", "--val-fraction", "0.2", "--augment", "flip")
     seen: dict[str, Split] = {}
 
     def spy(model: object, optimizer: object, split: Split, *rest: object) -> object:
