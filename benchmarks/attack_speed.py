@@ -32,18 +32,20 @@ from benchmarks.competitors import (
     BATCH,
     Measured,
     Task,
+    Way,
     budget,
     cartl,
     everybody,
     model_of,
     pixels,
-    precisions,
     process,
+    ways,
 )
 from benchmarks.peers import DISTRIBUTIONS, missing
 from cartl_cli.core import attacking, runs
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.pgd import ascent, predict
+from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.evaluation import Plan, robustness, unattacked
@@ -112,7 +114,7 @@ def compared(runs_dir: Path, name: str, task: Task, rounds: int) -> Figures:
             who: statistics.median(one.robust for one in each) for who, each in found.items()
         },
         "fastest peer": peer,
-        "ratio to the fastest peer": {who: faster(found, who, peer) for who in precisions()},
+        "ratio to the fastest peer": {who: faster(found, who, peer) for who in ways()},
     }
 
 
@@ -125,18 +127,19 @@ def overhead(model: BlockModel, steps: int, rounds: int) -> Figures:
     images, labels = pixels(shapes_target().evaluation.take(torch.arange(BATCH)))
     images = images.contiguous(memory_format=torch.channels_last)
     found: Figures = {"images": len(images), "steps": steps}
-    for name, autocast in precisions().items():
+    for name, way in ways().items():
         light = folded(model)
 
-        def passes(light: BlockModel = light, autocast: torch.autocast = autocast) -> None:
-            with eval_mode(model), autocast:
+        def passes(light: BlockModel = light, way: Way = way) -> None:
+            size = BATCH if way.compiled else 0
+            with eval_mode(model), way.autocast, compiled_passes(size):
                 for _ in range(steps):
                     ascent(light, images, labels, cross_entropy)
                 for _ in range(2):
                     predict(model, images)
 
-        loop = cartl(model, budget(steps), autocast, True)
-        loop(images[:8], labels[:8])
+        cartl(model, budget(2), way, True)(images, labels)
+        loop = cartl(model, budget(steps), way, True)
         work = {"cartl": timed(partial(loop, images, labels)), "passes": timed(passes)}
         found[name] = 1 / faster(in_turns(work, rounds), "cartl", "passes") - 1
     return found
@@ -188,7 +191,7 @@ def evaluate(runs_dir: Path, name: str, count: int, steps: int) -> None:
     model, split = model_of(runs_dir, name), shapes_target().evaluation
     some = split.take(torch.arange(len(split)).repeat(math.ceil(count / len(split)))[:count])
     plan = Plan(("pgd",), (budget(steps),), 1, 1, 1, 0, BATCH)
-    autocast = next(iter(precisions().values()))
+    autocast = next(iter(ways().values())).autocast
     robustness(model, some, plan, autocast, unattacked(model, some, plan), lambda left: None)
 
 
@@ -230,14 +233,14 @@ def written(figures: Figures) -> str:
         "| ratio to the fastest peer | fixed work | vanilla | CARTL |",
         "|---|--:|--:|--:|",
     ]
-    for name in precisions():
+    for name in ways():
         ratios = [
             figures[part]["ratio to the fastest peer"][name]
             for part in ("fixed work", "vanilla", "cartl")
         ]
         lines.append(f"| {name} | {' | '.join(f'{ratio:.2f} ×' for ratio in ratios)} |")
     lines.append("")
-    for name in precisions():
+    for name in ways():
         lines.append(f"- Loop over its passes, {name}: {100 * figures['overhead'][name]:+.1f} %")
     lines.append(f"- Checks, tier fast: {100 * figures['checks']['part']:.1f} % of the whole")
     peaks = ", ".join(f"{what}: {mib:.0f}" for what, mib in figures["memory"].items())

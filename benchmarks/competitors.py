@@ -21,6 +21,7 @@ from cartl_cli.core import runs
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.pgd import Budget, correct, predict
 from cartl_cli.core.attacks.suite import ATTACKS, Batch, Setting, Targets
+from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.models.blocks import BlockModel
@@ -62,15 +63,25 @@ def budget(steps: int) -> Budget:
     return Budget(EPS, EPS / 4, steps)
 
 
-def precisions() -> dict[str, torch.autocast]:
-    """Automatic casting of bfloat16, where that is native, and of float32."""
-    native = {"cartl bf16": "bf16"} if native_bfloat16(CPU) else {}
-    named = {**native, "cartl fp32": "fp32"}
-    return {name: autocast_for(CPU, what) for name, what in named.items()}
+@dataclass(frozen=True)
+class Way:
+    """How gradients are taken: in what number format, and of a compiled model or not."""
+
+    autocast: torch.autocast
+    compiled: bool
+
+
+def ways() -> dict[str, Way]:
+    """bfloat16, where that is native, and float32; the first of them compiled as well."""
+    bf16, fp32 = autocast_for(CPU, "bf16"), autocast_for(CPU, "fp32")
+    if native_bfloat16(CPU):
+        named = {"cartl bf16": Way(bf16, False), "cartl fp32": Way(fp32, False)}
+        return {**named, "cartl bf16 compiled": Way(bf16, True)}
+    return {"cartl fp32": Way(fp32, False), "cartl fp32 compiled": Way(fp32, True)}
 
 
 def everybody() -> list[str]:
-    return [*precisions(), *PEERS]
+    return [*ways(), *PEERS]
 
 
 def pixels(split: Split) -> tuple[Tensor, Tensor]:
@@ -78,7 +89,7 @@ def pixels(split: Split) -> tuple[Tensor, Tensor]:
     return to_pixels(split.images), split.labels
 
 
-def cartl(model: BlockModel, limits: Budget, autocast: torch.autocast, to_the_end: bool) -> Run:
+def cartl(model: BlockModel, limits: Budget, way: Way, to_the_end: bool) -> Run:
     """What ``cartl attack`` does with images; fallen ones leave unless ``to_the_end``."""
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
@@ -89,7 +100,7 @@ def cartl(model: BlockModel, limits: Budget, autocast: torch.autocast, to_the_en
 
         targets = Targets(torch.arange(len(images)), BATCH, batch)
         found = torch.empty_like(images)
-        with autocast:
+        with way.autocast, compiled_passes(BATCH if way.compiled else 0):
             setting = Setting(0, 0, 1, 1, to_the_end)
             for indices, outcome in ATTACKS["pgd"](model, targets, limits, setting):
                 found[indices] = outcome.adversarial
@@ -100,8 +111,8 @@ def cartl(model: BlockModel, limits: Budget, autocast: torch.autocast, to_the_en
 
 def competitor(name: str, model: BlockModel, limits: Budget, to_the_end: bool) -> Run:
     """Ours or theirs by name, ``BATCH`` images at a time."""
-    if name in precisions():
-        return cartl(model, limits, precisions()[name], to_the_end)
+    if name in ways():
+        return cartl(model, limits, ways()[name], to_the_end)
     run = peer(name, model, limits)
 
     def by_batches(images: Tensor, labels: Tensor) -> Tensor:
@@ -155,7 +166,7 @@ def process(name: str, runs_dir: Path, run: str, task: Task) -> Iterator[Callabl
 
 def main() -> None:
     name, runs_dir, run, task = *sys.argv[1:4], Task(**json.loads(sys.argv[4]))
-    if name in precisions():
+    if name in ways():
         keep_freed_memory()
     torch.manual_seed(0)
     whole = shapes_target().evaluation

@@ -22,6 +22,7 @@ from benchmarks import training_peers
 from benchmarks.commands import cartl
 from benchmarks.training_tasks import (
     ART,
+    COMPILED,
     FIRST,
     HELD_OUT,
     NO_ITERATION,
@@ -36,6 +37,7 @@ from benchmarks.training_tasks import (
 )
 from cartl_cli.core import runs
 from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import Split, fraction_of
 from cartl_cli.core.manifest import Position
@@ -59,7 +61,7 @@ def random_images(task: Task) -> Split:
     )
 
 
-def cartl_pretraining(task: Task, precision: str) -> Callable[[], object]:
+def cartl_pretraining(task: Task, precision: str, compiled: bool) -> Callable[[], object]:
     """One epoch of ``cartl pretrain``, through the one training loop."""
     config, split = task.pretrain, random_images(task).to(task.where)
     model = build_model(task.arch, CLASSES).to(task.where).to(memory_format=torch.channels_last)
@@ -68,7 +70,10 @@ def cartl_pretraining(task: Task, precision: str) -> Callable[[], object]:
     augment = ("crop", "flip", "rotate")
 
     def epoch() -> None:
-        fit(model, optimizer, split, config, augment, loss, autocast, Position(), lambda done: None)
+        with compiled_passes(task.images if compiled else 0):
+            fit(
+                model, optimizer, split, config, augment, loss, autocast, Position(), lambda _: None
+            )
 
     return epoch
 
@@ -147,7 +152,7 @@ def plain(model: BlockModel) -> BlockModel:
 def competitor(name: str, task: Task) -> Go:
     """Ours or theirs by name."""
     best = precisions(task.where)[0]
-    precision = name.removesuffix(NO_ITERATION).removeprefix("cartl ")
+    precision = name.removeprefix("cartl ").partition(" ")[0]
     if task.kind == "transfer" and name != OFFICIAL:
         return cartl_transfer(task, precision)
     if name == PASSES:
@@ -158,7 +163,7 @@ def competitor(name: str, task: Task) -> Go:
         model = build_model(task.arch, CLASSES).to(task.where)
         epoch = training_peers.art(model, random_images(task), task.pretrain, task.where)
         return timed(epoch, task, 1)
-    return timed(cartl_pretraining(task, precision), task, 1)
+    return timed(cartl_pretraining(task, precision, name.endswith(COMPILED)), task, 1)
 
 
 def timed(work: Callable[[], object], task: Task, times: int) -> Go:
@@ -222,6 +227,8 @@ def main() -> None:
             stack.enter_context(mock.patch.object(NonExpansive, "iterate"))
         competitor(name, replace(task, images=8, steps=1))()
         go = competitor(name, task)
+        if name.endswith(COMPILED):
+            go()
         found: Round = {}  # ready
         while True:
             if name == OFFICIAL:

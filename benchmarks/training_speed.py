@@ -216,6 +216,13 @@ def versions(device: torch.device) -> str:
     return f"{machine()}{where}, threads: {torch.get_num_threads()}{art}"
 
 
+def store(figures: Figures, folder: Path) -> None:
+    """Keep what has been measured so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = json.dumps(figures, indent=1, ensure_ascii=False)
+    (folder / "training-speed.json").write_text(stored + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", nargs="+", help="default: wrn-16-2 wrn-28-4, on a GPU wrn-34-10")
@@ -248,14 +255,13 @@ def main() -> None:
                 found |= of_the_rate(found, task, rate)
             found.pop("source")
             figures["tasks"].append(found)
+            store(figures, options.out)
         if options.curves:
             figures["curves"] = training_curves.measured(device, options.rounds, Path(place))
-    options.out.mkdir(parents=True, exist_ok=True)
+            store(figures, options.out)
     if options.curves:
         picture = training_curves.drawn(figures["curves"], figures["measured"])
         (options.out / "training-speed.png").write_bytes(picture)
-    stored = json.dumps(figures, indent=1, ensure_ascii=False)
-    (options.out / "training-speed.json").write_text(stored + "\n")
     print(written(figures))
     print(figures["measured"])
 

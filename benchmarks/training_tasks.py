@@ -14,7 +14,7 @@ HELD_OUT = 0.05  # of the target's images: what a transfer is measured on, which
 TARGET_IMAGES = 456  # of shapes-target without them
 EPOCHS = 2  # of a transfer; the first may have more to do than the others
 PASSES, OFFICIAL, ART = "passes alone", "official style", "ART"
-NO_ITERATION = ", no power iteration"
+NO_ITERATION, COMPILED = " without power iteration", " compiled"
 SPEED, FIRST = "images a second", "first epoch"
 
 Round = dict[str, float]
@@ -91,7 +91,7 @@ def everybody(task: Task) -> list[str]:
         power = [best(task) + NO_ITERATION] if task.neft_beta is not None else []
         return [*names, *power, OFFICIAL]
     there = importlib.util.find_spec("art") is not None and task.fdm_lambda == 0
-    return [*names, PASSES, OFFICIAL, *([ART] if there else [])]
+    return [*names, best(task) + COMPILED, PASSES, OFFICIAL, *([ART] if there else [])]
 
 
 def counted(task: Task) -> str:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.executing import State
 from cartl_cli.core.presets import sweep_presets
@@ -97,6 +98,13 @@ def test_cartl_in_figure_4_is_that_of_table_2() -> None:
     for ending in ("", "-shapes"):
         table = {point.id for point in builtin(f"table2{ending}").points}
         assert table <= {point.id for point in builtin(f"figure4{ending}").points}
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("-shapes")])
+def test_batches_of_the_built_in_data_fit_the_smallest_part_of_them(name: str) -> None:
+    images = len(shapes_target().train)
+    for config in of_kind(builtin(name), "transfer"):
+        assert config.batch_size <= config.fraction * images
 
 
 def test_one_source_run_without_fdm_serves_every_k() -> None:

@@ -14,6 +14,7 @@ from cartl_cli.core.attacks.autoattack import require_autoattack
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.attacks.suite import INDEPENDENT, PAPERS
 from cartl_cli.core.checkpoints import Keeper, newest, shared
+from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import AttackConfig, own_eps
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.devices import resolve_device
@@ -132,7 +133,8 @@ def attack(
             keeper.step_done(Position(step=step, seconds=seconds()), step + batches)
 
         autocast = autocast_for(device, precision)
-        robustness(model, split, plan, autocast, ours, batch_done)
+        with compiled_passes(config.batch_size if config.compile else 0):
+            robustness(model, split, plan, autocast, ours, batch_done)
         while any(left_of):
             batch_done(0)  # others are still at it
         merge(verdicts, ranks)

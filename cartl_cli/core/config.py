@@ -22,6 +22,7 @@ from cartl_cli.core.fields import (
     Augment,
     BatchSize,
     Classes,
+    Compile,
     Dataset,
     Device,
     Epochs,
@@ -148,6 +149,7 @@ class PretrainConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
+    compile: Compile = False
     save_every: SaveEvery = "10m"
 
     @property
@@ -258,6 +260,7 @@ class TransferConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
+    compile: Compile = False
     save_every: SaveEvery = "10m"
 
     @property
@@ -368,6 +371,7 @@ class AttackConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
+    compile: Compile = False
     save_every: SaveEvery = "1m"
 
     @property

@@ -84,6 +84,13 @@ Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:N or mps.")]
 PrecisionField = Annotated[
     Precision, Field(description="auto: bfloat16 where it is native. Verdicts are always fp32.")
 ]
+Compile = Annotated[
+    bool,
+    Field(
+        description="Compile the passes of full batches (torch.compile): half a minute at first, "
+        "then faster; the same but for rounding."
+    ),
+]
 SaveEvery = Annotated[
     str,
     AfterValidator(check_interval),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cartl_cli.core import checkpoints, recording, storage
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.averaging import averaged
+from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.data.batches import Part
 from cartl_cli.core.data.registry import augmentation, load_data_set
@@ -124,6 +125,8 @@ def check_division(config: TrainingConfig, ranks: Ranks, device: torch.device) -
             )
         if config.awp_gamma > 0:
             raise UsageError("--awp-gamma: one process alone; drop it")
+    if not ranks.alone and config.compile:
+        raise UsageError("--compile: one process alone; drop it")
     if config.sync_bn and device.type != "cuda":
         raise UsageError(f"--sync-bn: works on CUDA devices alone, not on {device.type}; drop it")
 
@@ -184,18 +187,19 @@ def train(
         keeper.step_done(last, progress.total_steps)
 
     try:
-        return fit(
-            model,
-            optimizer,
-            split,
-            config,
-            setup.augment,
-            loss_of_batch,
-            setup.autocast,
-            begun,
-            step_done,
-            ranks,
-        )
+        with compiled_passes(config.batch_size if config.compile else 0):
+            return fit(
+                model,
+                optimizer,
+                split,
+                config,
+                setup.augment,
+                loss_of_batch,
+                setup.autocast,
+                begun,
+                step_done,
+                ranks,
+            )
     except torch.OutOfMemoryError:
         raise CartlError(
             f"out of memory at batch size {config.batch_size}; start a new run with "

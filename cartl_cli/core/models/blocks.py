@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cartl_cli.core.compiling import compilable
+
 
 class Normalize(nn.Module):
     """(images − mean) / std per channel, as the model's first layer and saved with it."""
@@ -59,6 +61,7 @@ class BlockModel(nn.Module):
         """The linear classifier, at the end of the last block."""
         return cast(nn.Linear, self.blocks[-1].linear)
 
+    @compilable
     def features(self, images: Tensor, stop: int) -> Tensor:
         """(B, C, H, W) in [0, 1] → what leaves block ``stop`` (0: the stem), shape (B, …)."""
         activations = self.stem(self.normalize(images))
@@ -71,6 +74,7 @@ class BlockModel(nn.Module):
         last = cast(nn.Sequential, self.blocks[-1])
         return cast(Tensor, last[:-1](self.features(images, len(self.blocks) - 1)))
 
+    @compilable
     def classify(self, features: Tensor, start: int) -> Tensor:
         """What left block ``start`` → logits (B, classes) in float32."""
         for block in self.blocks[start:]:
@@ -84,17 +88,21 @@ class BlockModel(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every sub-module has its own flag back.
+    """Evaluation mode for a while, in which no parameter takes a gradient.
 
-    ``model.train(was_training)`` would thaw frozen batch norm.
+    Afterwards every sub-module and parameter has its own flag back: ``model.train(was_training)``
+    would thaw frozen batch norm.
     """
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
     try:
         yield
     finally:
         for module, training in flags:
             module.training = training
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def initialize(model: nn.Module) -> None:
