@@ -176,12 +176,12 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
-import torch
 from benchmarks.attack_speed import evaluate
+from benchmarks.commands import peak_memory
 evaluate(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory())
 """
 
 
@@ -202,7 +202,7 @@ def memory(runs_dir: Path, name: str, sizes: tuple[int, ...], steps: int) -> Fig
         progress.print(f"memory: {count} images, {steps} steps")
         command = [sys.executable, "-c", PEAK, str(runs_dir), name, str(count), str(steps)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return int(printed.split()[-1]) / 2**10
+        return float(printed.split()[-1])
 
     few, many = sizes
     pixel_bytes = 3 * 32 * 32

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -49,6 +50,16 @@ def made(
     else:
         settings = (*arguments, "--name", name)
     return cartl(command, "--runs-dir", runs_dir, *settings, threads=threads)
+
+
+def peak_memory() -> float:
+    """MiB that this process has held at most, on Linux.
+
+    ``getrusage`` counts what the process that started it held, too.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**10
 
 
 def machine() -> str:

@@ -1,8 +1,11 @@
-"""The time of training an image against what it grows with, for `benchmarks.training_speed`."""
+"""Time and memory of training against what they grow with, for `benchmarks.training_speed`."""
 
+import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,26 @@ BATCHES, STEPS = (16, 32, 64, 128, 256), (1, 2, 5, 10, 20)
 METHODS = {"vanilla": None, "NEFT": 0.4}
 PRETRAIN = "PGD-7"
 
-Curve = dict[str, Any]  # {"x": label, "values": x, "milliseconds": {line: y}}
+TIME, MEMORY = "ms an image", "peak memory, MiB"
+PEAK = """
+import json, sys
+import torch
+from benchmarks.commands import peak_memory
+from benchmarks.training_rounds import competitor
+from benchmarks.training_tasks import Task, best
+from cartl_cli.core.allocation import keep_freed_memory
+keep_freed_memory()
+task = Task(**json.loads(sys.argv[1]))
+competitor(best(task), task)()
+on_gpu = task.where.type == "cuda"
+print(torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory())
+"""
+
+Curve = dict[str, Any]  # {"x": label, "values": x, TIME: {line: y}, MEMORY: {line: y}}
 
 
 def measured(device: torch.device, rounds: int, place: Path) -> list[Curve]:
-    """Milliseconds an image: medians of rounds in which the points of a curve take turns."""
+    """Of time, medians of rounds in which the points of a curve take turns."""
     keep_freed_memory()
     base = Task("pretrain", ARCH, 64, 1, 3, str(device))
 
@@ -51,10 +69,13 @@ def measured(device: torch.device, rounds: int, place: Path) -> list[Curve]:
         label: str, values: tuple[int, ...], lines: dict[str, Callable[[int], Task]]
     ) -> Curve:
         progress.print(f"curve: {label}")
-        times = {
-            line: milliseconds([task(x) for x in values], rounds) for line, task in lines.items()
+        tasks = {line: [task(x) for x in values] for line, task in lines.items()}
+        return {
+            "x": label,
+            "values": values,
+            TIME: {line: milliseconds(some, rounds) for line, some in tasks.items()},
+            MEMORY: {line: [peak(task) for task in some] for line, some in tasks.items()},
         }
-        return {"x": label, "values": values, "milliseconds": times}
 
     return [
         curve("width: WRN-10-w", WIDTHS, {PRETRAIN: width}),
@@ -78,18 +99,23 @@ def milliseconds(tasks: list[Task], rounds: int) -> list[float]:
     return [statistics.median(times) for times in zip(*found, strict=True)]
 
 
-def drawn(curves: list[Curve], conditions: str) -> bytes:
-    """The curves as small multiples, a PNG."""
+def peak(task: Task) -> float:
+    """MiB of a process that trains for one round: resident, or on a GPU allocated there."""
+    command = [sys.executable, "-c", PEAK, json.dumps(asdict(task))]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(printed.split()[-1])
+
+
+def drawn(curves: list[Curve], what: str, conditions: str) -> bytes:
+    """The curves of ``TIME`` or ``MEMORY`` as small multiples, a PNG."""
     with style():
         figure = Figure(figsize=(11, 6.4), layout="constrained")
         places = figure.subplots(2, 3).flat
         for axes, curve in zip(places, curves, strict=False):
             looks = ((BLUE, "o-"), (ORANGE, "s--"))
-            for (line, times), (colour, look) in zip(
-                curve["milliseconds"].items(), looks, strict=False
-            ):
+            for (line, times), (colour, look) in zip(curve[what].items(), looks, strict=False):
                 axes.plot(curve["values"], times, look, color=colour, label=line)
-            axes.set(xlabel=curve["x"], ylabel="ms an image", ylim=(0, None))
+            axes.set(xlabel=curve["x"], ylabel=what, ylim=(0, None))
             if curve["values"] == BATCHES:
                 axes.set_xscale("log", base=2)
             axes.set_xticks(curve["values"], map(str, curve["values"]))

@@ -260,8 +260,9 @@ def main() -> None:
             figures["curves"] = training_curves.measured(device, options.rounds, Path(place))
             store(figures, options.out)
     if options.curves:
-        picture = training_curves.drawn(figures["curves"], figures["measured"])
-        (options.out / "training-speed.png").write_bytes(picture)
+        for name, what in {"speed": training_curves.TIME, "memory": training_curves.MEMORY}.items():
+            picture = training_curves.drawn(figures["curves"], what, figures["measured"])
+            (options.out / f"training-{name}.png").write_bytes(picture)
     print(written(figures))
     print(figures["measured"])
 

@@ -62,12 +62,17 @@ def test_normalization_is_the_first_layer(model: BlockModel, images: Tensor) -> 
 
 def test_eval_mode_restores_each_flag_of_its_own(model: BlockModel) -> None:
     model.train()
-    model.blocks[0].eval()
-    before = [module.training for module in model.modules()]
-    assert len(set(before)) == 2
+    model.blocks[0].eval().requires_grad_(False)
+
+    def flags() -> tuple[list[bool], list[bool]]:
+        modules = [module.training for module in model.modules()]
+        return modules, [parameter.requires_grad for parameter in model.parameters()]
+
+    before = flags()
+    assert [set(each) for each in before] == [{True, False}] * 2
     with eval_mode(model):
-        assert not any(module.training for module in model.modules())
-    assert [module.training for module in model.modules()] == before
+        assert [set(each) for each in flags()] == [{False}] * 2
+    assert flags() == before
 
 
 def test_convex_residual_is_the_mean(images: Tensor) -> None:

@@ -879,6 +879,22 @@ def test_long_tables_for_a_paper_are_cut_into_pages(tmp_path: Path) -> None:
     assert text.count("In every line") == 1
 
 
+def test_a_setting_with_one_point_is_left_out_where_there_are_lines(tmp_path: Path) -> None:
+    from cartl_cli.display.curves import over_k
+
+    runs = Runs(tmp_path / "runs")
+    source = runs.pretrain("source")
+    for number, (k, beta) in enumerate(((4, 0.4), (6, 0.4), (6, 1.0))):
+        runs.attack(runs.transfer(source, f"t{number}", k=k, neft_beta=beta), f"a{number}", 90, 30)
+    rows, _ = rows_of(find_results([], runs.folder).results)
+    (axes,) = over_k(rows).axes
+    assert [len(line[0].get_xydata()) for line in axes.containers] == [2, 2]  # clean, robust
+    assert "left out, with one k alone: 1" in axes.get_title()
+    (axes,) = over_k([row for row in rows if row.setting.k == 6]).axes
+    assert [len(line[0].get_xydata()) for line in axes.containers] == [1, 1] * 2
+    assert "left out" not in axes.get_title()
+
+
 def test_pictures_show_the_rows(tmp_path: Path) -> None:
     from cartl_cli.display.curves import over_k, tradeoff
 

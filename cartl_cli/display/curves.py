@@ -25,7 +25,7 @@ from cartl_cli.display.plots import (
 ENDINGS = ("png", "svg", "pdf")
 COLOURS = dict(zip(METHODS, (PURPLE, BLUE, ORANGE, GREEN, RED), strict=True))
 MARKERS = dict(zip(METHODS, ("P", "s", "v", "D", "o"), strict=True))
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MOST = 12  # lines of a legend
 LONGEST = 72  # characters of a label
 BROAD = 30  # characters of a label that leaves no room for another beside it
@@ -110,9 +110,11 @@ FIGURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
 def _against(
     rows: Sequence[Row], name: str, position: Callable[[Row], float]
 ) -> tuple[Figure, Axes]:
-    figure, axes = _figure(rows)
-    series = [line for line in _series(rows, name) if line[0].setting.method != "source"]
-    labels = _labels(rows, series, name)
+    every = [line for line in _series(rows, name) if line[0].setting.method != "source"]
+    series = [line for line in every if len(line) > 1] or every
+    drawn = [row for line in series for row in line]
+    figure, axes = _figure(drawn or rows)
+    labels = _labels(drawn, series, name)
     looks: dict[str, Any] = {method: itertools.cycle(DASHES) for method in METHODS}
     for line, label in zip(series, labels, strict=True):
         method = line[0].setting.method
@@ -132,7 +134,10 @@ def _against(
                 label=label if part == "robust" else None,
             )
     axes.set(ylabel="accuracy, %", ylim=(0, 100))
-    axes.set_title(f"{axes.get_title()}\nhollow: clean, filled: worst of all attacks", fontsize=8)
+    notes = [axes.get_title(), "hollow: clean, filled: worst of all attacks"]
+    if len(series) < len(every):
+        notes.append(f"left out, with one {name} alone: {len(every) - len(series)}")
+    axes.set_title("\n".join(notes), fontsize=8)
     handles, texts = axes.get_legend_handles_labels()
     if handles:
         columns = 2 if max(map(len, texts)) <= BROAD else 1
