@@ -68,6 +68,7 @@ def test_full_batches_with_gradients_are_compiled_and_no_others(
 ) -> None:
     forward, batch = passing(), torch.rand(FULL, 3)
     forward(linear, batch)
+    forward(linear, batch[:0])
     assert compiled_sizes == []  # nobody asked
     with compiled_passes(FULL):
         forward(linear, batch)

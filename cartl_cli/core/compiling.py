@@ -50,7 +50,7 @@ def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
     def run(model: Model, batch: Tensor, /, *more: More.args, **named: More.kwargs) -> Tensor:
         count, full = len(batch), _full.get()
         least = full if model.training else NEARLY_FULL * full
-        if not least <= count <= full or not torch.is_grad_enabled():
+        if not 0 < least <= count <= full or not torch.is_grad_enabled():
             return take(model, batch, *more, **named)
         from torch._dynamo.exc import TorchDynamoException  # slow to import
 
