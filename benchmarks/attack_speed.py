@@ -42,19 +42,20 @@ from benchmarks.competitors import (
     ways,
 )
 from benchmarks.peers import DISTRIBUTIONS, missing
-from cartl_cli.core import attacking, runs
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.pgd import ascent, predict
 from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.shapes import shapes_target
-from cartl_cli.core.evaluation import Plan, robustness, unattacked
+from cartl_cli.core.evaluating import attacking
+from cartl_cli.core.evaluating.evaluation import Plan, robustness, unattacked
+from cartl_cli.core.evaluating.trusting import checked
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
-from cartl_cli.core.recording import Session
+from cartl_cli.core.records import runs
+from cartl_cli.core.records.recording import Session
 from cartl_cli.core.trust.checks import Check
-from cartl_cli.core.trusting import checked
 
 SIZES = (1_000, 10_000)  # images of the memory's measurement
 Figures = dict[str, Any]

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import PEERS, peer
-from cartl_cli.core import runs
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.pgd import Budget, correct, predict
 from cartl_cli.core.attacks.suite import ATTACKS, Batch, Setting, Targets
@@ -26,6 +25,7 @@ from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, native_bfloat16
+from cartl_cli.core.records import runs
 
 CPU = torch.device("cpu")
 EPS = 8 / 255

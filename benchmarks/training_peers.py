@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.surgery import freeze, make_convex, replace_head, weight_modules
+from cartl_cli.core.training.surgery import freeze, make_convex, replace_head, weight_modules
 
 WORKERS = 2
 Step = Callable[[], object]

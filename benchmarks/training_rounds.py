@@ -35,19 +35,19 @@ from benchmarks.training_tasks import (
     autocast_of,
     precisions,
 )
-from cartl_cli.core import runs
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import Split, fraction_of
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.pretraining import adversarial_loss, outer_loss
-from cartl_cli.core.recording import Session
-from cartl_cli.core.surgery import NonExpansive
-from cartl_cli.core.training import Progress, count_steps, fit, sgd
-from cartl_cli.core.transferring import transfer
+from cartl_cli.core.records import runs
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.records.recording import Session
+from cartl_cli.core.training.loop import Progress, count_steps, fit, sgd
+from cartl_cli.core.training.pretraining import adversarial_loss, outer_loss
+from cartl_cli.core.training.surgery import NonExpansive
+from cartl_cli.core.training.transferring import transfer
 
 CLASSES, SIDE = 10, 32
 

@@ -27,8 +27,8 @@ from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, native_bfloat16
-from cartl_cli.core.pretraining import adversarial_loss
-from cartl_cli.core.training import sgd
+from cartl_cli.core.training.loop import sgd
+from cartl_cli.core.training.pretraining import adversarial_loss
 
 USUAL, COMPILED = "as it is", "compiled"
 WEIGHTS, FOLDED = "no gradients of weights while attacking", "batch norm folded away"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cartl_cli.app import main
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.manifest import Run
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.runs import read_run
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_run
 from tests.catalogue import coverage
 
 # commands are sent signals, which ``nohup`` or a shell's background would have them ignore

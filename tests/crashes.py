@@ -12,9 +12,9 @@ from typing import Any
 from unittest import mock
 
 from cartl_cli import app
-from cartl_cli.core import checkpoints, tensors
 from cartl_cli.core.errors import CartlError
-from cartl_cli.core.runs import read_run
+from cartl_cli.core.records import checkpoints, tensors
+from cartl_cli.core.records.runs import read_run
 from tests import tiny
 from tests.disks import FaultyDisk, Operation, PageCache, RecordingDisk, Survives, disk
 

@@ -1,6 +1,7 @@
 """Two bad disks: one that refuses the N-th operation, and one that loses what was not synced.
 
-Both stand in for ``os`` in ``cartl_cli.core.storage``, through which every change of a file goes.
+Both stand in for ``os`` in ``cartl_cli.core.records.storage``, through which every
+change of a file goes.
 """
 
 import errno
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from cartl_cli.core import storage
+from cartl_cli.core.records import storage
 
 CHANGES = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cartl_cli.core import checkpoints, recording, runs, tensors
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.manifest import (
+from cartl_cli.core.records import checkpoints, recording, runs, tensors
+from cartl_cli.core.records.manifest import (
     Added,
     AttackResults,
     Checkpoint,
@@ -31,7 +31,7 @@ from cartl_cli.core.manifest import (
     Run,
     source_record,
 )
-from cartl_cli.core.storage import FileRecord, describe
+from cartl_cli.core.records.storage import FileRecord, describe
 
 FIRST_RELEASE = Path(__file__).parent / "data" / "schema-1"
 MAX_SECONDS = 2.0

@@ -19,18 +19,21 @@ from unittest import mock
 import torch
 
 from cartl_cli import app
-from cartl_cli.core import checkpoints, overfitting, pretraining, running, training
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.randomness import generator
-from cartl_cli.core.tensors import from_bytes
+from cartl_cli.core.records import checkpoints
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.records.tensors import from_bytes
+from cartl_cli.core.training import loop, overfitting, pretraining, running
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "tests.processes",
         *(f"cartl_cli.commands.{name}" for name in ("pretrain", "transfer", "attack")),
-        *(f"cartl_cli.core.{name}" for name in ("pretraining", "transferring", "attacking")),
+        "cartl_cli.core.training.pretraining",
+        "cartl_cli.core.training.transferring",
+        "cartl_cli.core.evaluating.attacking",
         "cartl_cli.display.tables",
     ]
 )
@@ -108,8 +111,8 @@ def _patches(sabotage: Sabotage) -> Iterator[Any]:
     if sabotage.signal == signal.SIGKILL:
         yield mock.patch.object(checkpoints, "save", _after_save(sabotage))
     elif sabotage.signal:
-        yield mock.patch.object(training, "learning_rate", _during_step(sabotage))
-        yield mock.patch("cartl_cli.core.attacking.Position", _during_batch(sabotage))
+        yield mock.patch.object(loop, "learning_rate", _during_step(sabotage))
+        yield mock.patch("cartl_cli.core.evaluating.attacking.Position", _during_batch(sabotage))
     if sabotage.collapse:
         yield mock.patch.object(overfitting.Sign, "collapsed", True)
     if sabotage.forget:
@@ -128,7 +131,7 @@ def _after_save(sabotage: Sabotage) -> Callable[..., None]:
 
 
 def _during_step(sabotage: Sabotage) -> Callable[..., float]:
-    real = training.learning_rate
+    real = loop.learning_rate
 
     def learning_rate(config: Any, step: int, steps_per_epoch: int) -> float:
         if step + 1 == sabotage.step:
@@ -159,7 +162,7 @@ def _order(begun: int) -> Any:
         count = batches_per_epoch(len(split), batch_size) - first
         return itertools.islice(epoch_batches(split, batch_size, *rest_), count)
 
-    return mock.patch.object(training, "epoch_batches", wrong)
+    return mock.patch.object(loop, "epoch_batches", wrong)
 
 
 def _counters(begun: int) -> Any:
@@ -173,12 +176,12 @@ def _counters(begun: int) -> Any:
 
 def _schedule(begun: int) -> Any:
     """Begin the learning rate schedule again."""
-    real = training.learning_rate
+    real = loop.learning_rate
 
     def wrong(config: Any, step: int, steps_per_epoch: int) -> float:
         return real(config, step - begun, steps_per_epoch)
 
-    return mock.patch.object(training, "learning_rate", wrong)
+    return mock.patch.object(loop, "learning_rate", wrong)
 
 
 def _tensors(chosen: Callable[[str], bool], fresh: Callable[[torch.Tensor], torch.Tensor]) -> Any:

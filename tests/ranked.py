@@ -13,20 +13,20 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cartl_cli.core import training
-from cartl_cli.core.averaging import averaged
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.data.batches import Part
 from cartl_cli.core.data.split import Split
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.pretraining import adversarial_loss, natural_loss
 from cartl_cli.core.randomness import seeded
 from cartl_cli.core.ranks import ALONE, Ranks, current, joined
-from cartl_cli.core.training import LossOfBatch, fit, part_of_step, sgd
-from cartl_cli.core.transferring import lwf_loss, prepare
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.training import loop
+from cartl_cli.core.training.averaging import averaged
+from cartl_cli.core.training.loop import LossOfBatch, fit, part_of_step, sgd
+from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss
+from cartl_cli.core.training.transferring import lwf_loss, prepare
 from tests.processes import SERVER, Ended, Sabotage, _child, finish
 
 STEPS = 20
@@ -68,13 +68,13 @@ def _command(arguments: list[str], folder: str, sabotage: dict[int, Any]) -> Non
     mine = sabotage.get(int(os.environ["RANK"]), Sabotage())
     if isinstance(mine, Sabotage):
         _child(arguments, folder, mine)
-    with mock.patch.object(training, "learning_rate", side_effect=_fault(mine)):
+    with mock.patch.object(loop, "learning_rate", side_effect=_fault(mine)):
         _child(arguments, folder, Sabotage())
 
 
 def _fault(error: Exception | Literal["killed"]) -> Callable[..., float]:
     """Ends this process in step 3."""
-    real = training.learning_rate
+    real = loop.learning_rate
 
     def learning_rate(config: Any, step: int, steps_per_epoch: int) -> float:
         if step == 2 and error == "killed":
@@ -106,7 +106,7 @@ def losses(recipe: str, ranks: Ranks = ALONE, frozen: bool = True) -> list[float
     found: list[float] = []
     before = Position()
 
-    def step_done(progress: training.Progress) -> None:
+    def step_done(progress: loop.Progress) -> None:
         nonlocal before
         now = progress.position
         begins = now.seen <= before.seen  # the sums are those of an epoch

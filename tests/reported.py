@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.manifest import (
+from cartl_cli.core.records.manifest import (
     Added,
     AttackResults,
     DataRecord,
@@ -21,9 +21,9 @@ from cartl_cli.core.manifest import (
     SourceRecord,
     TrainingResults,
 )
+from cartl_cli.core.records.storage import describe
+from cartl_cli.core.records.tensors import to_bytes
 from cartl_cli.core.statistics import accuracy_interval
-from cartl_cli.core.storage import describe
-from cartl_cli.core.tensors import to_bytes
 from cartl_cli.core.trust.checks import Check
 
 

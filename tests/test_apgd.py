@@ -9,9 +9,9 @@ from cartl_cli.core.attacks.apgd import Climb, apgd, apgd_targeted, checkpoints
 from cartl_cli.core.attacks.geometry import Norm, scatter, sizes
 from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, correct, counted_noise, predict
 from cartl_cli.core.losses import cross_entropy, dlr, margin
-from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.runs import read_model
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_model
 from tests.victims import Linear, linear, measured_split, trained_on_all_shapes, untouched
 
 NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5)])

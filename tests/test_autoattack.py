@@ -9,7 +9,7 @@ import torch
 from cartl_cli.core.attacks.autoattack import autoattack
 from cartl_cli.core.attacks.geometry import Norm, sizes
 from cartl_cli.core.attacks.pgd import Budget, correct, predict
-from cartl_cli.core.manifest import Run
+from cartl_cli.core.records.manifest import Run
 from tests.conftest import Command
 from tests.victims import linear, untouched
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from cartl_cli.core import clusters, storage
-from cartl_cli.core.clusters import Node, Sight, Task, carry_out, judge, with_room
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.specs import parse_spec
-from cartl_cli.core.sweeping import plan
+from cartl_cli.core.records import storage
+from cartl_cli.core.sweeps import clusters
+from cartl_cli.core.sweeps.clusters import Node, Sight, Task, carry_out, judge, with_room
+from cartl_cli.core.sweeps.specs import parse_spec
+from cartl_cli.core.sweeps.sweeping import plan
 from tests import tiny
 from tests.clusters import ROOT, Cluster, cluster
 from tests.conftest import Command

@@ -23,8 +23,8 @@ from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.folding import folded
 from cartl_cli.core.ranks import Ranks
-from cartl_cli.core.running import check_division
-from cartl_cli.core.runs import read_run
+from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.training.running import check_division
 from tests.conftest import TINY_PRETRAIN, Command
 
 FULL, CUT = 8, 2

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cartl_cli.core.attacks.pgd import Budget, attack, predict
 from cartl_cli.core.losses import margin
-from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import eval_mode
-from cartl_cli.core.runs import read_model
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_model
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
 from tests.victims import linear
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.diagnostics import fall, feature_distances
-from cartl_cli.core.manifest import Run
+from cartl_cli.core.evaluating.diagnostics import fall, feature_distances
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.runs import read_model, read_run, read_source
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_model, read_run, read_source
 from tests.conftest import Command
 from tests.victims import untouched
 

@@ -6,17 +6,17 @@ from unittest import mock
 import pytest
 import torch
 
-from cartl_cli.core.attacking import half_way, summary
 from cartl_cli.core.attacks import suite
 from cartl_cli.core.attacks.apgd import apgd_targeted
 from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import DataSet, Split, to_pixels
-from cartl_cli.core.evaluation import UNTRIED, Plan, Verdicts, robustness, unattacked
-from cartl_cli.core.manifest import Run
+from cartl_cli.core.evaluating.attacking import half_way, summary
+from cartl_cli.core.evaluating.evaluation import UNTRIED, Plan, Verdicts, robustness, unattacked
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.runs import read_model
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_model
 from tests.victims import measured_split
 
 CPU = torch.device("cpu")

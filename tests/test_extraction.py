@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from cartl_cli.core import extraction
 from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.extraction import extracted, settled
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.pretraining import natural_loss
-from cartl_cli.core.surgery import FreezeBatchNorm, freeze
-from cartl_cli.core.training import Progress, fit, sgd
-from cartl_cli.core.transferring import prepare
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.training import extraction
+from cartl_cli.core.training.extraction import extracted, settled
+from cartl_cli.core.training.loop import Progress, fit, sgd
+from cartl_cli.core.training.pretraining import natural_loss
+from cartl_cli.core.training.surgery import FreezeBatchNorm, freeze
+from cartl_cli.core.training.transferring import prepare
 from tests.conftest import Command, ImageFolder
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ from cartl_cli.core.attacks.feature import feature_attack
 from cartl_cli.core.attacks.geometry import Norm, scatter, sizes
 from cartl_cli.core.attacks.pgd import Budget, Outcome, attack, correct, counted_noise, predict
 from cartl_cli.core.losses import cross_entropy, distances
-from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.runs import read_model
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_model
 from tests.victims import linear, measured_split, untouched
 
 NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5)])

@@ -8,7 +8,7 @@ from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.folding import Affine, Shift, folded
-from cartl_cli.core.surgery import make_convex
+from cartl_cli.core.training.surgery import make_convex
 from tests.victims import untouched
 
 

@@ -11,8 +11,8 @@ import torch
 from cartl_cli.core.data.registry import load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.runs import read_run
-from cartl_cli.core.training import fit
+from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.training.loop import fit
 from tests import tiny
 from tests.conftest import TINY_TRANSFER, Command
 from tests.crashes import call
@@ -83,7 +83,7 @@ def test_a_run_is_trained_on_its_part_and_attacked_on_the_same_data(
         seen[str(len(seen))] = split
         return fit(model, optimizer, split, *rest)  # type: ignore[arg-type]
 
-    with mock.patch("cartl_cli.core.running.fit", spy):
+    with mock.patch("cartl_cli.core.training.running.fit", spy):
         whole = cartl(*TRANSFER, *where, "--name", "whole", "--json")
         half = cartl(*TRANSFER, *where, "--fraction", "0.5", "--name", "half")
     assert (whole.code, half.code) == (0, 0), half.err

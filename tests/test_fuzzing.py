@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartl_cli.core import recording, runs, storage
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.manifest import Manifest, Run
+from cartl_cli.core.records import recording, runs, storage
+from cartl_cli.core.records.manifest import Manifest, Run
 from tests.fuzzing import (
     MAX_MEMORY,
     MAX_SECONDS,

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from cartl_cli.core import checkpoints, storage
+from cartl_cli.core.records import checkpoints, storage
 from tests import tiny
 from tests.crashes import call
 from tests.processes import Sabotage, finish, run, start
@@ -300,7 +300,7 @@ def test_a30_two_attacks_at_once_have_folders_of_their_own(folder: Path) -> None
 def test_c37_a_disk_too_small_is_refused_before_the_work(folder: Path) -> None:
     shutil.rmtree(folder / "runs" / "vanilla", ignore_errors=True)
     usage = mock.Mock(return_value=mock.Mock(free=300_000))
-    with mock.patch("cartl_cli.core.storage.shutil.disk_usage", usage):
+    with mock.patch("cartl_cli.core.records.storage.shutil.disk_usage", usage):
         code, said = call(tiny.command("vanilla"), folder)
     assert code == 1
     assert "not enough disk space in 'runs': need about 2 MB, 1 MB free" in said
@@ -331,7 +331,7 @@ def test_c39_a_limit_of_file_size_is_told(folder: Path) -> None:
     ids=["C18", "C20"],
 )
 def test_a_device_that_fails_is_told(folder: Path, error: Exception, says: str) -> None:
-    with mock.patch("cartl_cli.core.training.epoch_batches", side_effect=error):
+    with mock.patch("cartl_cli.core.training.loop.epoch_batches", side_effect=error):
         code, said = call(tiny.command("vanilla"), folder)
     assert code == 1
     assert says in said

@@ -16,15 +16,15 @@ from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.losses import forgetting
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.pretraining import natural_loss
-from cartl_cli.core.runs import read_run
-from cartl_cli.core.surgery import FreezeBatchNorm
-from cartl_cli.core.training import LossOfBatch, fit, sgd
-from cartl_cli.core.transferring import lwf_loss, prepare
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.training.loop import LossOfBatch, fit, sgd
+from cartl_cli.core.training.pretraining import natural_loss
+from cartl_cli.core.training.surgery import FreezeBatchNorm
+from cartl_cli.core.training.transferring import lwf_loss, prepare
 from tests import tiny
 from tests.conftest import TINY_TRANSFER, Command
 from tests.processes import Sabotage, run

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core import moving_average, overfitting
 from cartl_cli.core.attacks import inner
 from cartl_cli.core.attacks.geometry import normal
 from cartl_cli.core.attacks.pgd import uniform_noise
@@ -21,15 +20,16 @@ from cartl_cli.core.configure import configure
 from cartl_cli.core.data.batches import epoch_batches
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.losses import feature_distance, kl_divergence, trades_loss
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.pretraining import adversarial_loss, free_loss, outer_loss
 from cartl_cli.core.randomness import generator
-from cartl_cli.core.sweeping import source_method
-from cartl_cli.core.training import count_steps, fit, learning_rate, replayed, sgd
-from cartl_cli.core.weight_perturbation import weight_perturbation
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.sweeps.sweeping import source_method
+from cartl_cli.core.training import moving_average, overfitting
+from cartl_cli.core.training.loop import count_steps, fit, learning_rate, replayed, sgd
+from cartl_cli.core.training.pretraining import adversarial_loss, free_loss, outer_loss
+from cartl_cli.core.training.weight_perturbation import weight_perturbation
 from tests import tiny
 from tests.conftest import Command
 from tests.victims import linear, untouched

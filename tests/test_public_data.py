@@ -31,7 +31,7 @@ from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import DataSet, channel_statistics
 from cartl_cli.core.errors import CartlError, DataError, StorageError, UsageError
 from cartl_cli.core.fields import PUBLIC_DATA
-from cartl_cli.core.runs import read_run
+from cartl_cli.core.records.runs import read_run
 from tests import publishing
 from tests.conftest import Command
 from tests.publishing import Answer, Files, Made, Pixels, Server, made, serving, tarred

@@ -20,10 +20,10 @@ from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.pretraining import adversarial_loss
 from cartl_cli.core.randomness import generator
 from cartl_cli.core.ranks import ALONE, Ranks
-from cartl_cli.core.running import check_division
+from cartl_cli.core.training.pretraining import adversarial_loss
+from cartl_cli.core.training.running import check_division
 from tests import ranked, tiny
 from tests.conftest import Command
 from tests.processes import Sabotage, finish, run

@@ -18,14 +18,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from cartl_cli.core.commandlines import command_of
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.finding import find_results
-from cartl_cli.core.paper import beside_paper, read_paper
-from cartl_cli.core.reporting import paired_with, rows_of, sorted_rows
-from cartl_cli.core.runs import read_run
+from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.reports.finding import find_results
+from cartl_cli.core.reports.paper import beside_paper, read_paper
+from cartl_cli.core.reports.reporting import paired_with, rows_of, sorted_rows
 from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
-from cartl_cli.core.sweeps import Point, Sweep, point_id, write_sweep
+from cartl_cli.core.sweeps.commandlines import command_of
+from cartl_cli.core.sweeps.points import Point, Sweep, point_id, write_sweep
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.display.formats import rich_table, widths
 from cartl_cli.display.latex import latex

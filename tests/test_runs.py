@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from cartl_cli import load_model
-from cartl_cli.core import storage
 from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
-from cartl_cli.core.manifest import Manifest, Run, TrainingResults
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
-from cartl_cli.core.recording import Session, check_place, finish_training, written
-from cartl_cli.core.runs import (
+from cartl_cli.core.records import storage
+from cartl_cli.core.records.manifest import Manifest, Run, TrainingResults
+from cartl_cli.core.records.recording import Session, check_place, finish_training, written
+from cartl_cli.core.records.runs import (
     find_run,
     list_runs,
     newest_run,
@@ -21,7 +21,7 @@ from cartl_cli.core.runs import (
     read_run,
     state,
 )
-from cartl_cli.core.tensors import to_bytes
+from cartl_cli.core.records.tensors import to_bytes
 from tests.conftest import Command
 
 UNFINISHED: dict[str, Any] = {"status": "running", "weights": None, "results": None}

@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from cartl_cli import load_model
-from cartl_cli.core import saving, storage
 from cartl_cli.core.data.folders import image_folder as read_image_folder
 from cartl_cli.core.errors import StorageError
-from cartl_cli.core.gallery import ROWS, Gallery, Shown, chosen_rows
-from cartl_cli.core.manifest import Run
-from cartl_cli.core.runs import read_run
-from cartl_cli.core.tensors import to_bytes
+from cartl_cli.core.evaluating import saving
+from cartl_cli.core.evaluating.gallery import ROWS, Gallery, Shown, chosen_rows
+from cartl_cli.core.records import storage
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.records.tensors import to_bytes
 from cartl_cli.display.pictures import attack_grid
 from tests import tiny
 from tests.conftest import Command, ImageFolder

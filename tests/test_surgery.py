@@ -10,14 +10,15 @@ from cartl_cli.core.attacks.pgd import Budget, attack, uniform_start
 from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.evaluation import clean_correct
+from cartl_cli.core.evaluating.evaluation import clean_correct
 from cartl_cli.core.losses import cross_entropy
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.pretraining import natural_loss
-from cartl_cli.core.surgery import (
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.training.loop import fit, sgd
+from cartl_cli.core.training.pretraining import natural_loss
+from cartl_cli.core.training.surgery import (
     FreezeBatchNorm,
     apply_neft,
     bake,
@@ -27,7 +28,6 @@ from cartl_cli.core.surgery import (
     sub_model,
     weight_modules,
 )
-from cartl_cli.core.training import fit, sgd
 
 CPU = torch.device("cpu")
 

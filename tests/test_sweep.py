@@ -12,11 +12,11 @@ from rich.console import Console
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.executing import State
 from cartl_cli.core.presets import sweep_presets
-from cartl_cli.core.specs import Spec, open_spec, parse_spec
-from cartl_cli.core.sweeping import chains, counts, plan, size
-from cartl_cli.core.sweeps import ADDED, MAX_POINTS, Point, Sweep, read_sweep, write_sweep
+from cartl_cli.core.sweeps.executing import State
+from cartl_cli.core.sweeps.points import ADDED, MAX_POINTS, Point, Sweep, read_sweep, write_sweep
+from cartl_cli.core.sweeps.specs import Spec, open_spec, parse_spec
+from cartl_cli.core.sweeps.sweeping import chains, counts, plan, size
 from cartl_cli.display.sweeps import table
 from tests.conftest import Command
 

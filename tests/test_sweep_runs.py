@@ -12,11 +12,18 @@ from typing import Any
 
 import pytest
 
-from cartl_cli.core import storage
-from cartl_cli.core.executing import State, ended_state, execute, local, log_path, stored_state
-from cartl_cli.core.specs import parse_spec
-from cartl_cli.core.sweeping import plan
-from cartl_cli.core.sweeps import Point, Sweep, read_sweep
+from cartl_cli.core.records import storage
+from cartl_cli.core.sweeps.executing import (
+    State,
+    ended_state,
+    execute,
+    local,
+    log_path,
+    stored_state,
+)
+from cartl_cli.core.sweeps.points import Point, Sweep, read_sweep
+from cartl_cli.core.sweeps.specs import parse_spec
+from cartl_cli.core.sweeps.sweeping import plan
 from tests import tiny
 from tests.processes import Ended, finish, run, start
 
@@ -313,7 +320,7 @@ def carried_out(
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cartl_cli.core.executing.PAUSE", 0.001)
+    monkeypatch.setattr("cartl_cli.core.sweeps.executing.PAUSE", 0.001)
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 100])
@@ -399,7 +406,7 @@ def test_a_job_shares_the_cores_unless_told(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        "cartl_cli.core.executing.subprocess.Popen",
+        "cartl_cli.core.sweeps.executing.subprocess.Popen",
         lambda command, **how: seen.append((command, how)),
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

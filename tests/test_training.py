@@ -13,13 +13,12 @@ from cartl_cli.core.configure import configure
 from cartl_cli.core.data.batches import augmented, batches_per_epoch, crop, epoch_batches
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DivergedError, UsageError
-from cartl_cli.core.manifest import Position
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.pretraining import adversarial_loss, natural_loss
 from cartl_cli.core.randomness import generator, seeded
-from cartl_cli.core.training import (
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.training.loop import (
     LossOfBatch,
     Progress,
     StepLoss,
@@ -30,6 +29,7 @@ from cartl_cli.core.training import (
     ramp,
     sgd,
 )
+from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss
 
 FP32 = autocast_for(torch.device("cpu"), "fp32")
 

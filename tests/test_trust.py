@@ -14,10 +14,10 @@ from cartl_cli.core.attacks.feature import feature_attack
 from cartl_cli.core.attacks.geometry import Norm, scatter
 from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, attack, correct, predict
 from cartl_cli.core.losses import cross_entropy, margin
-from cartl_cli.core.manifest import Run
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.runs import read_model, read_run
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.runs import read_model, read_run
 from cartl_cli.core.trust import gradients, invariants, rivals, strength
 from cartl_cli.core.trust.ceilings import ceiling
 from cartl_cli.core.trust.checks import Check, Verdict, headline, limited

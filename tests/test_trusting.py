@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cartl_cli.core import attacking, evaluation, trusting
-from cartl_cli.core.runs import read_model, read_run, read_source
+from cartl_cli.core.evaluating import attacking, evaluation, trusting
+from cartl_cli.core.records.runs import read_model, read_run, read_source
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.probe import Probe
 from tests.conftest import Command

@@ -25,7 +25,7 @@ from cartl_cli.core.errors import CartlError
 from cartl_cli.core.requirements import check_matplotlib
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import AttackResults
+    from cartl_cli.core.records.manifest import AttackResults
 
 
 @flags_from(AttackConfig)
@@ -68,9 +68,9 @@ def attack(
         no_download=no_download,
     )
     from cartl_cli.commands.drawing import draw_grid, draw_plots
-    from cartl_cli.core.attacking import attack as attack_run
-    from cartl_cli.core.comparing import compare as compare_runs
-    from cartl_cli.core.runs import find_run
+    from cartl_cli.core.evaluating.attacking import attack as attack_run
+    from cartl_cli.core.evaluating.comparing import compare as compare_runs
+    from cartl_cli.core.records.runs import find_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import attack_progress, say
 

@@ -1,11 +1,11 @@
 """The pictures of a finished attack, put into its run folder."""
 
-from cartl_cli.core import storage
-from cartl_cli.core.comparing import read_outcomes
 from cartl_cli.core.errors import CartlError
-from cartl_cli.core.gallery import gallery
-from cartl_cli.core.manifest import Run
-from cartl_cli.core.recording import Session
+from cartl_cli.core.evaluating.comparing import read_outcomes
+from cartl_cli.core.evaluating.gallery import gallery
+from cartl_cli.core.records import storage
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.recording import Session
 from cartl_cli.display.progress import say
 
 GRID = "adversarial.png"

@@ -28,8 +28,8 @@ from cartl_cli.core.requirements import check_torch
 from cartl_cli.core.values import shown_pixels
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import Run
-    from cartl_cli.core.recording import Session
+    from cartl_cli.core.records.manifest import Run
+    from cartl_cli.core.records.recording import Session
 
 SOURCE_KINDS: tuple[Kind, ...] = ("pretrain",)
 ATTACKED_KINDS: tuple[Kind, ...] = ("pretrain", "transfer")
@@ -254,8 +254,8 @@ def open_session(
     check_torch()
     from cartl_cli.core.data.downloads import Store
     from cartl_cli.core.ranks import current
-    from cartl_cli.core.recording import Session, tidy
-    from cartl_cli.core.runs import find_run, state
+    from cartl_cli.core.records.recording import Session, tidy
+    from cartl_cli.core.records.runs import find_run, state
     from cartl_cli.display.progress import say
 
     if resume is not None:
@@ -287,7 +287,7 @@ def _with_source(
     config: Config, runs_dir: Path, say: Callable[[str], None]
 ) -> tuple[Config, "Run | None"]:
     """The run whose model is taken: the one named, else the newest finished one, which is said."""
-    from cartl_cli.core.runs import find_run, newest_run, remarks
+    from cartl_cli.core.records.runs import find_run, newest_run, remarks
 
     if isinstance(config, PretrainConfig):
         return config, None

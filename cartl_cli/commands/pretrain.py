@@ -56,7 +56,7 @@ def pretrain(
         data_dir=data_dir,
         no_download=no_download,
     )
-    from cartl_cli.core.pretraining import pretrain as pretrain_run
+    from cartl_cli.core.training.pretraining import pretrain as pretrain_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import say, training_progress
 

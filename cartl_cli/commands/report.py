@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from cartl_cli.commands.options import AsJson, RunsDir
-from cartl_cli.core import storage
 from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.records import storage
 from cartl_cli.core.requirements import check_matplotlib
 from cartl_cli.core.values import parse_list
 
 if TYPE_CHECKING:
-    from cartl_cli.core.paper import TableName
+    from cartl_cli.core.reports.paper import TableName
     from cartl_cli.display.sheets import Report
 
 ENDINGS = {
@@ -147,7 +147,7 @@ def _check(
 
 
 def _tables() -> "tuple[TableName, ...]":
-    from cartl_cli.core.paper import TableName
+    from cartl_cli.core.reports.paper import TableName
 
     return get_args(TableName)
 
@@ -176,9 +176,9 @@ def _reported(
     table: str | None,
     sort_by: str | None,
 ) -> "Report":
-    from cartl_cli.core.finding import find_results
-    from cartl_cli.core.paper import beside_paper
-    from cartl_cli.core.reporting import paired_with, rows_of, sorted_rows
+    from cartl_cli.core.reports.finding import find_results
+    from cartl_cli.core.reports.paper import beside_paper
+    from cartl_cli.core.reports.reporting import paired_with, rows_of, sorted_rows
     from cartl_cli.display.sheets import Report
 
     found = find_results(runs, runs_dir)

@@ -19,20 +19,20 @@ from cartl_cli.commands.options import (
     flags_from,
     located,
 )
-from cartl_cli.core import storage
 from cartl_cli.core.config import SweepConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import CartlError, InUseError, RunError, StoppedError, UsageError
 from cartl_cli.core.presets import sweep_presets
+from cartl_cli.core.records import storage
 from cartl_cli.core.requirements import check_ray, check_torch
-from cartl_cli.core.specs import open_spec
 from cartl_cli.core.stopping import stop_signals
-from cartl_cli.core.sweeping import counts, plan
-from cartl_cli.core.sweeps import FOLDER, Sweep, read_sweep, sweep_path, write_sweep
+from cartl_cli.core.sweeps.points import FOLDER, Sweep, read_sweep, sweep_path, write_sweep
+from cartl_cli.core.sweeps.specs import open_spec
+from cartl_cli.core.sweeps.sweeping import counts, plan
 
 if TYPE_CHECKING:
-    from cartl_cli.core.clusters import Node
-    from cartl_cli.core.executing import Executor, States
+    from cartl_cli.core.sweeps.clusters import Node
+    from cartl_cli.core.sweeps.executing import Executor, States
 
 
 @flags_from(SweepConfig)
@@ -61,7 +61,7 @@ def sweep(
     if config.executor == "ray":
         check_ray()
     check_torch()
-    from cartl_cli.core.executing import ended_state, execute, survey
+    from cartl_cli.core.sweeps.executing import ended_state, execute, survey
     from cartl_cli.display import sweeps, tables
     from cartl_cli.display.progress import say
 
@@ -130,7 +130,7 @@ def cluster(config: SweepConfig, say: Callable[[str], None]) -> Iterator["dict[N
     if config.executor == "local":
         yield {}
         return
-    from cartl_cli.core.clusters import connected, with_room
+    from cartl_cli.core.sweeps.clusters import connected, with_room
 
     with connected(config.ray_address) as nodes:
         room = with_room(nodes, config.cpus, config.gpus)
@@ -148,11 +148,11 @@ def executor(
 ) -> "tuple[Executor, int]":
     """What starts the runs, and how many at a time. Raises CartlError where a node will not do."""
     if config.executor == "local":
-        from cartl_cli.core.executing import local
+        from cartl_cli.core.sweeps.executing import local
 
         jobs = config.jobs or 1
         return local(runs_dir, logs, flags, threads(jobs, say)), jobs
-    from cartl_cli.core.clusters import check_nodes, ray_tasks
+    from cartl_cli.core.sweeps.clusters import check_nodes, ray_tasks
 
     runs_dir, logs = runs_dir.absolute(), logs.absolute()
     for warning in check_nodes(nodes, logs):
@@ -164,7 +164,7 @@ def executor(
 @contextmanager
 def sweeps_folder(runs_dir: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """The folder of the sweeps, ours alone. Raises InUseError while another sweep runs here."""
-    from cartl_cli.core.recording import Session, check_place
+    from cartl_cli.core.records.recording import Session, check_place
 
     check_place(Session(runs_dir, None, None, say))
     storage.make_folder(folder := runs_dir / FOLDER)

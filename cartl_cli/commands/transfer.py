@@ -48,7 +48,7 @@ def transfer(
         data_dir=data_dir,
         no_download=no_download,
     )
-    from cartl_cli.core.transferring import transfer as transfer_run
+    from cartl_cli.core.training.transferring import transfer as transfer_run
     from cartl_cli.display import tables
     from cartl_cli.display.progress import say, training_progress
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cartl_cli.core.reporting import METHODS, Row
+from cartl_cli.core.reports.reporting import METHODS, Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.differences import attack_words, data_pair, told_apart

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from cartl_cli.core.reporting import Row
-from cartl_cli.core.results import GONE
+from cartl_cli.core.reports.reporting import Row
+from cartl_cli.core.reports.results import GONE
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
 

@@ -15,9 +15,9 @@ from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from cartl_cli.core.commandlines import command_of
-from cartl_cli.core.reporting import Row
+from cartl_cli.core.reports.reporting import Row
 from cartl_cli.core.statistics import Spread
+from cartl_cli.core.sweeps.commandlines import command_of
 from cartl_cli.display.sheets import Report, Sheet, sheets_of
 from cartl_cli.display.tables import WIDTH, cell, stdout
 from cartl_cli.display.text import printable

@@ -4,8 +4,8 @@ import base64
 from collections.abc import Mapping
 from html import escape
 
-from cartl_cli.core.commandlines import command_of
-from cartl_cli.core.reporting import Row
+from cartl_cli.core.reports.reporting import Row
+from cartl_cli.core.sweeps.commandlines import command_of
 from cartl_cli.display.differences import Parts, data_pair, short, told_apart
 from cartl_cli.display.sheets import Cell, Report, Sheet, sheets_of
 from cartl_cli.display.text import printable

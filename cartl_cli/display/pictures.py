@@ -14,7 +14,7 @@ from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
-    from cartl_cli.core.gallery import Gallery
+    from cartl_cli.core.evaluating.gallery import Gallery
 
 DPI = 100
 SIDE = 176  # pixels, at least, to which an image is magnified by a whole number

@@ -24,8 +24,8 @@ from cartl_cli.display.text import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cartl_cli.core.manifest import Run
-    from cartl_cli.core.moved import Moved
+    from cartl_cli.core.records.manifest import Run
+    from cartl_cli.core.records.moved import Moved
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#808080"
@@ -107,8 +107,8 @@ def accuracy_over_steps(run: "Run", outcomes: "Mapping[str, Tensor]") -> Figure:
     the attack is the first.
     """
     from cartl_cli.core.attacks.suite import steps_towards_each
-    from cartl_cli.core.diagnostics import fall
-    from cartl_cli.core.evaluation import UNTRIED
+    from cartl_cli.core.evaluating.diagnostics import fall
+    from cartl_cli.core.evaluating.evaluation import UNTRIED
 
     config, results = _config(run), run.attack_results
     figure, axes = _figure(run, f"n = {results.n}, eps {_largest(run)}")

@@ -7,9 +7,9 @@ Accuracies become percent here.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from cartl_cli.core.finding import LeftOut
-from cartl_cli.core.paper import Beside, PublishedRow
-from cartl_cli.core.reporting import Paired, Row
+from cartl_cli.core.reports.finding import LeftOut
+from cartl_cli.core.reports.paper import Beside, PublishedRow
+from cartl_cli.core.reports.reporting import Paired, Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.differences import (

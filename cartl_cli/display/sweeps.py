@@ -13,14 +13,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cartl_cli.core.config import Kind
-from cartl_cli.core.specs import KINDS, Hours
-from cartl_cli.core.sweeping import counts
-from cartl_cli.core.sweeps import Label, Point, Sweep
+from cartl_cli.core.sweeps.points import Label, Point, Sweep
+from cartl_cli.core.sweeps.specs import KINDS, Hours
+from cartl_cli.core.sweeps.sweeping import counts
 from cartl_cli.display.progress import console, say
 from cartl_cli.display.tables import cell, percent
 
 if TYPE_CHECKING:
-    from cartl_cli.core.executing import State, States, Status
+    from cartl_cli.core.sweeps.executing import State, States, Status
 
 NAMES: dict[Kind, str] = {"pretrain": "source runs", "transfer": "transfers", "attack": "attacks"}
 COLOURS: "dict[Status, str]" = {

@@ -14,8 +14,8 @@ from cartl_cli.core.values import shown_pixels
 from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
-    from cartl_cli.core.manifest import AttackResults, Run
     from cartl_cli.core.models.describe import BlockRow
+    from cartl_cli.core.records.manifest import AttackResults, Run
     from cartl_cli.core.statistics import Difference
 
 

@@ -16,8 +16,8 @@ from urllib.error import HTTPError, URLError
 
 from torchvision.datasets.utils import download_url
 
-from cartl_cli.core import storage
 from cartl_cli.core.errors import DataError, StorageError
+from cartl_cli.core.records import storage
 
 TIMEOUT = 30.0  # seconds in which a server must say something
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}

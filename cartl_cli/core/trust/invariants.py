@@ -10,8 +10,8 @@ from cartl_cli.core.attacks.geometry import sizes
 from cartl_cli.core.attacks.pgd import ascent, attack, correct, predict
 from cartl_cli.core.losses import cross_entropy, margin
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.records.tensors import to_bytes
 from cartl_cli.core.statistics import paired_difference
-from cartl_cli.core.tensors import to_bytes
 from cartl_cli.core.trust.checks import Check, limited, required
 from cartl_cli.core.trust.probe import Probe, share
 

@@ -1,0 +1,172 @@
+"""Checkpoints of a run: ``ckpt-000120/`` holds its whole state after step 120.
+
+``checkpoint.json`` is written last and names the other files with their sha256. A checkpoint is
+valid if all of that is true, and the newest is the valid one with the highest step: neither a
+folder's name nor its date is believed.
+"""
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cartl_cli.core.errors import RunError, StoppedError, StorageError
+from cartl_cli.core.ranks import ALONE, Ranks
+from cartl_cli.core.records import storage
+from cartl_cli.core.records.jsons import read_json
+from cartl_cli.core.records.manifest import Checkpoint, Position, Run
+from cartl_cli.core.records.schemas import parse_checkpoint
+from cartl_cli.core.records.tensors import read_recorded
+from cartl_cli.core.values import is_due
+
+RECORD = "checkpoint.json"
+KEPT = 2
+
+Contents = Mapping[str, bytes]
+"""File name → what it holds."""
+
+
+def save(run: Run, position: Position, contents: Contents) -> None:
+    """Commit a checkpoint, read it back, and only then remove those that are too old.
+
+    Raises StorageError if it cannot be written, RunError if it does not read back.
+    """
+    checkpoint = Checkpoint(
+        run=run.manifest.id,
+        position=position,
+        files=tuple(storage.describe(name, data) for name, data in contents.items()),
+    )
+    folder = run.folder / f"ckpt-{position.step:06d}"
+    storage.commit_folder(
+        folder, {**contents, RECORD: checkpoint.model_dump_json(indent=1).encode()}
+    )
+    _read_files(folder, checkpoint)
+    prune(run, position.step)
+
+
+def prune(run: Run, newest_step: int) -> None:
+    """Remove what is older than the ``KEPT`` newest checkpoints, given the newest valid one."""
+    older = [path for step, path in _listed(run)[0] if step < newest_step]
+    for path in older[KEPT - 1 :]:
+        storage.remove_folder(path)
+
+
+def newest(run: Run, say: Callable[[str], None]) -> tuple[Position, dict[str, bytes]] | None:
+    """Position and files of the newest valid checkpoint, or None if none was ever saved.
+
+    A damaged one is named through ``say`` and passed over. Raises RunError if there are only
+    damaged ones; nothing is removed.
+    """
+    found, damaged = _listed(run)
+    for _, path in found:
+        try:
+            checkpoint = _read_record(run, path)
+            files = _read_files(path, checkpoint)
+        except RunError as error:
+            damaged.append(f"{path.name} is damaged ({error})")
+            continue
+        for line in damaged:
+            say(f"{line}; going on from step {checkpoint.position.step}")
+        return checkpoint.position, files
+    if damaged:
+        raise RunError(
+            f"no usable checkpoint in {str(run.folder)!r}: {'; '.join(damaged)}; nothing was "
+            "removed; start a new run"
+        )
+    return None
+
+
+def shared(position: Position, ranks: Ranks) -> Position:
+    """Where the first process begins, in every process."""
+    return Position.model_validate_json(ranks.text(position.model_dump_json()))
+
+
+def _listed(run: Run) -> tuple[list[tuple[int, Path]], list[str]]:
+    """Step and folder of each checkpoint whose record can be read, newest first; and the rest."""
+    found, damaged = [], []
+    for entry in os.scandir(run.folder):
+        if re.fullmatch(r"ckpt-\d{1,12}", entry.name):
+            path = Path(entry.path)
+            try:
+                found.append((_read_record(run, path).position.step, path))
+            except RunError as error:
+                damaged.append(f"{path.name} is damaged ({error})")
+    return sorted(found, reverse=True), damaged
+
+
+def _read_record(run: Run, folder: Path) -> Checkpoint:
+    path = folder / RECORD
+    if folder.is_symlink():
+        raise RunError(f"a link, refusing to follow it: {folder}")
+    checkpoint = parse_checkpoint(read_json(path, RECORD), path)
+    if checkpoint.run != run.manifest.id:
+        raise RunError(f"checkpoint belongs to run {checkpoint.run}, not {run.manifest.id}: {path}")
+    return checkpoint
+
+
+def _read_files(folder: Path, checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {record.name: read_recorded(folder, record) for record in checkpoint.files}
+
+
+class Keeper:
+    """Saves a run's state when it is due, when it is asked to stop, and after the last step.
+
+    Many processes do so at the same step, as soon as one of them is asked or finds it due. All of
+    them make the ``contents``, the first one writes them.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        contents: Callable[[], Contents],
+        begun: Position,
+        asked: Callable[[], int | None],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.run = run
+        self.contents = contents
+        self.asked = asked
+        self.ranks = ranks
+        self.saved = begun.step
+        self.clock = time.monotonic()
+        if ranks.first:
+            prune(run, begun.step)  # what an interrupted saving did not come to
+
+    def step_done(self, position: Position, total: int) -> None:
+        """To be called after every step, of ``total``.
+
+        Raises StoppedError after saving, if a signal has asked to stop; StorageError if the state
+        cannot be saved.
+        """
+        steps, seconds = position.step - self.saved, time.monotonic() - self.clock
+        due = is_due(self.run.manifest.config.save_every, steps, seconds)
+        signal, anywhere = self.ranks.largest(self.asked() or 0, due)
+        if steps > 0 and (anywhere or signal or position.step == total):
+            self._save(position)
+        stop_if_asked(self.run, lambda: signal or None, f"at step {position.step} of {total}")
+
+    def _save(self, position: Position) -> None:
+        contents = self.contents()
+        try:
+            if self.ranks.first:
+                save(self.run, position, contents)
+        except StorageError as error:
+            kept = f"checkpoint {self.saved} is kept" if self.saved else "nothing was saved before"
+            raise StorageError(
+                f"cannot save step {position.step}: {error}; {kept}; make room, then go on with: "
+                f"{resuming(self.run)}"
+            ) from error
+        self.saved, self.clock = position.step, time.monotonic()
+
+
+def stop_if_asked(run: Run, asked: Callable[[], int | None], where: str) -> None:
+    """Raise StoppedError if a signal has come; the run's state must be saved."""
+    if (signal := asked()) is not None:
+        raise StoppedError(f"interrupted {where}; go on with: {resuming(run)}", signal)
+
+
+def resuming(run: Run) -> str:
+    """The command that goes on with an unfinished run."""
+    return f"cartl {run.manifest.kind} --resume {shlex.quote(str(run.folder))}"

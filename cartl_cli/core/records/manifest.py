@@ -1,0 +1,332 @@
+"""What a run knows of itself: the content of its JSON files.
+
+To read them loads no torch, so that thousands are read in seconds.
+"""
+
+import os
+import platform
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from cartl_cli import __version__
+from cartl_cli.core.config import SETTINGS, AttackConfig, Kind, PretrainConfig, TransferConfig
+from cartl_cli.core.errors import RunError
+from cartl_cli.core.records.moved import Diagnosis
+from cartl_cli.core.records.storage import FileRecord
+from cartl_cli.core.trust.checks import Check
+
+if TYPE_CHECKING:
+    import torch
+
+    from cartl_cli.core.data.split import DataSet
+
+SCHEMA_VERSION = 3
+
+Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
+Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Count = Annotated[int, Field(ge=0, lt=10**12)]
+LayerName = Annotated[str, Field(pattern=r"^blocks\.\d{1,3}(\.\w+)+$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelSpec(BaseModel):
+    """What rebuilds the network that the weights belong to."""
+
+    model_config = SETTINGS
+
+    arch: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
+    image_size: Annotated[int, Field(ge=8, le=512)]
+    convex_blocks: Annotated[int, Field(ge=0)] = 0
+
+
+class DataRecord(BaseModel):
+    """The data a run was trained and measured on."""
+
+    model_config = SETTINGS
+
+    name: str
+    fingerprint: str
+    train_images: int
+    measured: str
+    measured_images: int
+    augment: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class SourceRecord(BaseModel):
+    """The run that a target model started from or that an attack attacks, and its model's sha256.
+
+    ``k`` and ``fdm_lambda`` are those of the source model's training.
+    """
+
+    model_config = SETTINGS
+
+    run: str
+    sha256: str
+    k: int
+    fdm_lambda: float | None
+
+
+class Accuracies(BaseModel):
+    """Fractions of the n images that are right, clean and under PGD."""
+
+    model_config = SETTINGS
+
+    clean_accuracy: Fraction
+    robust_accuracy: Fraction
+
+
+class TrainingResults(BaseModel):
+    """What a finished training measured. Accuracies are fractions; robust under PGD, n images.
+
+    They are those of the run's model: of the average of the weights, if there is one, and then
+    ``last_weights`` has those of the weights after the last step. ``collapsed_after`` is the epoch
+    after which N-FGSM was found to overfit catastrophically, and PGD took its place.
+    """
+
+    model_config = SETTINGS
+
+    clean_accuracy: Fraction
+    robust_accuracy: Fraction | None = None
+    pgd_steps: int | None = None
+    n: Annotated[Count, Field(ge=1)]
+    seconds: float
+    spectral_norms: dict[LayerName, float] = {}
+    last_weights: Accuracies | None = None
+    collapsed_after: Count | None = None
+
+
+Interval = tuple[Fraction, Fraction]
+
+
+class Added(BaseModel):
+    """One attack of several: how many images it was run on, how many of them fell.
+
+    ``alone`` is the accuracy it leaves by itself, where it was run on every image that is right
+    when clean; ``robust_accuracy`` the accuracy left by it and all before it.
+    """
+
+    model_config = SETTINGS
+
+    attack: str
+    attacked: Count
+    fell: Count
+    alone: Fraction | None
+    robust_accuracy: Fraction
+
+
+class EpsResults(BaseModel):
+    """What is left at one eps. Accuracies are fractions of n; the interval is 95 %.
+
+    ``robust_accuracy`` is the per-image worst over attacks, restarts, iterates and every smaller
+    eps: an upper bound under these attacks. ``final_iterate_accuracy`` counts only the last iterate
+    of the first restart of PGD, as the paper does.
+    """
+
+    model_config = SETTINGS
+
+    eps: float
+    step_size: float
+    robust_accuracy: Fraction
+    interval: Interval
+    final_iterate_accuracy: Fraction | None
+    added: tuple[Added, ...]
+
+    def alone(self, attack: str) -> float | None:
+        """The accuracy that one attack leaves by itself, if that was measured."""
+        return next((added.alone for added in self.added if added.attack == attack), None)
+
+
+class SavedImages(BaseModel):
+    """The saved adversarial images, read from the disk and predicted again by the model read anew.
+
+    ``accuracy`` is that on the float32 file, ``accuracy_8bit`` that on the pictures. Of the float32
+    file, ``missed`` counts robust images that are wrong, ``recovered`` fallen ones that are right.
+    """
+
+    model_config = SETTINGS
+
+    accuracy: Fraction
+    accuracy_8bit: Fraction
+    missed: Count
+    recovered: Count
+
+
+class AttackResults(BaseModel):
+    """What an attack found, for each eps in rising order.
+
+    ``half_eps`` is where half of the images that are right when clean have fallen, between the
+    values of eps that were tried; None if none of them is as large. ``trust`` holds the checks that
+    the attack worked, made at the largest eps; ``diagnosis``, if it was asked for, what the attack
+    did to the features.
+    """
+
+    model_config = SETTINGS
+
+    n: Annotated[Count, Field(ge=1)]
+    clean_accuracy: Fraction
+    clean_interval: Interval
+    by_eps: Annotated[tuple[EpsResults, ...], Field(min_length=1)]
+    half_eps: float | None
+    trust: tuple[Check, ...] = ()
+    saved: SavedImages | None = None
+    diagnosis: Diagnosis | None = None
+    seconds: float
+
+
+class Position(BaseModel):
+    """Where a run stands: steps done (batches, of an attack) and seconds spent on them.
+
+    A training also keeps its sums over the images of the epoch so far.
+    """
+
+    model_config = SETTINGS
+
+    step: Count = 0
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    seen: Count = 0
+    loss_sum: float = 0.0
+    correct: dict[str, Count] = {}
+
+
+class Checkpoint(BaseModel):
+    """A saved state of the run ``run`` (its id), as stored in ``checkpoint.json``."""
+
+    model_config = SETTINGS
+
+    schema_version: Literal[2] = 2
+    run: Identity
+    position: Position
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=10)]
+
+
+class Manifest(BaseModel):
+    """A run, as stored in its ``manifest.json``. ``k`` and ``model`` are those of its model."""
+
+    model_config = SETTINGS
+
+    schema_version: Literal[3] = 3
+    id: Identity = Field(default_factory=lambda: secrets.token_hex(6))
+    kind: Kind
+    number: Count = 0
+    status: Status = "running"
+    created: str
+    config: PretrainConfig | TransferConfig | AttackConfig
+    k: Annotated[int, Field(ge=1)]
+    model: ModelSpec
+    data: DataRecord
+    source: SourceRecord | None = None
+    weights: FileRecord | None = None
+    outcomes: FileRecord | None = None
+    adversarial: FileRecord | None = None
+    results: TrainingResults | AttackResults | None = None
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        types: dict[Kind, tuple[type[BaseModel], type[BaseModel]]] = {
+            "pretrain": (PretrainConfig, TrainingResults),
+            "transfer": (TransferConfig, TrainingResults),
+            "attack": (AttackConfig, AttackResults),
+        }
+        config, results = types[self.kind]
+        if not isinstance(self.config, config):
+            raise ValueError(f"config is not that of a {self.kind} run")
+        if self.results is not None and not isinstance(self.results, results):
+            raise ValueError(f"results are not those of a {self.kind} run")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def training(self) -> PretrainConfig | TransferConfig:
+        """The settings of a training. Raises RunError if the run is none."""
+        if isinstance(self.manifest.config, AttackConfig):
+            raise RunError(f"run {self.name!r} is an attack, not a training")
+        return self.manifest.config
+
+    @property
+    def results(self) -> TrainingResults:
+        """What a training measured. Raises RunError if the run is no finished training."""
+        if not isinstance(self.manifest.results, TrainingResults):
+            raise RunError(f"run {self.name!r} has no training results ({self.manifest.status})")
+        return self.manifest.results
+
+    @property
+    def attack_results(self) -> AttackResults:
+        """What an attack found. Raises RunError if the run is no finished attack."""
+        if not isinstance(self.manifest.results, AttackResults):
+            raise RunError(f"run {self.name!r} has no attack results ({self.manifest.status})")
+        return self.manifest.results
+
+
+def versions(device: "torch.device", precision: str, processes: int = 1) -> dict[str, str]:
+    """Software and hardware that a number was measured with; processes, if more than one."""
+    import torch
+    import torchvision
+
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
+    return {
+        "cartl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": str(device),
+        "hardware": hardware,
+        "precision": precision,
+        "threads": str(torch.get_num_threads()),
+        **({"processes": str(processes)} if processes > 1 else {}),
+    }
+
+
+def data_record(data: "DataSet", augment: tuple[str, ...]) -> DataRecord:
+    """What the manifest keeps of a data set."""
+    return DataRecord(
+        name=data.name,
+        fingerprint=data.fingerprint(),
+        train_images=len(data.train),
+        measured=data.measured,
+        measured_images=len(data.evaluation),
+        augment=augment,
+        notes=data.notes,
+    )
+
+
+def source_record(source: Run) -> SourceRecord:
+    """What a run keeps of the run whose model it takes. Raises RunError if that has no weights."""
+    manifest = source.manifest
+    if manifest.weights is None:
+        raise RunError(f"run {source.name!r} has no weights ({manifest.status})")
+    config = manifest.config
+    return SourceRecord(
+        run=source.name,
+        sha256=manifest.weights.sha256,
+        k=manifest.k,
+        fdm_lambda=config.fdm_lambda if isinstance(config, PretrainConfig) else None,
+    )
+
+
+def now() -> str:
+    """UTC time stamp."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

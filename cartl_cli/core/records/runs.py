@@ -1,0 +1,191 @@
+"""Run folders: one config → one run → one folder with a manifest and what the run made.
+
+runs/001-pretrain/
+manifest.json         config, model, data, results, versions, sha256 of the weights
+model.safetensors     plain weights; normalization is the model's first layer
+metrics.jsonl         one line an epoch
+ckpt-000120/          the whole state after step 120 (``checkpoints``)
+.lock                 held by the process that writes the run
+
+An attack is a run too: ``003-attack/`` has ``outcomes.safetensors``, one verdict an image.
+Only what reads a model loads torch.
+"""
+
+import os
+import re
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cartl_cli import __version__
+from cartl_cli.core.architectures import parse_architecture
+from cartl_cli.core.config import Kind
+from cartl_cli.core.errors import CartlError, RunError, UsageError
+from cartl_cli.core.records import storage
+from cartl_cli.core.records.jsons import read_json
+from cartl_cli.core.records.manifest import Manifest, Run
+from cartl_cli.core.records.schemas import parse_manifest
+
+if TYPE_CHECKING:
+    from cartl_cli.core.models.blocks import BlockModel
+
+MANIFEST = "manifest.json"
+
+
+def read_run(folder: Path) -> Run:
+    """Read and validate a run folder's manifest. Raises RunError with the reason if it is bad."""
+    path = folder / MANIFEST
+    if not storage.exists(path):
+        raise RunError(f"{str(folder)!r} is not a cartl run (no {MANIFEST})")
+    manifest = parse_manifest(read_json(path, "manifest"), path)
+    try:
+        blocks = parse_architecture(manifest.model.arch).block_count
+    except UsageError as error:
+        raise RunError(f"manifest: {error}: {path}") from None
+    if max(manifest.k, manifest.model.convex_blocks) > blocks:
+        raise RunError(f"manifest: {manifest.model.arch} has only {blocks} blocks: {path}")
+    return Run(folder, manifest)
+
+
+def state(run: Run) -> str:
+    """How a run stands, in words for a message, and how to go on with it."""
+    from cartl_cli.core.records.checkpoints import resuming
+
+    status = run.manifest.status
+    if storage.is_locked(run.folder):
+        return "being written now; wait for it"
+    if status in ("completed", "diverged"):
+        return status
+    ended = "crashed" if status == "running" else status
+    return f"{ended}; go on with: {resuming(run)}"
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """The readable runs under ``runs_dir``, oldest first."""
+    runs = []
+    folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
+    for folder in folders:
+        if not re.fullmatch(storage.TEMPORARY, folder.name):
+            with suppress(RunError):
+                runs.append(read_run(folder))
+    return sorted(runs, key=lambda run: run.manifest.number)
+
+
+def same_runs(runs_dir: Path, draft: Manifest) -> list[Run]:
+    """The runs of the same kind with the same settings, on the same data and source model."""
+
+    def key(manifest: Manifest) -> tuple[object, ...]:
+        source = manifest.source.sha256 if manifest.source else None
+        return manifest.kind, manifest.config, manifest.data.fingerprint, source
+
+    return [run for run in list_runs(runs_dir) if key(run.manifest) == key(draft)]
+
+
+def next_number(runs_dir: Path) -> int:
+    """One more than any run here has, or any folder's name begins with."""
+    numbers = [run.manifest.number for run in list_runs(runs_dir)]
+    for folder in runs_dir.iterdir():
+        if match := re.match(r"(\d{3,9})-", folder.name):
+            numbers.append(int(match[1]))
+    return max(numbers, default=0) + 1
+
+
+def find_run(selector: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...]) -> Run:
+    """The run that a name, number or path means.
+
+    Raises UsageError if there is none or it is of another kind, RunError if it is damaged.
+    """
+    if selector.endswith((".pt", ".pth", ".ckpt", ".pkl")):
+        raise UsageError(
+            f"{flag}: {selector!r} is a pickle file; pickle can run code and is never loaded; "
+            "give a run folder"
+        )
+    run = _look_up(selector, runs_dir, flag)
+    kind = run.manifest.kind
+    if kind in kinds:
+        return run
+    if kind == "attack" and run.manifest.source is not None:
+        attacked = run.manifest.source.run
+        raise UsageError(f"{flag}: {run.name!r} is an attack result; its run is {attacked!r}")
+    raise UsageError(f"{flag}: {run.name!r} is a {kind} run, not {' or '.join(kinds)}")
+
+
+def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
+    if selector.isdecimal():
+        runs = [run for run in list_runs(runs_dir) if run.manifest.number == int(selector)]
+        if len(runs) > 1:
+            names = ", ".join(run.name for run in runs)
+            raise UsageError(f"{flag}: run {selector} found twice: {names}; give a name")
+        if runs:
+            return runs[0]
+    for folder in (runs_dir / selector, Path(os.path.expanduser(selector))):
+        if folder.is_dir():
+            return read_run(folder)
+    names = ", ".join(run.name for run in list_runs(runs_dir)) or "none"
+    raise UsageError(f"{flag}: no such run: {selector!r}; runs in {str(runs_dir)!r}: {names}")
+
+
+def newest_run(runs_dir: Path, kinds: tuple[Kind, ...], command: str) -> Run:
+    """The finished run with the highest number. Raises UsageError if there is none."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.manifest.kind in kinds and run.manifest.status == "completed":
+            return run
+    raise UsageError(
+        f"no finished {' or '.join(kinds)} run in {str(runs_dir)!r}; run {command} first"
+    )
+
+
+def remarks(run: Run) -> list[str]:
+    """What a user should know about a run before its model is used."""
+    import torch
+
+    found = []
+    for name, here in (("cartl", __version__), ("torch", torch.__version__)):
+        there = run.manifest.versions.get(name, "?")
+        if there != here:
+            found.append(f"note: run {run.name} was made with {name} {there}, here is {here}")
+    if run.folder.stat().st_mode & stat.S_IWOTH:
+        found.append(f"warning: every user of this machine may write {run.folder}")
+    return found
+
+
+def read_model(run: Run) -> "BlockModel":
+    """The trained network of a finished run, in evaluation mode. Raises RunError.
+
+    Every byte is checked against the manifest before it is used, and every tensor against the
+    architecture before memory is given to it.
+    """
+    import torch
+
+    from cartl_cli.core.models import build_model
+    from cartl_cli.core.records import tensors
+    from cartl_cli.core.training.surgery import make_convex
+
+    manifest = run.manifest
+    if manifest.status != "completed" or manifest.weights is None:
+        raise RunError(f"run {run.name!r} is not complete: {state(run)}")
+    path = run.folder / manifest.weights.name
+    data = tensors.read_recorded(run.folder, manifest.weights)
+    with torch.device("meta"):
+        expected = build_model(manifest.model.arch, len(manifest.model.classes)).state_dict()
+    found = tensors.from_bytes(data, expected, path)
+    for name, tensor in found.items():
+        if name.endswith("weight") and tensor.dim() > 1 and not tensor.any():
+            raise RunError(f"checkpoint: {name} is all zero: {path}")
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(manifest.model.arch, len(manifest.model.classes))
+    make_convex(model, manifest.model.convex_blocks)
+    model.load_state_dict(found)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def read_source(run: Run) -> "BlockModel | None":
+    """The model that a target model started from, if its run is still beside it, byte for byte."""
+    record = run.manifest.source
+    for found in list_runs(run.folder.parent) if record else []:
+        weights = found.manifest.weights
+        if weights and record and (found.name, weights.sha256) == (record.run, record.sha256):
+            with suppress(CartlError):
+                return read_model(found)
+    return None

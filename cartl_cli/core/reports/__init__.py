@@ -1,0 +1,1 @@
+"""From finished runs to tables: means, tests, and the paper beside them."""

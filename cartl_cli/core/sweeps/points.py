@@ -1,0 +1,139 @@
+"""What a sweep knows of itself: its points, each of them one run, as kept in a JSON file.
+
+runs/sweeps/table2.json     the plan
+runs/pretrain-0a1b2c3d4e5f/ the run of the point 0a1b2c3d4e5f, of every sweep that has it
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.configure import HARMLESS
+from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.records import storage
+from cartl_cli.core.records.jsons import parse_json, read_json
+
+FOLDER = "sweeps"  # in the folder of the runs
+MAX_POINTS = 500
+SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
+PLACES = HARMLESS | {"source", "run", "sync_bn"}
+"""Settings that say where a run is made or found, not what it is; each is made by one process."""
+
+ADDED = {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0, "compile": False}
+"""Settings that came later, as all was before them: such a value leaves an id as it was."""
+
+PointId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+PointConfig = PretrainConfig | TransferConfig | AttackConfig
+Label = str | int | float | bool | None
+CONFIGS: dict[str, type[PretrainConfig] | type[TransferConfig] | type[AttackConfig]] = {
+    "pretrain": PretrainConfig,
+    "transfer": TransferConfig,
+    "attack": AttackConfig,
+}
+
+
+class Point(BaseModel):
+    """One run of a sweep: ``needs`` is the id of the run whose model it takes.
+
+    ``labels`` says in flat words what distinguishes it, for tables.
+    """
+
+    model_config = SETTINGS
+
+    id: PointId
+    kind: Literal["pretrain", "transfer", "attack"]
+    config: PointConfig
+    needs: PointId | None = None
+    labels: Annotated[dict[str, Label], Field(max_length=40)] = {}
+
+    @property
+    def run(self) -> str:
+        """The name of its run folder."""
+        return run_name(self.kind, self.id)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if not isinstance(self.config, CONFIGS[self.kind]):
+            raise ValueError(f"config is not that of a {self.kind} run")
+        if (self.needs is None) != (self.kind == "pretrain"):
+            raise ValueError(f"needs: a {self.kind} point has {self.needs}")
+        return self
+
+
+class Sweep(BaseModel):
+    """A planned sweep: its points, what is needed before what needs it.
+
+    ``table`` names the table or figure of the paper that it repeats.
+    """
+
+    model_config = SETTINGS
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=rf"^{SWEEP_NAME}$")]
+    created: str
+    points: Annotated[tuple[Point, ...], Field(min_length=1, max_length=MAX_POINTS)]
+    table: Annotated[str, Field(max_length=60)] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        kinds: dict[str, str] = {}
+        for point in self.points:
+            if point.id in kinds:
+                raise ValueError(f"points: {point.id} is there twice")
+            needed = {"transfer": ("pretrain",), "attack": ("pretrain", "transfer")}
+            if point.needs and kinds.get(point.needs) not in needed[point.kind]:
+                raise ValueError(f"points: {point.id} comes before what it needs, {point.needs}")
+            kinds[point.id] = point.kind
+        return self
+
+
+def point_id(kind: str, config: PointConfig, needs: str | None) -> str:
+    """12 hex digits that are the same wherever and whenever the same run is asked for."""
+    dumped = config.model_dump(mode="json", exclude=PLACES)
+    settings = {name: v for name, v in dumped.items() if name not in ADDED or v != ADDED[name]}
+    content = json.dumps([kind, settings, needs], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def run_name(kind: str, identity: str) -> str:
+    """The run folder of a point."""
+    return f"{kind}-{identity}"
+
+
+def sweep_path(runs_dir: Path, name: str) -> Path:
+    """Where a sweep of this name is kept."""
+    return runs_dir / FOLDER / f"{name}.json"
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A stored sweep. Raises RunError with the first thing that is wrong."""
+    return _parse(read_json(path, "sweep"), path)
+
+
+def write_sweep(runs_dir: Path, sweep: Sweep) -> Path:
+    """Keep a sweep beside its runs. Raises UsageError if it is too large to be read again."""
+    path = sweep_path(runs_dir, sweep.name)
+    data = sweep.model_dump_json().encode()
+    try:
+        parse_json(data, "sweep", path)
+    except RunError as error:
+        raise UsageError(f"{error}; split the sweep") from None
+    storage.make_folder(path.parent)
+    storage.write_whole(path, data)
+    return path
+
+
+def _parse(content: object, path: Path) -> Sweep:
+    try:
+        return Sweep.model_validate(content)
+    except UsageError as error:  # an unknown architecture
+        raise RunError(f"sweep: {error}: {path}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise RunError(f"sweep is not valid: {reason}: {path}") from None

@@ -1,0 +1,1 @@
+"""Source and target models: one loop, and what a training minimises."""

@@ -1,0 +1,257 @@
+"""A training as a run: what it begins with, and ``fit`` from the newest checkpoint on."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.compiling import compiled_passes
+from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
+from cartl_cli.core.data.batches import Part
+from cartl_cli.core.data.registry import augmentation, load_data_set
+from cartl_cli.core.data.split import DataSet, Split, fraction_of
+from cartl_cli.core.devices import resolve_device
+from cartl_cli.core.errors import CartlError, RunError, UsageError
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for, resolve_precision
+from cartl_cli.core.ranks import Ranks
+from cartl_cli.core.records import checkpoints, recording, storage
+from cartl_cli.core.records.manifest import DataRecord, Position, Run, data_record, versions
+from cartl_cli.core.records.recording import Session
+from cartl_cli.core.records.tensors import from_bytes, to_bytes
+from cartl_cli.core.training.averaging import averaged
+from cartl_cli.core.training.loop import (
+    Progress,
+    Recipe,
+    count_steps,
+    fit,
+    learning_rate,
+    part_of_step,
+    sgd,
+)
+
+MODEL = "model.safetensors"
+TRAIN = "train.safetensors"  # the optimizer's momentum, the recipe's state
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training begins with besides its model; ``split`` holds the images to train on.
+
+    ``part`` says what this process takes of the batch of a step.
+    """
+
+    data: DataSet
+    split: Split
+    augment: tuple[str, ...]
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    total_steps: int
+    ranks: Ranks
+    part: Callable[[int], Part]
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """The number format of the forward passes."""
+        return autocast_for(self.device, self.precision)
+
+    @property
+    def record(self) -> DataRecord:
+        """What the manifest keeps of the data, with the number of images trained on."""
+        kept = data_record(self.data, self.augment)
+        return kept.model_copy(update={"train_images": len(self.split)})
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Software and hardware of the training."""
+        return versions(self.device, self.precision, self.ranks.size)
+
+
+def set_up(
+    config: TrainingConfig, image_size: int, session: Session, fraction: float = 1.0
+) -> Setup:
+    """Device, place and data of a training, checked before any work; tells the data's notes.
+
+    Raises UsageError or DataError.
+    """
+    ranks = session.ranks
+    device = resolve_device(config.device, ranks)
+    keep_freed_memory()
+    check_division(config, ranks, device)
+    recording.check_place(session)
+    with ranks.in_turn():
+        data = load_data_set(
+            config.dataset,
+            config.classes,
+            image_size,
+            config.val_fraction,
+            config.seed,
+            session.cache_dir,
+            session.store,
+        )
+    split = fraction_of(data, fraction, config.seed)
+    setup = Setup(
+        data=data,
+        split=split,
+        augment=augmentation(config.dataset, config.augment),
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        total_steps=count_steps(config, len(split)),
+        ranks=ranks,
+        part=partial(part_of_step, config, len(split), ranks),
+    )
+    for note in data.notes:
+        session.say(note)
+    return setup
+
+
+def check_division(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+    """Refuse what many processes, or these devices, cannot do. Raises UsageError."""
+    if config.batch_size < 2 * ranks.size:
+        raise UsageError(
+            f"--batch-size: {config.batch_size} images cannot be divided over {ranks.size} "
+            f"processes; use {2 * ranks.size} or more"
+        )
+    if not ranks.alone and isinstance(config, PretrainConfig):
+        if config.method in ("fast", "free"):
+            raise UsageError(
+                f"--method {config.method}: one process alone; use at, trades or natural"
+            )
+        if config.awp_gamma > 0:
+            raise UsageError("--awp-gamma: one process alone; drop it")
+    if not ranks.alone and config.compile:
+        raise UsageError("--compile: one process alone; drop it")
+    if config.sync_bn and device.type != "cuda":
+        raise UsageError(f"--sync-bn: works on CUDA devices alone, not on {device.type}; drop it")
+
+
+def train(
+    run: Run,
+    model: BlockModel,
+    config: TrainingConfig,
+    setup: Setup,
+    recipe: Recipe,
+    session: Session,
+    asked: Callable[[], int | None],
+    report: Callable[[Progress], None],
+) -> Position:
+    """Train to the last step, from the newest checkpoint if there is one.
+
+    The end is byte for byte that of a training that was never interrupted, on the same machine
+    with the same versions. Raises StoppedError once a signal is ``asked`` for and the state is
+    saved, DivergedError, StorageError, or CartlError where memory or the device fails.
+    """
+    ranks = setup.ranks
+    if config.sync_bn and not ranks.alone:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    optimizer = sgd(model, config)
+    split = setup.split.to(setup.device)
+    begun, metrics = Position(), b""
+    if ranks.first and (found := checkpoints.newest(run, session.say)):
+        begun, files = found
+        metrics = _restore(run, model, optimizer, recipe, begun, files)
+        total = setup.total_steps
+        if begun.step < total:
+            rate = learning_rate(config, begun.step, total // config.epochs)
+            session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
+    begun = checkpoints.shared(begun, ranks)
+    ranks.share([*model.state_dict().values(), *_momentum(model, optimizer).values()])
+    head_epochs = config.head_phase if isinstance(config, TransferConfig) else 0
+    head_steps = setup.total_steps // config.epochs * head_epochs
+    loss_of_batch = averaged(model, recipe.loss_of_batch, ranks, setup.device, head_steps)
+    last = begun
+
+    def contents() -> checkpoints.Contents:
+        return {
+            MODEL: to_bytes(model.state_dict()),
+            TRAIN: to_bytes(_momentum(model, optimizer) | recipe.state),
+            METRICS: metrics,
+        }
+
+    keeper = checkpoints.Keeper(run, contents if ranks.first else dict, begun, asked, ranks)
+
+    def step_done(progress: Progress) -> None:
+        nonlocal last, metrics
+        last = progress.position
+        measured = recipe.step_done(progress)
+        if progress.epoch_ended and ranks.first:
+            metrics += json.dumps(progress.metrics | measured).encode() + b"\n"
+            storage.write_whole(run.folder / METRICS, metrics)
+        report(progress)
+        keeper.step_done(last, progress.total_steps)
+
+    try:
+        with compiled_passes(config.batch_size if config.compile else 0):
+            return fit(
+                model,
+                optimizer,
+                split,
+                config,
+                setup.augment,
+                loss_of_batch,
+                setup.autocast,
+                begun,
+                step_done,
+                ranks,
+            )
+    except torch.OutOfMemoryError:
+        raise CartlError(
+            f"out of memory at batch size {config.batch_size}; start a new run with "
+            f"--batch-size {max(2, config.batch_size // 2)}"
+        ) from None
+    except torch.AcceleratorError as error:
+        raise CartlError(
+            f"device failed at step {last.step + 1} ({error}); go on with: "
+            f"{checkpoints.resuming(run)}"
+        ) from None
+
+
+def state_size(model: BlockModel, recipe: Recipe) -> int:
+    """Bytes of one checkpoint: the model's state, the momentum of what is trained, the recipe's."""
+    momentum = [p for p in model.parameters() if p.requires_grad]
+    tensors = [*model.state_dict().values(), *momentum, *recipe.state.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _trained(model: BlockModel) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _momentum(model: BlockModel, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    if optimizer.defaults["momentum"] == 0:
+        return {}
+    return {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in _trained(model).items()
+    }
+
+
+def _restore(
+    run: Run,
+    model: BlockModel,
+    optimizer: torch.optim.SGD,
+    recipe: Recipe,
+    begun: Position,
+    files: dict[str, bytes],
+) -> bytes:
+    """Put a checkpoint into model, optimizer and recipe; give back its metrics."""
+    where = run.folder / f"ckpt-{begun.step:06d}"
+    if files.keys() != {MODEL, TRAIN, METRICS}:
+        raise RunError(f"checkpoint is not that of a training: {where}")
+    trained = _trained(model)
+    expected = trained if optimizer.defaults["momentum"] > 0 else {}
+    found = from_bytes(files[TRAIN], expected | recipe.state, where)
+    model.load_state_dict(from_bytes(files[MODEL], model.state_dict(), where))
+    for name, tensor in recipe.state.items():
+        tensor.copy_(found[name])
+    for name in expected:
+        # in the parameter's memory layout
+        buffer = torch.empty_like(trained[name]).copy_(found[name])
+        optimizer.state[trained[name]]["momentum_buffer"] = buffer.detach()
+    return files[METRICS]
