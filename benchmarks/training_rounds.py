@@ -44,8 +44,9 @@ from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.records import runs
 from cartl_cli.core.records.manifest import Position
 from cartl_cli.core.records.recording import Session
-from cartl_cli.core.training.loop import Progress, count_steps, fit, sgd
+from cartl_cli.core.training.loop import count_steps, fit, sgd
 from cartl_cli.core.training.pretraining import adversarial_loss, outer_loss
+from cartl_cli.core.training.progress import Progress
 from cartl_cli.core.training.surgery import NonExpansive
 from cartl_cli.core.training.transferring import transfer
 

@@ -24,8 +24,10 @@ from cartl_cli.core.ranks import ALONE, Ranks, current, joined
 from cartl_cli.core.records.manifest import Position
 from cartl_cli.core.training import loop
 from cartl_cli.core.training.averaging import averaged
-from cartl_cli.core.training.loop import LossOfBatch, fit, part_of_step, sgd
+from cartl_cli.core.training.loop import fit, part_of_step, sgd
 from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss
+from cartl_cli.core.training.progress import Progress
+from cartl_cli.core.training.recipe import LossOfBatch
 from cartl_cli.core.training.transferring import lwf_loss, prepare
 from tests.processes import SERVER, Ended, Sabotage, _child, finish
 
@@ -106,7 +108,7 @@ def losses(recipe: str, ranks: Ranks = ALONE, frozen: bool = True) -> list[float
     found: list[float] = []
     before = Position()
 
-    def step_done(progress: loop.Progress) -> None:
+    def look(progress: Progress) -> None:
         nonlocal before
         now = progress.position
         begins = now.seen <= before.seen  # the sums are those of an epoch
@@ -123,8 +125,8 @@ def losses(recipe: str, ranks: Ranks = ALONE, frozen: bool = True) -> list[float
         loss,
         torch.autocast("cpu", enabled=False),
         Position(),
-        step_done,
-        ranks,
+        look,
+        ranks=ranks,
     )
     return found
 

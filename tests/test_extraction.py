@@ -19,8 +19,9 @@ from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.records.manifest import Position
 from cartl_cli.core.training import extraction
 from cartl_cli.core.training.extraction import extracted, settled
-from cartl_cli.core.training.loop import Progress, fit, sgd
+from cartl_cli.core.training.loop import fit, sgd
 from cartl_cli.core.training.pretraining import natural_loss
+from cartl_cli.core.training.progress import Progress
 from cartl_cli.core.training.surgery import FreezeBatchNorm, freeze
 from cartl_cli.core.training.transferring import prepare
 from tests.conftest import Command, ImageFolder
@@ -79,11 +80,11 @@ def test_features_teach_what_images_teach(
             split = features
         loss = natural_loss(partial(tuned.classify, start=5 - k) if once else tuned)
 
-        def step_done(progress: Progress, sums: list[float] = sums) -> None:
+        def look(progress: Progress, sums: list[float] = sums) -> None:
             sums.append(progress.position.loss_sum)
 
         optimizer = sgd(tuned, config)
-        fit(tuned, optimizer, split, config, (), loss, float32, Position(), step_done)
+        fit(tuned, optimizer, split, config, (), loss, float32, Position(), look)
         ends.append(tuned.state_dict())
         losses.append(sums)
     assert len(losses[0]) == 8

@@ -326,7 +326,10 @@ def test_c39_a_limit_of_file_size_is_told(folder: Path) -> None:
     ("error", "says"),
     [
         (torch.OutOfMemoryError("x"), "out of memory at batch size 4; start a new run with --ba"),
-        (torch.AcceleratorError("CUDA error: gone"), "device failed at step 1 (CUDA error: gone)"),
+        (
+            torch.AcceleratorError("CUDA error: gone"),
+            "device failed after step 0 (CUDA error: gone)",
+        ),
     ],
     ids=["C18", "C20"],
 )

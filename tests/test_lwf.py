@@ -21,8 +21,9 @@ from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.records.manifest import Position
 from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.training.loop import LossOfBatch, fit, sgd
+from cartl_cli.core.training.loop import fit, sgd
 from cartl_cli.core.training.pretraining import natural_loss
+from cartl_cli.core.training.recipe import LossOfBatch
 from cartl_cli.core.training.surgery import FreezeBatchNorm
 from cartl_cli.core.training.transferring import lwf_loss, prepare
 from tests import tiny

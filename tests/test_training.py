@@ -1,35 +1,39 @@
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cartl_cli.core.attacks.inner import training_budget
 from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.configure import configure
-from cartl_cli.core.data.batches import augmented, batches_per_epoch, crop, epoch_batches
-from cartl_cli.core.data.split import DataSet
+from cartl_cli.core.data.batches import (
+    EVERYTHING,
+    augmented,
+    batches_per_epoch,
+    crop,
+    epoch_batches,
+)
+from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.errors import DivergedError, UsageError
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.training.loop import (
-    LossOfBatch,
-    Progress,
-    StepLoss,
-    count_steps,
-    fit,
-    learning_rate,
-    one_cycle,
-    ramp,
-    sgd,
-)
-from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss
+from cartl_cli.core.training import loop
+from cartl_cli.core.training.loop import count_steps, fit, learning_rate, one_cycle, ramp, sgd
+from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss, recipe_of
+from cartl_cli.core.training.progress import Progress, Tally
+from cartl_cli.core.training.recipe import LossOfBatch, Recipe, StepLoss
+from cartl_cli.core.training.transferring import lwf_loss, prepare
 
 FP32 = autocast_for(torch.device("cpu"), "fp32")
 
@@ -39,8 +43,9 @@ def fitted(
     data: DataSet,
     config: PretrainConfig | TransferConfig,
     loss: LossOfBatch,
-    step_done: Callable[[Progress], None],
+    look: Callable[[Progress], None],
     augment: tuple[str, ...] = (),
+    step_done: Callable[[int], bool] = lambda step: True,
 ) -> None:
     fit(
         model,
@@ -51,6 +56,7 @@ def fitted(
         loss,
         FP32,
         Position(),
+        look,
         step_done,
     )
 
@@ -202,17 +208,152 @@ def test_fdm_adds_lambda_times_the_distance_of_two_separate_passes(
     assert loss == pytest.approx((natural + 0.5 * distance).item(), rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
-    model: BlockModel, data: DataSet
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_a_loss_that_is_not_finite_is_found_before_anybody_looks(
+    every: int, model: BlockModel, data: DataSet
 ) -> None:
-    before = {n: p.clone() for n, p in model.named_parameters()}
+    looks: list[Progress] = []
 
     def broken(images: Tensor, labels: Tensor, step: int) -> StepLoss:
-        return StepLoss(model(images).sum() * float("nan"), {})
+        return StepLoss(model(images).mean() * (float("nan") if step == 2 else 1), {})
 
-    with pytest.raises(DivergedError, match="not finite at step 1"):
-        fitted(model, data, TransferConfig(batch_size=8), broken, lambda p: None)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    def step_done(step: int) -> bool:
+        return step % every == 0
+
+    with pytest.raises(DivergedError, match="not finite at step 3"):
+        fitted(
+            model,
+            data,
+            TransferConfig(batch_size=8),
+            broken,
+            looks.append,
+            step_done=step_done,
+        )
+    assert [look.position.step for look in looks] == {1: [1, 2], 2: [2], 100: []}[every]
+
+
+def test_how_often_somebody_looks_changes_nothing(model: BlockModel, data: DataSet) -> None:
+    config = TransferConfig(epochs=2, batch_size=8)
+    ends, looks = [], []
+    for every in (1, 3, 100):
+        twin, seen = copy.deepcopy(model), list[Progress]()
+
+        def step_done(step: int, every: int = every) -> bool:
+            return step % every == 0
+
+        fitted(twin, data, config, natural_loss(twin), seen.append, step_done=step_done)
+        ends.append((seen[-1].position.model_copy(update={"seconds": 0}), twin.state_dict()))
+        looks.append([progress.position.step for progress in seen])
+    assert looks == [[1, 2, 3, 4, 5, 6, 7, 8], [3, 4, 6, 8], [4, 8]]
+    for position, state in ends[1:]:
+        assert position == ends[0][0]
+        assert all(torch.equal(tensor, ends[0][1][name]) for name, tensor in state.items())
+
+
+class Sent(TorchDispatchMode):
+    """Counts what goes from the host to a device, or back, while the host waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        device = (kwargs or {}).get("device")
+        copied = func is torch.ops.aten._to_copy.default and device is not None
+        self.count += copied and args[0].device != device
+        return func(*args, **(kwargs or {}))
+
+
+NOWHERE = torch.device("meta")
+"""A device whose tensors hold no numbers: to ask for one is an error, as waiting would be."""
+
+
+def check_no_waiting(
+    model: BlockModel,
+    config: PretrainConfig | TransferConfig,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two epochs of three batches on a device that cannot be waited for, but at an epoch's ends."""
+    split = Split(
+        torch.zeros(24, 3, 16, 16, dtype=torch.uint8, device=NOWHERE),
+        torch.zeros(24, dtype=torch.int64, device=NOWHERE),
+    )
+    reads: list[int] = []
+
+    def read(tally: Tally, position: Position) -> Position:
+        reads.append(len(tally.steps))
+        tally.steps = []
+        return Position(step=position.step + reads[-1], seen=1)
+
+    def step_done(step: int) -> bool:
+        recipe.step_done(step)
+        return False
+
+    def on_its_way(noise: Tensor, device: torch.device) -> Tensor:
+        return torch.empty_like(noise, device=device)  # a GPU takes it from pinned memory
+
+    monkeypatch.setattr(Tally, "read", read)
+    monkeypatch.setattr("cartl_cli.core.attacks.pgd.sent", on_its_way)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown to it
+    with Sent() as sent:  # type: ignore[no-untyped-call]
+        fitted(
+            model,
+            DataSet("none", ("a", "b", "c"), split, split, "test"),
+            config,
+            recipe.loss_of_batch,
+            lambda progress: None,
+            ("crop", "flip", "rotate"),
+            step_done,
+        )
+    steps = 3 * loop.steps_per_batch(config)
+    assert reads == [steps, steps]
+    assert sent.count == 2 * 2  # of each epoch the order, and the draws of its augmentation
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"fdm_lambda": 0.0},
+        {"method": "trades"},
+        {"method": "free"},
+        {"method": "natural", "fdm_lambda": 0.0},
+        {"awp_gamma": 0.01},
+        {"ema": 0.9},
+    ],
+    ids=str,
+)
+def test_pretraining_waits_for_the_device_at_the_end_of_an_epoch_alone(
+    given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(
+        PretrainConfig,
+        {"arch": "wrn-10-1", "k": 3, "image_size": 16, "batch_size": 8, "epochs": 2},
+        {"fdm_lambda": 0.005},
+        given,
+    )
+    model = build_model("wrn-10-1", 3).to(NOWHERE).to(memory_format=torch.channels_last).train()
+    setup = mock.Mock(device=NOWHERE, total_steps=6 * loop.steps_per_batch(config))
+    setup.part.return_value = EVERYTHING
+    check_no_waiting(model, config, recipe_of(model, config, setup, pytest.fail), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"freeze_bn": "none"}, {"neft_beta": 0.4, "freeze_bn": "affine"}, {"lwf_lambda": 0.1}],
+    ids=str,
+)
+def test_transfer_waits_for_the_device_at_the_end_of_an_epoch_alone(
+    given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(TransferConfig, {"batch_size": 8, "epochs": 2}, given)
+    original = build_model("wrn-10-1", 3).train()
+    model = prepare(copy.deepcopy(original), config, 3, 3).to(NOWHERE)
+    loss = natural_loss(model)
+    if config.lwf_lambda is not None:
+        loss = lwf_loss(model, original.to(NOWHERE).eval(), config, 3)
+    check_no_waiting(model, config, Recipe(loss), monkeypatch)
 
 
 def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data: DataSet) -> None:

@@ -3,6 +3,7 @@
 import re
 
 import torch
+from torch import Tensor
 
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.ranks import ALONE, Ranks
@@ -30,6 +31,13 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device: 'mps', but there is no MPS device here; use cpu")
     return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, which this process does not wait for."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _own_device(name: str, ranks: Ranks) -> torch.device:

@@ -55,16 +55,18 @@ class Ranks:
         """Which of ``count`` images this process attacks: every N-th, so that all have alike."""
         return torch.arange(count) % self.size == self.rank
 
-    def mean(self, values: Sequence[float], weight: float) -> list[float]:
-        """The mean of each value over all processes; the weights of all sum to 1."""
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over all processes."""
         if self.alone:
-            return list(values)
-        return self._summed([weight * value for value in values])
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
 
     def gathered(self, number: int) -> list[int]:
         """One whole number of each process."""
         numbers = [number if rank == self.rank else 0 for rank in range(self.size)]
-        return [round(found) for found in self._summed(numbers)]
+        return [round(found) for found in self.summed(numbers)]
 
     def largest(self, *numbers: int) -> list[int]:
         """The largest of each number over all processes."""
@@ -117,12 +119,6 @@ class Ranks:
         yield
         if not self.alone and self.local == 0:
             dist.barrier()
-
-    def _summed(self, numbers: Sequence[float]) -> list[float]:
-        tensor = torch.tensor(numbers, dtype=torch.float64)
-        if not self.alone:
-            dist.all_reduce(tensor)
-        return tensor.tolist()
 
 
 ALONE = Ranks()

@@ -11,7 +11,7 @@ from rich.text import Text
 from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
-    from cartl_cli.core.training.loop import Progress as Training
+    from cartl_cli.core.training.progress import Progress as Training
 
 console = Console(stderr=True, highlight=False)
 

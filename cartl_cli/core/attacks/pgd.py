@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.attacks.geometry import Norm, project, scatter, uphill
+from cartl_cli.core.devices import sent
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.models.folding import folded
@@ -62,7 +63,7 @@ def uniform_noise(images: Tensor, draws: torch.Generator, first: int = 0) -> Ten
     A row's noise does not depend on which other rows are asked for.
     """
     shape = (first + len(images), *images.shape[1:])
-    return torch.rand(shape, generator=draws)[first:].to(images.device)
+    return sent(torch.rand(shape, generator=draws)[first:], images.device)
 
 
 def uniform_start(images: Tensor, eps: float, draws: torch.Generator) -> Tensor:

@@ -57,12 +57,13 @@ def epoch_batches(
     The order belongs to the epoch, the augmentation to the epoch and the image: neither depends
     on the batch size, on which batches came before, or on the part taken of so many images.
     """
-    order = torch.randperm(len(split), generator=generator(seed, "order", epoch))
-    draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch))
+    device = split.labels.device  # whole: what goes there batch by batch is waited for
+    order = torch.randperm(len(split), generator=generator(seed, "order", epoch)).to(device)
+    draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch)).to(device)
     for batch in range(first, batches_per_epoch(len(split), batch_size)):
         indices = order[batch * batch_size : (batch + 1) * batch_size]
         indices = indices[part_of(len(indices)).rows]
-        part = split.take(indices.to(split.labels.device))
+        part = split.take(indices)
         images = part.images
         if images.dtype == torch.uint8:
             images = augmented(to_pixels(images), augment, draws[indices])
@@ -75,7 +76,7 @@ def augmented(images: Tensor, augment: Sequence[str], draws: Tensor) -> Tensor:
 
     ``draws`` (B, 4) from U(0, 1): two shifts of the crop, the flip, the angle of each image.
     """
-    down, right, mirror, turn = draws.to(images.device).unbind(1)
+    down, right, mirror, turn = draws.unbind(1)
     if "crop" in augment:
         images = crop(images, down, right)
     if "flip" in augment:

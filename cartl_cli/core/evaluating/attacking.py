@@ -130,7 +130,8 @@ def attack(
             left_of = ranks.gathered(left)
             report(total - sum(left_of), total)
             batches = math.ceil(max(left_of) / plan.batch_size)
-            keeper.step_done(Position(step=step, seconds=seconds()), step + batches)
+            keeper.step_done(step)
+            keeper.look(Position(step=step, seconds=seconds()), step + batches)
 
         autocast = autocast_for(device, precision)
         with compiled_passes(config.batch_size if config.compile else 0):

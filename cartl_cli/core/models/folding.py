@@ -73,14 +73,17 @@ def folded(model: Model) -> Model:
 
 
 def _pass_scale_on(block: PreActivationBlock) -> None:
-    """Scale the weights rather than what they are applied to.
+    """Scale the weights rather than what they are applied to, on a CPU.
 
-    A leaky ReLU of s · x is s times that of x, if s > 0.
+    A leaky ReLU of s · x is s times that of x, if s > 0. Other devices would have to be waited for
+    to know that, and scale within the addition at no cost.
     """
     affine = block.norm_act1.norm
     convolutions = [conv for conv in (block.conv1, block.shortcut) if conv is not None]
     plain = all(type(conv) is nn.Conv2d for conv in convolutions)  # not parametrized
-    if isinstance(affine, Affine) and plain and bool((affine.scale > 0).all()):
+    if not (isinstance(affine, Affine) and plain and affine.scale.device.type == "cpu"):
+        return
+    if bool((affine.scale > 0).all()):
         for conv in convolutions:
             conv.weight.data.mul_(affine.scale)
         block.norm_act1.set_submodule("norm", Shift(affine))

@@ -23,6 +23,7 @@ from cartl_cli.core.values import is_due
 
 RECORD = "checkpoint.json"
 KEPT = 2
+LOOK_EVERY = 0.5  # seconds; to look is to wait until the device has done all its work
 
 Contents = Mapping[str, bytes]
 """File name → what it holds."""
@@ -130,22 +131,34 @@ class Keeper:
         self.asked = asked
         self.ranks = ranks
         self.saved = begun.step
-        self.clock = time.monotonic()
+        self.clock = self.looked = time.monotonic()
+        self.due = False
+        self.signal: int | None = None
         if ranks.first:
             prune(run, begun.step)  # what an interrupted saving did not come to
 
-    def step_done(self, position: Position, total: int) -> None:
-        """To be called after every step, of ``total``.
+    def step_done(self, step: int) -> bool:
+        """Whether to ``look`` after ``step``: the same in every process. To be asked each step."""
+        now = time.monotonic()
+        signal, due, long_ago = self.ranks.largest(
+            self.asked() or 0,
+            is_due(self.run.manifest.config.save_every, step - self.saved, now - self.clock),
+            now - self.looked >= LOOK_EVERY,
+        )
+        self.due, self.signal = bool(due), signal or None
+        return bool(due or signal or long_ago)
+
+    def look(self, position: Position, total: int) -> None:
+        """Save the state after a step, of ``total``, if that is due.
 
         Raises StoppedError after saving, if a signal has asked to stop; StorageError if the state
         cannot be saved.
         """
-        steps, seconds = position.step - self.saved, time.monotonic() - self.clock
-        due = is_due(self.run.manifest.config.save_every, steps, seconds)
-        signal, anywhere = self.ranks.largest(self.asked() or 0, due)
-        if steps > 0 and (anywhere or signal or position.step == total):
+        self.looked = time.monotonic()
+        wanted = self.due or self.signal is not None or position.step == total
+        if wanted and position.step > self.saved:
             self._save(position)
-        stop_if_asked(self.run, lambda: signal or None, f"at step {position.step} of {total}")
+        stop_if_asked(self.run, lambda: self.signal, f"at step {position.step} of {total}")
 
     def _save(self, position: Position) -> None:
         contents = self.contents()

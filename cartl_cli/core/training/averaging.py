@@ -6,7 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.ranks import Ranks
-from cartl_cli.core.training.loop import LossOfBatch, StepLoss
+from cartl_cli.core.training.recipe import LossOfBatch, StepLoss
 
 
 class _Loss(nn.Module):

@@ -35,7 +35,9 @@ from cartl_cli.core.records.manifest import (
 from cartl_cli.core.records.recording import Session
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.training import moving_average, overfitting
-from cartl_cli.core.training.loop import LossOfBatch, Progress, Recipe, StepLoss, nothing, ramp
+from cartl_cli.core.training.loop import ramp
+from cartl_cli.core.training.progress import Progress
+from cartl_cli.core.training.recipe import LossOfBatch, Recipe, StepLoss, nothing
 from cartl_cli.core.training.running import Setup, set_up, state_size, train
 from cartl_cli.core.training.weight_perturbation import perturb_weights
 
@@ -139,24 +141,25 @@ def recipe_of(
     if config.ema > 0:
         state |= moving_average.begin(model)
 
-    def step_done(progress: Progress) -> dict[str, float]:
-        step = progress.position.step
+    def step_done(step: int) -> None:
         if config.ema > 0:
             moving_average.follow(state, model, config.ema, step)
-        if config.method != "fast" or not progress.epoch_ended:
+
+    def epoch_done(epoch: int, step: int) -> dict[str, float]:
+        if config.method != "fast":
             return {}
         eps = config.eps * ramp(step - 1, total_steps, config.eps_warmup)
         sign = overfitting.look(model, watched, eps, config.seed, config.batch_size, setup.autocast)
         if sign.collapsed and state[COLLAPSED] == 0:
-            state[COLLAPSED].fill_(progress.epoch)
+            state[COLLAPSED].fill_(epoch)
             say(
-                f"warning: catastrophic overfitting after epoch {progress.epoch}: of {sign.n} "
+                f"warning: catastrophic overfitting after epoch {epoch}: of {sign.n} "
                 f"training images {sign.fgsm} are right under FGSM, {sign.pgd} under PGD-10; "
                 f"steps that follow train with PGD-{config.pgd_steps}"
             )
         return {"fgsm_accuracy": sign.fgsm / sign.n, "pgd_accuracy": sign.pgd / sign.n}
 
-    return Recipe(loss, state, step_done)
+    return Recipe(loss, state, step_done, epoch_done)
 
 
 def natural_loss(classify: Callable[[Tensor], Tensor]) -> LossOfBatch:

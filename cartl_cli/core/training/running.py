@@ -25,15 +25,9 @@ from cartl_cli.core.records.manifest import DataRecord, Position, Run, data_reco
 from cartl_cli.core.records.recording import Session
 from cartl_cli.core.records.tensors import from_bytes, to_bytes
 from cartl_cli.core.training.averaging import averaged
-from cartl_cli.core.training.loop import (
-    Progress,
-    Recipe,
-    count_steps,
-    fit,
-    learning_rate,
-    part_of_step,
-    sgd,
-)
+from cartl_cli.core.training.loop import count_steps, fit, learning_rate, part_of_step, sgd
+from cartl_cli.core.training.progress import Progress
+from cartl_cli.core.training.recipe import Recipe
 
 MODEL = "model.safetensors"
 TRAIN = "train.safetensors"  # the optimizer's momentum, the recipe's state
@@ -176,15 +170,20 @@ def train(
 
     keeper = checkpoints.Keeper(run, contents if ranks.first else dict, begun, asked, ranks)
 
-    def step_done(progress: Progress) -> None:
+    def step_done(step: int) -> bool:
+        recipe.step_done(step)
+        return keeper.step_done(step)
+
+    def look(progress: Progress) -> None:
         nonlocal last, metrics
         last = progress.position
-        measured = recipe.step_done(progress)
-        if progress.epoch_ended and ranks.first:
-            metrics += json.dumps(progress.metrics | measured).encode() + b"\n"
-            storage.write_whole(run.folder / METRICS, metrics)
+        if progress.epoch_ended:
+            measured = recipe.epoch_done(progress.epoch, last.step)
+            if ranks.first:
+                metrics += json.dumps(progress.metrics | measured).encode() + b"\n"
+                storage.write_whole(run.folder / METRICS, metrics)
         report(progress)
-        keeper.step_done(last, progress.total_steps)
+        keeper.look(last, progress.total_steps)
 
     try:
         with compiled_passes(config.batch_size if config.compile else 0):
@@ -197,6 +196,7 @@ def train(
                 loss_of_batch,
                 setup.autocast,
                 begun,
+                look,
                 step_done,
                 ranks,
             )
@@ -207,7 +207,7 @@ def train(
         ) from None
     except torch.AcceleratorError as error:
         raise CartlError(
-            f"device failed at step {last.step + 1} ({error}); go on with: "
+            f"device failed after step {last.step} ({error}); go on with: "
             f"{checkpoints.resuming(run)}"
         ) from None
 

@@ -28,8 +28,9 @@ from cartl_cli.core.records.manifest import (
 from cartl_cli.core.records.recording import Session
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.training.extraction import extracted, settled
-from cartl_cli.core.training.loop import LossOfBatch, Progress, Recipe, StepLoss
 from cartl_cli.core.training.pretraining import natural_loss
+from cartl_cli.core.training.progress import Progress
+from cartl_cli.core.training.recipe import LossOfBatch, Recipe, StepLoss
 from cartl_cli.core.training.running import set_up, state_size, train
 from cartl_cli.core.training.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
 
