@@ -31,7 +31,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → same shape and precision."""
-        return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
+        return torch.addcmul(_spread(self.shift, x), x, _spread(self.scale, x))
 
 
 class Shift(nn.Module):
@@ -45,7 +45,15 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → same shape and precision."""
-        return x + self.shift.to(x.dtype)
+        return x + _spread(self.shift, x)
+
+
+def _spread(channels: Tensor, x: Tensor) -> Tensor:
+    """One number per channel (C, 1, 1) → (1, C, H, W), in the precision and memory layout of ``x``.
+
+    A CPU adds it at full speed: 16 channels alone are too few for its vectors of bfloat16.
+    """
+    return torch.empty_like(x[:1]).copy_(channels)
 
 
 def folded(model: Model) -> Model:
