@@ -100,6 +100,13 @@ def test_cartl_in_figure_4_is_that_of_table_2() -> None:
         assert table <= {point.id for point in builtin(f"figure4{ending}").points}
 
 
+@pytest.mark.parametrize(("name", "sources", "targets"), [("precision", 6, 12), ("natural", 2, 2)])
+def test_the_specs_of_the_benchmarks_are_valid(name: str, sources: int, targets: int) -> None:
+    spec = (Path(__file__).parents[1] / "benchmarks" / f"{name}.toml").read_text()
+    expected = {"pretrain": sources, "transfer": targets, "attack": targets}
+    assert counts(planned(spec).points) == expected
+
+
 @pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("-shapes")])
 def test_batches_of_the_built_in_data_fit_the_smallest_part_of_them(name: str) -> None:
     images = len(shapes_target().train)

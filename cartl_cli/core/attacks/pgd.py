@@ -174,12 +174,13 @@ def walk(
                     images[free], labels[free], adversarial[free] = begin(arriving)
             else:
                 rows = (busy & ~waiting).nonzero().squeeze(1)
-                points = adversarial[rows]
-                logits, gradient = ascent(light, points, labels[rows], objective)
-                wrong = ~correct(logits, labels[rows]) & (fell_at[rows] == STANDS)
+                some = slice(None) if len(rows) == len(busy) else rows  # all: no copy
+                points = adversarial[some]
+                logits, gradient = ascent(light, points, labels[some], objective)
+                wrong = ~correct(logits, labels[some]) & (fell_at[some] == STANDS)
                 seen[rows[wrong]], suspected[rows[wrong]] = points[wrong], taken[rows[wrong]]
-                adversarial[rows] = _step(points, gradient, images[rows], budget)
-                taken[rows] += 1
+                adversarial[some] = _step(points, gradient, images[some], budget)
+                taken[some] += 1
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cartl_cli.core.models.blocks import spread
 from cartl_cli.core.models.resnet import BasicBlock
 from cartl_cli.core.models.wide_resnet import PreActivationBlock
 
@@ -31,7 +32,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → same shape and precision."""
-        return torch.addcmul(_spread(self.shift, x), x, _spread(self.scale, x))
+        return torch.addcmul(spread(self.shift, x), x, spread(self.scale, x))
 
 
 class Shift(nn.Module):
@@ -45,15 +46,7 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → same shape and precision."""
-        return x + _spread(self.shift, x)
-
-
-def _spread(channels: Tensor, x: Tensor) -> Tensor:
-    """One number per channel (C, 1, 1) → (1, C, H, W), in the precision and memory layout of ``x``.
-
-    A CPU adds it at full speed: 16 channels alone are too few for its vectors of bfloat16.
-    """
-    return torch.empty_like(x[:1]).copy_(channels)
+        return x + spread(self.shift, x)
 
 
 def folded(model: Model) -> Model:
