@@ -171,6 +171,7 @@ def plot(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.subplots()
     drawn: set[str] = set()
+    told: dict[tuple[float, float], list[str]] = {}  # k = 1 and 2 can be one model
     for (_, method, k), group in grouped(rows).items():
         look = {"color": COLOURS[method], "marker": MARKERS[method]}
         clean, pgd, strong = (
@@ -179,8 +180,10 @@ def plot(rows: list[Row]) -> Figure:
         axes.plot([clean, clean], [pgd, strong], color=look["color"], lw=1, zorder=1)
         axes.plot([clean], [pgd], mfc="white", **look)
         axes.plot([clean], [strong], label=None if method in drawn else method, ls="", **look)
-        axes.annotate(str(k), (clean, strong), (4, -10), textcoords="offset points", fontsize=8)
+        told.setdefault((clean, strong), []).append(str(k))
         drawn.add(method)
+    for place, ks in told.items():
+        axes.annotate(", ".join(ks), place, (4, -10), textcoords="offset points", fontsize=8)
     axes.set(xlabel="clean accuracy, %", ylabel="robust accuracy, %", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(title="hollow: PGD-100, cross-entropy\nfull: strong attack; numbers: k")
