@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.training.surgery import freeze, make_convex, replace_head, weight_modules
+from cartl_cli.core.models.blocks import BlockModel, make_convex
+from cartl_cli.core.training.surgery import freeze, replace_head, weight_modules
 
 WORKERS = 2
 Step = Callable[[], object]

@@ -6,9 +6,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from cartl_cli.core.attacks.pgd import Budget, attack, predict
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models import build_model
-from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.models.folding import Affine, Shift, folded
-from cartl_cli.core.training.surgery import make_convex
 from tests.victims import untouched
 
 

@@ -13,7 +13,7 @@ from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluating.evaluation import clean_correct
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models import build_model
-from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.blocks import BlockModel, extractor, sub_model
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.records.manifest import Position
 from cartl_cli.core.training.loop import fit, sgd
@@ -22,10 +22,8 @@ from cartl_cli.core.training.surgery import (
     FreezeBatchNorm,
     apply_neft,
     bake,
-    extractor,
     freeze,
     replace_head,
-    sub_model,
     weight_modules,
 )
 

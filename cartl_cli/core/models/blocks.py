@@ -94,6 +94,23 @@ class BlockModel(nn.Module):
         return self.classify(self.features(images, 0), 0)
 
 
+def sub_model(model: BlockModel, k: int) -> nn.ModuleList:
+    """The last k blocks."""
+    return model.blocks[len(model.blocks) - k :]
+
+
+def extractor(model: BlockModel, k: int) -> nn.ModuleList:
+    """The stem and the first L−k blocks: everything that transfer does not fine-tune."""
+    return nn.ModuleList([model.stem, *model.blocks[: len(model.blocks) - k]])
+
+
+def make_convex(model: BlockModel, k: int) -> None:
+    """Residual additions inside the last k blocks become ½·shortcut + ½·branch."""
+    for module in sub_model(model, k).modules():
+        if isinstance(module, ResidualSum):
+            module.convex = True
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, in which no parameter takes a gradient.

@@ -159,8 +159,8 @@ def read_model(run: Run) -> "BlockModel":
     import torch
 
     from cartl_cli.core.models import build_model
+    from cartl_cli.core.models.blocks import make_convex
     from cartl_cli.core.records import tensors
-    from cartl_cli.core.training.surgery import make_convex
 
     manifest = run.manifest
     if manifest.status != "completed" or manifest.weights is None:

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.training.surgery import extractor
+from cartl_cli.core.models.blocks import BlockModel, extractor
 
 ROOM = 2 * 2**30
 """Bytes that features may take: a number, so that a run that goes on takes the same way."""

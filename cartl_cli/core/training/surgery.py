@@ -8,21 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.models.blocks import BlockModel, ResidualSum
+from cartl_cli.core.models.blocks import BlockModel, extractor, make_convex, sub_model
 
 FreezeBatchNorm = Literal["none", "affine", "stats", "all"]
 """Which batch-norm parts stay as they are: the sub-model's affine parameters, the extractor's
 running statistics, both or neither (CARTL Section 6, Table 1)."""
-
-
-def sub_model(model: BlockModel, k: int) -> nn.ModuleList:
-    """The last k blocks."""
-    return model.blocks[len(model.blocks) - k :]
-
-
-def extractor(model: BlockModel, k: int) -> nn.ModuleList:
-    """The stem and the first L−k blocks: everything that transfer does not fine-tune."""
-    return nn.ModuleList([model.stem, *model.blocks[: len(model.blocks) - k]])
 
 
 def replace_head(model: BlockModel, num_classes: int) -> None:
@@ -112,13 +102,6 @@ def apply_neft(model: BlockModel, k: int, beta: float) -> list[str]:
         )
         normalized.append(name)
     return normalized
-
-
-def make_convex(model: BlockModel, k: int) -> None:
-    """Residual additions inside the last k blocks become ½·shortcut + ½·branch."""
-    for module in sub_model(model, k).modules():
-        if isinstance(module, ResidualSum):
-            module.convex = True
 
 
 def weight_modules(model: BlockModel, k: int) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
