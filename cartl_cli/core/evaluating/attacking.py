@@ -130,8 +130,9 @@ def attack(
             left_of = ranks.gathered(left)
             report(total - sum(left_of), total)
             batches = math.ceil(max(left_of) / plan.batch_size)
+            reached = Position(step=step, seconds=seconds())
             keeper.step_done(step)
-            keeper.look(Position(step=step, seconds=seconds()), step + batches)
+            keeper.look(reached, step + batches)
 
         autocast = autocast_for(device, precision)
         with compiled_passes(config.batch_size if config.compile else 0):
