@@ -61,6 +61,7 @@ def test_numbers_are_read_as_people_write_them() -> None:
     assert config.classes == ("a", "b")
     assert shown_pixels(config.eps) == "8/255"
     assert shown_pixels(0.15) == "0.15"
+    assert shown_pixels(1.0) == "1"
 
 
 def test_whole_numbers_have_an_end() -> None:

@@ -310,6 +310,14 @@ def test_a25_adversarial_images_stay_in_the_box_and_in_the_ball(probe: Probe) ->
     assert invariants.budget_kept(blocked).verdict == "warn"
 
 
+def test_an_image_that_fell_at_a_smaller_eps_need_not_go_farther(probe: Probe) -> None:
+    wide = replace(probe, budget=replace(BUDGET, eps=4 * EPS))
+    assert invariants.budget_kept(wide).verdict == "fail"
+    fell = torch.full((probe.count,), EPS)
+    assert invariants.budget_kept(replace(wide, allowed=fell)).verdict == "pass"
+    assert invariants.budget_kept(replace(wide, allowed=fell / 2)).verdict == "fail"
+
+
 def test_a_success_at_any_iterate_counts() -> None:
     alone = torch.tensor([[True, True, False, False], [True, False, False, False]])
     last = torch.tensor([[True, True, False, False], [True, True, True, False]])

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cartl_cli.core.attacks.pgd import STANDS, Budget
 from cartl_cli.core.evaluating import attacking, evaluation, trusting
+from cartl_cli.core.evaluating.evaluation import Plan, Verdicts
+from cartl_cli.core.evaluating.trusting import allowed
 from cartl_cli.core.records.runs import read_model, read_run, read_source
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.probe import Probe
@@ -105,3 +108,21 @@ def test_thorough_checks_are_made_on_more_images(
         quick = ("--attack", "fgsm", "--pgd-steps", 2, "--precision", "fp32")
         assert cartl("attack", copied / "source", "--checks", tier, *quick).code == 0
     assert seen == [("fast", 128, 3), ("thorough", 150, 3)]
+
+
+def test_several_eps_are_each_a_budget_of_its_own() -> None:
+    plan = Plan(
+        ("fgsm", "pgd"), tuple(Budget(eps, eps, 1) for eps in (0.0, 0.1, 0.3)), 1, 1, 1, 0, 8
+    )
+    fell_at = torch.full((3, 2, 4), STANDS)
+    fell_at[0, 1, 0] = fell_at[1, 0, 1] = fell_at[2, 0, 1] = fell_at[2, 1, 2] = 1
+    everything = torch.ones(4, dtype=torch.bool)
+    verdicts = Verdicts(
+        everything,
+        torch.ones(4),
+        fell_at,
+        everything.expand(3, -1),
+        torch.arange(0),
+        torch.empty(0, 3, 8, 8),
+    )
+    assert allowed(plan, verdicts).tolist() == pytest.approx([0.0, 0.1, 0.3, 0.3])

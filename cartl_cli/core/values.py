@@ -69,9 +69,10 @@ def parse_list(value: object) -> object:
 
 
 def shown_pixels(value: float) -> str:
-    """0.0314 → ``8/255`` where it is a whole number of 255ths."""
+    """0.0314 → ``8/255`` where it is a whole number of 255ths, below 1."""
     steps = value * 255
-    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-6 else f"{value:g}"
+    whole = abs(steps - round(steps)) < 1e-6 and value < 1
+    return f"{round(steps)}/255" if whole else f"{value:g}"
 
 
 def check_interval(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from cartl_cli.core.attacks.pgd import Objective
 from cartl_cli.core.attacks.suite import PAPERS
@@ -81,6 +82,7 @@ def checked(
         fallen=~verdicts.worst(len(plan.budgets) - 1)[rows],
         source=source and source.to(device),
         ceiling=ceiling(manifest.data.name, classes, budget),
+        allowed=allowed(plan, verdicts)[rows],
     )
     stored = None
     with suppress(CartlError):
@@ -92,3 +94,11 @@ def checked(
     if budget.eps > 0:
         found += strength(probe, config.checks)
     return sorted(found, key=lambda check: (check.id[0] != "V", int(check.id[1:])))
+
+
+def allowed(plan: Plan, verdicts: Verdicts) -> Tensor:
+    """The eps at which each image (N,) fell, or the largest."""
+    fell = (verdicts.fell_at >= 0).any(1)  # (E, N)
+    first = torch.where(fell.any(0), fell.int().argmax(0), len(fell) - 1)
+    radii = torch.tensor([budget.eps for budget in plan.budgets], device=first.device)
+    return radii[first]

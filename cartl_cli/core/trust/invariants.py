@@ -90,19 +90,21 @@ def box(probe: Probe) -> Check:
 def budget_kept(probe: Probe) -> Check:
     """V3: no image moved farther than eps + 1e-6, and in the median at least 0.95·eps.
 
-    The median is that of attacked images, those that are right when clean. In ℓ₂ the pixel range
-    can keep an attack from using its budget, so that there a low median only warns. B passes.
+    Of several eps, that of the attack it fell to, or the largest if it stands. The median is that
+    of attacked images, those that are right when clean. In ℓ₂ the pixel range can keep an attack
+    from using its budget, so that there a low median only warns. B passes.
     """
     eps, norm = probe.budget.eps, probe.budget.norm
     moved = sizes(probe.adversarial - probe.images, norm).flatten()
+    allowed = torch.full_like(moved, eps) if probe.allowed is None else probe.allowed
     largest = moved.max().item()
-    attacked = moved[_clean(probe)]
-    used = attacked.median().item() / eps if len(attacked) > 0 and eps > 0 else 1.0
+    parts = (moved / allowed)[_clean(probe) & (allowed > 0)]
+    used = parts.median().item() if len(parts) > 0 else 1.0
     text = (
         f"Images moved by at most {largest:.6f} of the allowed {eps:.6f}, "
-        f"in the median by {100 * used:.1f} % of it."
+        f"in the median by {100 * used:.1f} % of what each was allowed."
     )
-    if not largest <= eps + TOLERANCE:
+    if not bool((moved <= allowed + TOLERANCE).all()):
         return required("V3", False, largest, text)
     unused, limit = 1 - used, 1 - 0.95
     check = limited("V3", unused, text, warn=limit, fail=limit if norm == "linf" else 1)

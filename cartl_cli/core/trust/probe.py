@@ -28,7 +28,8 @@ class Probe:
     itself if that is wrong already; for another where the attack ended. ``fallen`` (B,): not
     robust. ``k`` blocks at the end are the sub-model's. ``source``: another model for the same
     images, whose adversarial images may transfer. ``ceiling``: a robust accuracy that nobody has
-    reached on this data at this eps.
+    reached on this data at this eps. ``allowed`` (B,): the eps of the attack that led each image
+    there, of several; that of ``budget`` unless given.
     """
 
     model: BlockModel
@@ -43,6 +44,7 @@ class Probe:
     fallen: Tensor
     source: BlockModel | None = None
     ceiling: float | None = None
+    allowed: Tensor | None = None
 
     @property
     def count(self) -> int:
