@@ -11,6 +11,7 @@ from cartl_cli.core.evaluating.evaluation import Plan, Verdicts
 from cartl_cli.core.evaluating.trusting import allowed
 from cartl_cli.core.records.runs import read_model, read_run, read_source
 from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.trust.invariants import invariants
 from cartl_cli.core.trust.probe import Probe
 from tests.conftest import Command
 
@@ -126,3 +127,23 @@ def test_several_eps_are_each_a_budget_of_its_own() -> None:
         torch.empty(0, 3, 8, 8),
     )
     assert allowed(plan, verdicts).tolist() == pytest.approx([0.0, 0.1, 0.3, 0.3])
+
+
+def test_images_of_a_list_of_eps_are_checked_by_the_eps_they_fell_at(
+    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Probe] = []
+
+    def spied(probe: Probe, *rest: object) -> list[Check]:
+        seen.append(probe)
+        return invariants(probe, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trusting, "invariants", spied)
+    done = cartl("attack", "source", *QUICK, "--eps", "8/255,128/255", "--json", "--name", "first")
+    (probe,) = seen
+    assert probe.allowed is not None
+    assert {round(255 * eps) for eps in probe.allowed.tolist()} == {8, 128}
+    moved = (probe.adversarial - probe.images).abs().amax((1, 2, 3))
+    assert (moved <= probe.allowed + 1e-6).all()
+    (verdict,) = [c["verdict"] for c in json.loads(done.out)["trust"] if c["id"] == "V3"]
+    assert verdict == "pass"
