@@ -27,7 +27,8 @@ from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.randomness import generator, seeded
-from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.records.checkpoints import Keeper
+from cartl_cli.core.records.manifest import Position, Run
 from cartl_cli.core.training import loop
 from cartl_cli.core.training.loop import count_steps, fit, learning_rate, one_cycle, ramp, sgd
 from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss, recipe_of
@@ -354,6 +355,22 @@ def test_transfer_waits_for_the_device_at_the_end_of_an_epoch_alone(
     if config.lwf_lambda is not None:
         loss = lwf_loss(model, original.to(NOWHERE).eval(), config, 3)
     check_no_waiting(model, config, Recipe(loss), monkeypatch)
+
+
+def test_a_long_training_is_looked_at_every_half_second(
+    source: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = mock.Mock(return_value=100.0)
+    monkeypatch.setattr("cartl_cli.core.records.checkpoints.time.monotonic", clock)
+    keeper = Keeper(source, dict, Position(), lambda: None)
+    wanted = []
+    for step, seconds in enumerate((100.2, 100.4, 100.6, 100.8, 101.2), start=1):
+        clock.return_value = seconds
+        wanted.append(keeper.step_done(step))
+        if wanted[-1]:
+            keeper.look(Position(step=step), 10)
+    assert wanted == [False, False, True, False, True]
+    assert keeper.saved == 0
 
 
 def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data: DataSet) -> None:
