@@ -19,13 +19,14 @@ from torch import Tensor
 from benchmarks.commands import machine, progress
 from benchmarks.training_rounds import CLASSES, SIDE, settle
 from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.attacks import inner, pgd
+from cartl_cli.core.attacks import pgd
 from cartl_cli.core.attacks.pgd import Objective
 from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.folding import FoldedCopy
 from cartl_cli.core.precision import autocast_for, native_bfloat16
 from cartl_cli.core.training.loop import sgd
 from cartl_cli.core.training.pretraining import adversarial_loss
@@ -68,7 +69,9 @@ def step_of(arch: str, images: int, device: torch.device, without: str) -> Step:
             stack.enter_context(autocast_for(device, "bf16" if native else "fp32"))
             stack.enter_context(compiled_passes(images if without == COMPILED else 0))
             if without == FOLDED:
-                stack.enter_context(mock.patch.object(inner, "folded", lambda model: model))
+                stack.enter_context(
+                    mock.patch.object(FoldedCopy, "refreshed", lambda copy: copy.model)
+                )
             if without == WEIGHTS:
                 stack.enter_context(mock.patch.object(pgd, "ascent", wasteful))
             found = loss(pixels, labels, 0).loss

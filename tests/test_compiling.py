@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
+from cartl_cli.core import compiling
 from cartl_cli.core.attacks.pgd import ascent
-from cartl_cli.core.compiling import compilable, compiled_passes
+from cartl_cli.core.compiling import (
+    WORTHWHILE,
+    compilable,
+    compiled_passes,
+    graph_mode,
+    resolve_compile,
+)
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import CartlError, UsageError
@@ -24,6 +31,7 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.folding import folded
 from cartl_cli.core.ranks import Ranks
 from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.training import running
 from cartl_cli.core.training.running import check_division
 from tests.conftest import TINY_PRETRAIN, Command
 
@@ -110,6 +118,64 @@ def test_what_cannot_be_compiled_is_one_line(
         passing()(linear, torch.rand(FULL, 3))
     assert str(error.value) == "--compile: torch.compile failed (no compiler here); drop it"
 
+    told: list[str] = []
+    batch = torch.rand(FULL, 3)
+    with compiled_passes(FULL, told.append):  # where nobody asked for it
+        for _ in range(2):
+            assert torch.equal(passing()(linear, batch), linear(batch))
+    assert told == ["note: torch.compile failed (no compiler here); going on without it"]
+
+
+def test_by_default_long_trainings_on_cuda_are_compiled() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_compile(None, cuda, WORTHWHILE)
+    assert not resolve_compile(None, cuda, WORTHWHILE - 1)
+    assert not resolve_compile(None, cpu, WORTHWHILE)
+    for device in (cpu, cuda):
+        assert resolve_compile(True, device, 1)
+        assert not resolve_compile(False, device, WORTHWHILE)
+
+
+def test_passes_are_replayed_as_graphs_on_cuda_alone() -> None:
+    assert graph_mode(torch.device("cuda", 1)) == "reduce-overhead"
+    assert graph_mode(torch.device("cpu")) is None
+
+
+class Replayed(torch.autograd.Function):
+    """3x, as a CUDA graph has it: each run writes to the same memory, forward and backward."""
+
+    out, back = torch.zeros(FULL, 3), torch.zeros(FULL, 3)
+
+    @staticmethod
+    def forward(_: Any, batch: Tensor) -> Tensor:
+        return Replayed.out.copy_(3 * batch).view_as(batch)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return Replayed.back.copy_(3 * gradients[0]).view_as(gradients[0])
+
+
+@pytest.mark.parametrize("count", [FULL, FULL - 1])
+def test_what_a_graph_gives_outlives_its_next_run(
+    monkeypatch: pytest.MonkeyPatch, linear: nn.Linear, count: int
+) -> None:
+    def graph(take: object, **options: Any) -> Callable[..., Tensor]:
+        assert options["mode"] == "reduce-overhead"
+        return lambda model, batch: Replayed.apply(batch)
+
+    monkeypatch.setattr(torch, "compile", graph)
+    monkeypatch.setattr(compiling, "graph_mode", lambda device: "reduce-overhead")
+    forward, found = passing(), []
+    batches = [torch.rand(count, 3, requires_grad=True) for _ in range(2)]
+    with compiled_passes(FULL):
+        for number, batch in enumerate(batches, start=1):
+            out = forward(linear.eval(), batch)
+            (gradient,) = torch.autograd.grad(number * out.sum(), batch)
+            found.append((out.detach(), gradient))
+    for number, (batch, (out, gradient)) in enumerate(zip(batches, found, strict=True), start=1):
+        assert torch.equal(out, 3 * batch)
+        assert torch.equal(gradient, torch.full_like(batch, 3 * number))
+
 
 @pytest.fixture(scope="module")
 def _compiler() -> Iterator[None]:
@@ -157,7 +223,28 @@ def test_the_commands_compile_where_they_are_asked_to(
             assert cartl(*command.split(), "--compile").code == 0
             assert set(compiled_sizes) == {8 if "attack" in command else 64}
             compiled_sizes.clear()
-    assert read_run(Path("runs/006-attack")).manifest.config.compile
+    for name, compiled in (("003-attack", None), ("004-pretrain", "yes"), ("006-attack", "yes")):
+        assert read_run(Path("runs") / name).manifest.versions.get("compiled") == compiled
+
+
+def test_a_training_that_nobody_asked_to_compile_goes_on_without(
+    cartl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> Callable[..., Tensor]:
+        raise TorchDynamoException("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(running, "resolve_compile", lambda asked, *more: asked is not False)
+    fresh = [
+        compilable(inspect.unwrap(each)) for each in (BlockModel.features, BlockModel.classify)
+    ]
+    with mock.patch.multiple(BlockModel, features=fresh[0], classify=fresh[1]):
+        done = cartl("pretrain", *TINY_PRETRAIN.split())
+        assert done.code == 0
+        assert done.err.count("torch.compile failed") == 1
+        done = cartl("pretrain", *TINY_PRETRAIN.split(), "--no-compile")
+        assert done.code == 0
+        assert "torch.compile" not in done.err
 
 
 def test_many_processes_do_not_compile() -> None:

@@ -7,7 +7,7 @@ from cartl_cli.core.attacks.pgd import Budget, attack, predict
 from cartl_cli.core.losses import cross_entropy
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel, make_convex
-from cartl_cli.core.models.folding import Affine, Shift, folded
+from cartl_cli.core.models.folding import Affine, FoldedCopy, Shift, folded
 from tests.victims import untouched
 
 
@@ -66,6 +66,36 @@ def test_a_positive_scale_is_left_to_the_weights() -> None:
 
     assert (count(True, Shift), count(True, Affine)) == (6, 1)
     assert (count(False, Shift), count(False, Affine)) == (0, 7)
+
+
+@pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18"])
+def test_a_copy_in_training_follows_the_model_where_it_is(arch: str, images: Tensor) -> None:
+    model = lived_in(arch, positive=True)
+    copy = FoldedCopy(model)
+    before = copy.refreshed()
+    first = [tensor.clone() for tensor in before.state_dict().values()]
+    places = [tensor.data_ptr() for tensor in before.state_dict().values()]
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.mul_(2)
+    after = copy.refreshed()
+    assert after is before
+    assert [tensor.data_ptr() for tensor in after.state_dict().values()] == places
+    changed = zip(first, after.state_dict().values(), strict=True)
+    assert not any(torch.equal(one, other) for one, other in changed if one.any())
+    assert torch.equal(after(images), folded(model)(images))
+
+
+def test_a_copy_in_training_may_change_its_kind_of_layers(images: Tensor) -> None:
+    model = lived_in("wrn-16-1", positive=True)
+    copy = FoldedCopy(model)
+    assert any(isinstance(module, Shift) for module in copy.refreshed().modules())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.neg_()
+    light = copy.refreshed()
+    assert not any(isinstance(module, Shift) for module in light.modules())
+    assert relative(predict(light, images), predict(model, images)) < 1e-5
 
 
 def test_folding_leaves_the_model_as_it_is(images: Tensor) -> None:

@@ -72,10 +72,10 @@ def test_n_fgsm_by_hand(model: BlockModel, images: Tensor, labels: Tensor) -> No
 
     model.train()
     with untouched(model):
-        found = inner.n_fgsm(model, config(method="fast"), images, labels, noise(images), 1.0)
+        found = inner.n_fgsm(model, config(method="fast"))(images, labels, noise(images), 1.0)
     assert torch.allclose(found, expected, atol=1e-6)
     assert 2.5 * EPS < (found - images).abs().max() <= 3 * EPS + 1e-6  # no clipping to the ball
-    small = inner.n_fgsm(model, config(method="fast"), images, labels, noise(images), 0.1)
+    small = inner.n_fgsm(model, config(method="fast"))(images, labels, noise(images), 0.1)
     assert (small - images).abs().max() <= 0.3 * EPS + 1e-6  # it grows with the warm-up
 
 
@@ -87,7 +87,7 @@ def test_the_training_attack_is_pgd_on_the_model_itself(arch: str, labels: Tenso
     pixels = torch.rand(8, 3, 16, 16).double()
     model(pixels)
     with untouched(model):
-        found = inner.pgd(model, config(), pixels, labels, noise(pixels).double(), 1.0)
+        found = inner.pgd(model, config())(pixels, labels, noise(pixels).double(), 1.0)
     twin, start = copy.deepcopy(model).eval(), pixels + EPS * (2 * noise(pixels).double() - 1)
     adversarial = start.clamp(0, 1)
     for _ in range(config().pgd_steps):
@@ -112,7 +112,7 @@ def test_trades_is_the_authors_loop(model: BlockModel, images: Tensor, labels: T
     model.train()
     ours = config(method="trades", trades_beta=beta)
     with untouched(model):
-        found = inner.trades(model, ours, images, labels, noise(images), 1.0)
+        found = inner.trades(model, ours)(images, labels, noise(images), 1.0)
     assert torch.allclose(found, adversarial, atol=1e-6)
 
     twin.train()
@@ -216,7 +216,7 @@ def test_awp_takes_the_gradient_at_perturbed_weights(
     plain = ours.model_copy(update={"awp_gamma": 0.0})
     model.train()
     before = copy.deepcopy(model.state_dict())
-    adversarial = inner.INNER[method](model, ours, images, labels, noise(images), 1.0)
+    adversarial = inner.INNER[method](model, ours)(images, labels, noise(images), 1.0)
     twin = copy.deepcopy(model)
     added = weight_perturbation(
         twin, lambda: outer_loss(twin, plain, images, adversarial, labels).loss, 0.05
@@ -269,8 +269,8 @@ def test_feature_distance_is_added_to_every_method(
     if method["method"] == "free":
         adversarial = (images + 0.01).clamp(0, 1)
     else:
-        attack = inner.INNER[str(method["method"])]
-        adversarial = attack(model, ours, images, labels, noise(images), 1.0)
+        attack = inner.INNER[str(method["method"])](model, ours)
+        adversarial = attack(images, labels, noise(images), 1.0)
     with_fdm = outer_loss(model, ours, images, adversarial, labels).loss
     without = outer_loss(model, plain, images, adversarial, labels).loss
     distance = feature_distance(model.features(images, 2), model.features(adversarial, 2))

@@ -104,7 +104,7 @@ def _option(name: str, field: FieldInfo) -> Any:
     choices = next((part for part in parts if get_origin(part) is Literal), None)
     if is_positional(field):
         return Annotated[str | None, typer.Argument(help=field.description, show_default=False)]
-    if field.annotation is bool:
+    if bool in parts:
         switch = f"{flag(name)}/{flag('no_' + name)}"
         return Annotated[
             bool | None, typer.Option(switch, help=field.description, show_default=False)

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -23,17 +24,38 @@ Pass = Callable[Concatenate[Model, Tensor, More], Tensor]
 NEARLY_FULL = 3 / 4
 """In evaluation mode a batch at least so full is filled up: its images do not see each other."""
 
-_full: ContextVar[int] = ContextVar("images of a batch whose passes are compiled", default=0)
+WORTHWHILE = 2_000
+"""Steps of a training on CUDA in which it makes up for the minute that compiling takes."""
+
+
+@dataclass
+class _Wish:
+    """Whose passes are compiled: batches of ``full`` images. ``failed`` is told why they aren't."""
+
+    full: int
+    failed: Callable[[str], None] | None
+
+
+_wish: ContextVar[_Wish | None] = ContextVar("which passes are compiled", default=None)
+
+
+def resolve_compile(asked: bool | None, device: torch.device, steps: int) -> bool:
+    """Whether a training of so many steps compiles its passes; None: where it is worthwhile."""
+    return device.type == "cuda" and steps >= WORTHWHILE if asked is None else asked
 
 
 @contextmanager
-def compiled_passes(batch_size: int) -> Iterator[None]:
-    """Compile the passes of batches of this size for a while; 0: none."""
-    token = _full.set(batch_size)
+def compiled_passes(batch_size: int, failed: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Compile the passes of batches of this size for a while; 0: none.
+
+    If they cannot be compiled, ``failed`` is told and they go on as they are; without it, the pass
+    raises CartlError.
+    """
+    token = _wish.set(_Wish(batch_size, failed))
     try:
         yield
     finally:
-        _full.reset(token)
+        _wish.reset(token)
 
 
 def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
@@ -43,23 +65,52 @@ def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
     """
 
     @functools.cache
-    def compiled() -> Pass[Model, More]:
-        return torch.compile(take, dynamic=False)
+    def compiled(mode: str | None) -> Pass[Model, More]:
+        return torch.compile(take, dynamic=False, mode=mode)
 
     @functools.wraps(take)
     def run(model: Model, batch: Tensor, /, *more: More.args, **named: More.kwargs) -> Tensor:
-        count, full = len(batch), _full.get()
+        wish = _wish.get()
+        if wish is None or not torch.is_grad_enabled():
+            return take(model, batch, *more, **named)
+        count, full = len(batch), wish.full
         least = full if model.training else NEARLY_FULL * full
-        if not 0 < least <= count <= full or not torch.is_grad_enabled():
+        if not 0 < least <= count <= full:
             return take(model, batch, *more, **named)
         from torch._dynamo.exc import TorchDynamoException  # slow to import
 
         filled = torch.cat([batch, batch[: full - count]]) if count < full else batch
+        mode = graph_mode(batch.device)
+        if mode is not None:
+            filled = _with_own_gradient(filled)
         try:
-            found = compiled()(model, filled, *more, **named)
+            found = compiled(mode)(model, filled, *more, **named)
         except TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
-            raise CartlError(f"--compile: torch.compile failed ({reason}); drop it") from error
+            if wish.failed is None:
+                raise CartlError(f"--compile: torch.compile failed ({reason}); drop it") from error
+            wish.failed(f"note: torch.compile failed ({reason}); going on without it")
+            wish.full = 0
+            return take(model, batch, *more, **named)
+        if mode is not None:
+            found = found.clone()
         return found[:count] if count < full else found
 
     return run
+
+
+def graph_mode(device: torch.device) -> str | None:
+    """The mode of torch.compile; on CUDA a pass is replayed as one graph, not kernel by kernel.
+
+    The next replay overwrites what a graph gave, which is therefore copied.
+    """
+    return "reduce-overhead" if device.type == "cuda" else None
+
+
+def _with_own_gradient(batch: Tensor) -> Tensor:
+    """The same values; the gradient that comes back through them is a copy."""
+    if not batch.requires_grad:
+        return batch
+    same = batch.view_as(batch)
+    same.register_hook(torch.clone)
+    return same

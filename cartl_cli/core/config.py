@@ -149,7 +149,7 @@ class PretrainConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
-    compile: Compile = False
+    compile: Compile = None
     save_every: SaveEvery = "10m"
 
     @property
@@ -260,7 +260,7 @@ class TransferConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
-    compile: Compile = False
+    compile: Compile = None
     save_every: SaveEvery = "10m"
 
     @property
@@ -371,7 +371,7 @@ class AttackConfig(BaseModel):
     seed: Seed = 0
     device: Device = "auto"
     precision: PrecisionField = "auto"
-    compile: Compile = False
+    compile: Compile = None
     save_every: SaveEvery = "1m"
 
     @property

@@ -85,10 +85,10 @@ PrecisionField = Annotated[
     Precision, Field(description="auto: bfloat16 where it is native. Verdicts are always fp32.")
 ]
 Compile = Annotated[
-    bool,
+    bool | None,
     Field(
         description="Compile the passes of full batches (torch.compile): half a minute at first, "
-        "then faster; the same but for rounding."
+        "then faster; the same but for rounding (default: for long trainings on CUDA)."
     ),
 ]
 SaveEvery = Annotated[

@@ -1,7 +1,6 @@
 """The inner maximisation of adversarial training: how images to train on are made, by method.
 
-The model is in evaluation mode meanwhile, and nothing of it changes. ``grown`` (0..1) is the part
-of its full size that eps has grown to; ``noise`` (B, C, H, W) is U(0, 1).
+The model is in evaluation mode meanwhile, and nothing of it changes.
 """
 
 import math
@@ -15,13 +14,17 @@ from cartl_cli.core.attacks.pgd import Budget, ascent, perturb
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.losses import cross_entropy, kl_divergence
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.models.folding import folded
+from cartl_cli.core.models.folding import FoldedCopy
 
 NOISE = 2  # k of N-FGSM: its noise reaches k·ε
 NUDGE = 0.001  # standard deviation of the start of TRADES
 
-Inner = Callable[[BlockModel, PretrainConfig, Tensor, Tensor, Tensor, float], Tensor]
-"""(model, config, images, labels, noise, grown) → adversarial images (B, C, H, W)."""
+Attack = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(images, labels, noise, grown) → adversarial images (B, C, H, W).
+
+``noise`` (B, C, H, W) is U(0, 1); ``grown`` (0..1) is the part of its full size that eps has grown
+to.
+"""
 
 
 def training_budget(config: PretrainConfig, grown: float) -> Budget:
@@ -34,62 +37,58 @@ def training_budget(config: PretrainConfig, grown: float) -> Budget:
     return Budget(config.eps * grown, step_size, steps)
 
 
-def pgd(
-    model: BlockModel,
-    config: PretrainConfig,
-    images: Tensor,
-    labels: Tensor,
-    noise: Tensor,
-    grown: float,
-) -> Tensor:
+def pgd(model: BlockModel, config: PretrainConfig) -> Attack:
     """PGD under cross-entropy from a uniform start (Madry et al. 2018; CARTL Eq. 5).
 
-    Gradients come from a copy of the model with batch norm folded away, made for each batch. They
-    differ by rounding, so that the sign of one near 0 can be another. The divergence of TRADES is
-    itself near 0 at first, and a single gradient does not make up for the copy.
+    Gradients come from a copy of the model with batch norm folded away, renewed for each batch.
+    They differ by rounding, so that the sign of one near 0 can be another. The divergence of TRADES
+    is itself near 0 at first, and a single gradient does not make up for the copy.
     """
-    budget = training_budget(config, grown)
-    start = scatter(images, noise, budget.eps, "linf")
-    return perturb(folded(model), images, labels, start, budget)
+    light = FoldedCopy(model)
+
+    def attack(images: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
+        budget = training_budget(config, grown)
+        start = scatter(images, noise, budget.eps, "linf")
+        return perturb(light.refreshed(), images, labels, start, budget)
+
+    return attack
 
 
-def n_fgsm(
-    model: BlockModel,
-    config: PretrainConfig,
-    images: Tensor,
-    labels: Tensor,
-    noise: Tensor,
-    grown: float,
-) -> Tensor:
+def n_fgsm(model: BlockModel, config: PretrainConfig) -> Attack:
     """N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): x̃ = x + η + ε·sign ∇ℓ(f(x + η), y).
 
     η ~ U(−2ε, 2ε). Pixels stay in [0, 1]; the perturbation is not clipped to the ε-ball, which it
     leaves by up to 2ε.
     """
-    eps = config.eps * grown
-    noisy = scatter(images, noise, NOISE * eps, "linf")  # x + η
-    with eval_mode(model):
-        _, gradient = ascent(model, noisy, labels, cross_entropy)
-    return (noisy + eps * gradient.sign()).clamp(0, 1)
+
+    def attack(images: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
+        eps = config.eps * grown
+        noisy = scatter(images, noise, NOISE * eps, "linf")  # x + η
+        with eval_mode(model):
+            _, gradient = ascent(model, noisy, labels, cross_entropy)
+        return (noisy + eps * gradient.sign()).clamp(0, 1)
+
+    return attack
 
 
-def trades(
-    model: BlockModel,
-    config: PretrainConfig,
-    images: Tensor,
-    labels: Tensor,
-    noise: Tensor,
-    grown: float,
-) -> Tensor:
+def trades(model: BlockModel, config: PretrainConfig) -> Attack:
     """PGD under KL(f(x) ‖ f(x̃)) from x + 0.001·N(0, 1) (Zhang et al. 2019, and their code)."""
-    with torch.no_grad(), eval_mode(model):
-        clean_logits = model(images)  # (B, classes)
 
-    def divergence(logits: Tensor, _: Tensor) -> Tensor:
-        return kl_divergence(logits, clean_logits)
+    def attack(images: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
+        with torch.no_grad(), eval_mode(model):
+            clean_logits = model(images)  # (B, classes)
 
-    start = images + NUDGE * normal(noise)
-    return perturb(model, images, labels, start, training_budget(config, grown), divergence)
+        def divergence(logits: Tensor, _: Tensor) -> Tensor:
+            return kl_divergence(logits, clean_logits)
+
+        start = images + NUDGE * normal(noise)
+        return perturb(model, images, labels, start, training_budget(config, grown), divergence)
+
+    return attack
 
 
-INNER: Mapping[str, Inner] = {"at": pgd, "fast": n_fgsm, "trades": trades}
+INNER: Mapping[str, Callable[[BlockModel, PretrainConfig], Attack]] = {
+    "at": pgd,
+    "fast": n_fgsm,
+    "trades": trades,
+}

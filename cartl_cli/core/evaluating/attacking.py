@@ -96,7 +96,7 @@ def attack(
         model=trained.model,
         data=data_record(data, ()).model_copy(update={"measured_images": len(split)}),
         source=source_record(attacked),
-        versions=versions(device, precision, ranks.size),
+        versions=versions(device, precision, ranks.size, bool(config.compile)),
     )
     if session.resume is None and not force:
         _refuse_repeat(session, draft)

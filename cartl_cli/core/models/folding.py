@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cartl_cli.core.models.blocks import spread
+from cartl_cli.core.models.blocks import BlockModel, spread
 from cartl_cli.core.models.resnet import BasicBlock
 from cartl_cli.core.models.wide_resnet import PreActivationBlock
 
@@ -71,6 +71,26 @@ def folded(model: Model) -> Model:
         if isinstance(module, PreActivationBlock):
             _pass_scale_on(module)
     return light
+
+
+class FoldedCopy:
+    """``folded`` of a model in training, step after step.
+
+    Its tensors stay where they are, since a CUDA graph finds them by their addresses.
+    """
+
+    def __init__(self, model: BlockModel) -> None:
+        self.model = model
+        self._light: BlockModel | None = None
+
+    def refreshed(self) -> BlockModel:
+        """The copy, with what the model has become."""
+        new = folded(self.model)
+        if self._light is None or self._light.state_dict().keys() != new.state_dict().keys():
+            self._light = new  # the first, or a scale has changed its sign
+        else:
+            self._light.load_state_dict(new.state_dict())
+        return self._light
 
 
 def _pass_scale_on(block: PreActivationBlock) -> None:

@@ -277,8 +277,10 @@ class Run:
         return self.manifest.results
 
 
-def versions(device: "torch.device", precision: str, processes: int = 1) -> dict[str, str]:
-    """Software and hardware that a number was measured with; processes, if more than one."""
+def versions(
+    device: "torch.device", precision: str, processes: int = 1, compiled: bool = False
+) -> dict[str, str]:
+    """Software and hardware of a measurement; processes, if many; whether passes are compiled."""
     import torch
     import torchvision
 
@@ -297,6 +299,7 @@ def versions(device: "torch.device", precision: str, processes: int = 1) -> dict
         "precision": precision,
         "threads": str(torch.get_num_threads()),
         **({"processes": str(processes)} if processes > 1 else {}),
+        **({"compiled": "yes"} if compiled else {}),
     }
 
 

@@ -26,7 +26,7 @@ from cartl_cli.core.records.runs import MANIFEST, next_number, read_run, same_ru
 
 WEIGHTS = "model.safetensors"
 OUTCOMES = "outcomes.safetensors"
-ONE_PROCESS = {"processes": "1"}  # of a manifest that does not say
+UNSAID = {"processes": "1", "compiled": "no"}  # versions in a manifest that does not say
 SPARE = 3  # checkpoints that must fit on the disk before a run begins
 
 
@@ -148,7 +148,7 @@ def _begin(session: Session, draft: Manifest, held: ExitStack) -> Run:
 
 def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     ours, theirs = stored.manifest, draft
-    before, here = ONE_PROCESS | ours.versions, ONE_PROCESS | theirs.versions
+    before, here = UNSAID | ours.versions, UNSAID | theirs.versions
     if ours.data.fingerprint != theirs.data.fingerprint:
         raise RunError(f"the data changed since run {stored.name!r} began; start a new run")
     if (ours.source and ours.source.sha256) != (theirs.source and theirs.source.sha256):

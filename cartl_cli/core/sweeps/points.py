@@ -23,7 +23,7 @@ SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
 PLACES = HARMLESS | {"source", "run", "sync_bn"}
 """Settings that say where a run is made or found, not what it is; each is made by one process."""
 
-ADDED = {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0, "compile": False}
+ADDED = {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0, "compile": None}
 """Settings that came later, as all was before them: such a value leaves an id as it was."""
 
 PointId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]

@@ -145,11 +145,11 @@ def fit(
                 group["lr"] = rate
             with autocast:
                 result = loss_of_batch(images, labels, step)
-            optimizer.zero_grad()
             # over several processes the mean of the gradients is taken
             (result.loss * (part.weight * ranks.size)).backward()
             result.backward_done()
             optimizer.step()
+            optimizer.zero_grad()  # gradients hold no memory while the next images are made
             tally.add(result, len(labels), part)
             epoch_ended = step + 1 == (epoch + 1) * steps_per_epoch
             if step_done(step + 1) or epoch_ended:

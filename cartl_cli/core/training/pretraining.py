@@ -188,13 +188,14 @@ def adversarial_loss(
     ``part_of`` says what part of a step's batch the images are. Once ``collapsed`` is not 0, the
     attack is PGD.
     """
+    usual, fallback = INNER[config.method](model, config), INNER["at"](model, config)
 
     def loss_of_batch(images: Tensor, labels: Tensor, step: int) -> StepLoss:
-        method = "at" if collapsed is not None and collapsed > 0 else config.method
         part, draws = part_of(step), generator(config.seed, "training attack", step)
         noise = uniform_noise(images, draws, part.rows.start)
         grown = ramp(step, total_steps, config.eps_warmup)
-        adversarial = INNER[method](model, config, images, labels, noise, grown)
+        attack = fallback if collapsed is not None and collapsed > 0 else usual
+        adversarial = attack(images, labels, noise, grown)
 
         shown = {}
         if config.method == "at" and config.fdm_lambda == 0:

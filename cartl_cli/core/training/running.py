@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.compiling import compiled_passes
+from cartl_cli.core.compiling import compiled_passes, resolve_compile
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.data.batches import Part
 from cartl_cli.core.data.registry import augmentation, load_data_set
@@ -46,6 +46,7 @@ class Setup:
     augment: tuple[str, ...]
     device: torch.device
     precision: Literal["fp32", "bf16"]
+    compiled: bool
     total_steps: int
     ranks: Ranks
     part: Callable[[int], Part]
@@ -64,7 +65,7 @@ class Setup:
     @property
     def versions(self) -> dict[str, str]:
         """Software and hardware of the training."""
-        return versions(self.device, self.precision, self.ranks.size)
+        return versions(self.device, self.precision, self.ranks.size, self.compiled)
 
 
 def set_up(
@@ -90,13 +91,15 @@ def set_up(
             session.store,
         )
     split = fraction_of(data, fraction, config.seed)
+    total_steps = count_steps(config, len(split))
     setup = Setup(
         data=data,
         split=split,
         augment=augmentation(config.dataset, config.augment),
         device=device,
         precision=resolve_precision(config.precision, device),
-        total_steps=count_steps(config, len(split)),
+        compiled=ranks.alone and resolve_compile(config.compile, device, total_steps),
+        total_steps=total_steps,
         ranks=ranks,
         part=partial(part_of_step, config, len(split), ranks),
     )
@@ -186,7 +189,8 @@ def train(
         keeper.look(last, progress.total_steps)
 
     try:
-        with compiled_passes(config.batch_size if config.compile else 0):
+        failed = session.say if config.compile is None else None  # else it is an error
+        with compiled_passes(config.batch_size if setup.compiled else 0, failed):
             return fit(
                 model,
                 optimizer,
