@@ -251,6 +251,22 @@ def test_how_often_somebody_looks_changes_nothing(model: BlockModel, data: DataS
         assert all(torch.equal(tensor, ends[0][1][name]) for name, tensor in state.items())
 
 
+def test_no_gradient_is_left_while_the_next_images_are_made(
+    model: BlockModel, data: DataSet
+) -> None:
+    """They would take memory, and a graph that is run again overwrites them."""
+    loss, left = natural_loss(model), []
+
+    def seen(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+        left.extend(name for name, p in model.named_parameters() if p.grad is not None)
+        return loss(images, labels, step)
+
+    looks: list[Progress] = []
+    fitted(model, data, TransferConfig(epochs=1, batch_size=8), seen, looks.append)
+    assert looks[-1].position.step > 1
+    assert left == []
+
+
 class Sent(TorchDispatchMode):
     """Counts what goes from the host to a device, or back, while the host waits for it."""
 
