@@ -255,7 +255,8 @@ def test_no_gradient_is_left_while_the_next_images_are_made(
     model: BlockModel, data: DataSet
 ) -> None:
     """They would take memory, and a graph that is run again overwrites them."""
-    loss, left = natural_loss(model), []
+    loss = natural_loss(model)
+    left: list[str] = []
 
     def seen(images: Tensor, labels: Tensor, step: int) -> StepLoss:
         left.extend(name for name, p in model.named_parameters() if p.grad is not None)
