@@ -14,8 +14,6 @@ import contextlib
 import json
 import math
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -27,6 +25,7 @@ from unittest import mock
 
 import torch
 
+from benchmarks import children
 from benchmarks.commands import machine, progress
 from benchmarks.competitors import (
     BATCH,
@@ -201,9 +200,7 @@ def memory(runs_dir: Path, name: str, sizes: tuple[int, ...], steps: int) -> Fig
 
     def peak(count: int, steps: int) -> float:
         progress.print(f"memory: {count} images, {steps} steps")
-        command = [sys.executable, "-c", PEAK, str(runs_dir), name, str(count), str(steps)]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return float(printed.split()[-1])
+        return children.last_number(PEAK, str(runs_dir), name, str(count), str(steps))
 
     few, many = sizes
     pixel_bytes = 3 * 32 * 32

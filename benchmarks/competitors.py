@@ -1,12 +1,7 @@
-"""PGD of cartl and of its peers at one task, each in a process of its own.
-
-What one library does to a process (how it holds memory, how many threads it starts) does not reach
-the others. A process runs the task once for each line that it reads, and answers with a line.
-"""
+"""PGD of cartl and of its peers at one task, each in a process of its own."""
 
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import children
 from benchmarks.peers import PEERS, peer
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.attacks.pgd import Budget, correct, predict
@@ -137,31 +133,8 @@ def measured(model: BlockModel, images: Tensor, labels: Tensor, run: Run, task: 
 @contextlib.contextmanager
 def process(name: str, runs_dir: Path, run: str, task: Task) -> Iterator[Callable[[], Measured]]:
     """A competitor that has warmed up; each call is a round."""
-    command = [sys.executable, "-m", __spec__.name, name, str(runs_dir), run]
-    with subprocess.Popen(
-        [*command, json.dumps(asdict(task))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-
-        def answer() -> dict[str, float]:
-            for line in child.stdout or ():
-                if line.startswith("{"):
-                    found: dict[str, float] = json.loads(line)
-                    return found
-            raise SystemExit(f"{name} ended; try: {' '.join(command)}")
-
-        def go() -> Measured:
-            print(file=child.stdin, flush=True)
-            return Measured(**answer())
-
-        answer()  # it has warmed up: nobody does so while another is timed
-        yield go
-        child.stdin.close()
+    with children.process(__spec__.name, name, str(runs_dir), run, json.dumps(asdict(task))) as go:
+        yield lambda: Measured(**go())
 
 
 def main() -> None:
@@ -175,9 +148,7 @@ def main() -> None:
     warm = competitor(name, model, budget(2), task.to_the_end)
     warm(images[:BATCH], labels[:BATCH])
     ready = competitor(name, model, budget(task.steps), task.to_the_end)
-    print("{}", flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(asdict(measured(model, images, labels, ready, task))), flush=True)
+    children.serve(lambda: asdict(measured(model, images, labels, ready, task)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks import children
 from benchmarks.commands import progress
 from benchmarks.training_rounds import competitor, source_run
 from benchmarks.training_tasks import SPEED, Task, best
@@ -101,9 +100,7 @@ def milliseconds(tasks: list[Task], rounds: int) -> list[float]:
 
 def peak(task: Task) -> float:
     """MiB of a process that trains for one round: resident, or on a GPU allocated there."""
-    command = [sys.executable, "-c", PEAK, json.dumps(asdict(task))]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(printed.split()[-1])
+    return children.last_number(PEAK, json.dumps(asdict(task)))
 
 
 def drawn(curves: list[Curve], what: str, conditions: str) -> bytes:

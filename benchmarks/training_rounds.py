@@ -1,16 +1,15 @@
 """Rounds of training of cartl and of its peers, each competitor in a process of its own.
 
-A process says when it is ready. Then it trains for one round for each line that it reads, and
-answers with a line of JSON: ``images a second``, of a transfer also those of its ``first epoch``.
+A round tells ``images a second``, of a transfer also those of its ``first epoch``.
 """
 
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
@@ -18,7 +17,7 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from benchmarks import training_peers
+from benchmarks import children, training_peers
 from benchmarks.commands import cartl
 from benchmarks.training_tasks import (
     ART,
@@ -187,35 +186,9 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextlib.contextmanager
-def process(name: str, task: Task) -> Iterator[Go]:
+def process(name: str, task: Task) -> AbstractContextManager[Go]:
     """A competitor that has warmed up; each call is a round."""
-    command = [sys.executable, "-m", __spec__.name, name, json.dumps(asdict(task))]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-
-        def answer() -> Round:
-            for line in child.stdout or ():
-                if line.startswith("{"):
-                    found: Round = json.loads(line)
-                    return found
-            raise SystemExit(f"{name} ended; try: {' '.join(command[:-1])} '{command[-1]}'")
-
-        def go() -> Round:
-            with contextlib.suppress(BrokenPipeError):
-                print(file=child.stdin, flush=True)
-            return answer()
-
-        answer()
-        yield go
-        child.stdin.close()
+    return children.process(__spec__.name, name, json.dumps(asdict(task)))
 
 
 def main() -> None:
@@ -230,16 +203,20 @@ def main() -> None:
         go = competitor(name, task)
         if name.endswith(COMPILED):
             go()
-        found: Round = {}  # ready
-        while True:
+
+        def rest() -> None:
             if name == OFFICIAL:
                 time.sleep(1)  # its workers fill up, and not in the next one's turn
             if task.where.type == "cuda":
                 torch.cuda.empty_cache()  # the next in turn needs it
-            print(json.dumps(found), flush=True)
-            if not sys.stdin.readline():
-                return
+
+        def rested() -> Round:
             found = go()
+            rest()
+            return found
+
+        rest()
+        children.serve(rested)
 
 
 if __name__ == "__main__":
