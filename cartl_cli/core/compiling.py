@@ -81,8 +81,6 @@ def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
 
         filled = torch.cat([batch, batch[: full - count]]) if count < full else batch
         mode = graph_mode(batch.device)
-        if mode is not None:
-            filled = _with_own_gradient(filled)
         try:
             found = compiled(mode)(model, filled, *more, **named)
         except TorchDynamoException as error:
@@ -102,15 +100,6 @@ def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
 def graph_mode(device: torch.device) -> str | None:
     """The mode of torch.compile; on CUDA a pass is replayed as one graph, not kernel by kernel.
 
-    The next replay overwrites what a graph gave, which is therefore copied.
+    The next replay overwrites what a graph gave: outputs are copied, gradients used at once.
     """
     return "reduce-overhead" if device.type == "cuda" else None
-
-
-def _with_own_gradient(batch: Tensor) -> Tensor:
-    """The same values; the gradient that comes back through them is a copy."""
-    if not batch.requires_grad:
-        return batch
-    same = batch.view_as(batch)
-    same.register_hook(torch.clone)
-    return same

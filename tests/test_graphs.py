@@ -1,0 +1,235 @@
+"""Nothing needs what a CUDA graph gave after the next has begun, told without a GPU.
+
+A stand-in for torch.compile behaves as such graphs do: all that the passes since the last backward
+gave, gradients too, is lost when the next pass begins (here it becomes NaN), and a graph finds
+parameters by their addresses.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cartl_cli.core import compiling
+from cartl_cli.core.attacks.pgd import predict
+from cartl_cli.core.compiling import compilable, compiled_passes
+from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.configure import configure
+from cartl_cli.core.data.batches import EVERYTHING
+from cartl_cli.core.data.split import Split, to_pixels
+from cartl_cli.core.evaluating.attacking import plan_of
+from cartl_cli.core.evaluating.evaluation import robustness, unattacked
+from cartl_cli.core.models import build_model
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.precision import autocast_for
+from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.training.loop import fit, sgd, steps_per_batch
+from cartl_cli.core.training.pretraining import natural_loss, recipe_of
+from cartl_cli.core.training.progress import Progress
+from cartl_cli.core.training.recipe import Recipe
+from cartl_cli.core.training.transferring import lwf_loss, prepare
+
+BATCH, K, CLASSES = 8, 3, 3
+CPU = torch.device("cpu")
+FP32 = autocast_for(CPU, "fp32")
+
+
+class Graphs:
+    """What ``torch.compile`` stands for, and what it has seen."""
+
+    def __init__(self) -> None:
+        self.given: list[Tensor] = []
+        self.pending = self.runs = 0
+        self.places: set[tuple[int, ...]] = set()
+
+    def compile(self, take: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+        assert options == {"dynamic": False, "mode": "reduce-overhead"}
+
+        def run(model: nn.Module, batch: Tensor, *more: Any, **named: Any) -> Tensor:
+            if self.pending == 0:
+                for lost in self.given:
+                    lost.data.fill_(torch.nan)
+                self.given.clear()
+            self.runs += 1
+            self.places.add(tuple(p.data_ptr() for p in [*model.parameters(), *model.buffers()]))
+            weights = [p for p in model.parameters() if p.requires_grad]
+
+            def inside(images: Tensor) -> Tensor:
+                return take(model, images, *more, **named)
+
+            found: Tensor = Graph.apply(self, inside, batch, *weights)
+            return found
+
+        return run
+
+    def give(self, found: Tensor) -> Tensor:
+        """What leaves a graph; a detached view is kept, so that ``.grad`` may become it itself."""
+        self.given.append(found.detach())
+        return found
+
+
+class Graph(torch.autograd.Function):
+    """One run of a pass, forward and, once, backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        graphs: Graphs,
+        inside: Callable[[Tensor], Tensor],
+        batch: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        with torch.enable_grad():
+            images = batch.detach().requires_grad_(batch.requires_grad)
+            out = inside(images)
+        ctx.graphs, ctx.out, ctx.inputs = graphs, out, [images, *weights]
+        graphs.pending += out.requires_grad
+        found = graphs.give(out.detach())
+        if not out.requires_grad:  # nothing that it comes from is trained
+            ctx.mark_non_differentiable(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.graphs.pending -= 1
+        wanted = [each for each in ctx.inputs if each.requires_grad]
+        found = iter(torch.autograd.grad(ctx.out, wanted, gradients[0], allow_unused=True))
+        parts = [next(found) if each.requires_grad else None for each in ctx.inputs]
+        return None, None, *(part if part is None else ctx.graphs.give(part) for part in parts)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
+    """Passes that are replayed as graphs, and are all gone backward through at the end."""
+    found = Graphs()
+    monkeypatch.setattr(torch, "compile", found.compile)
+    monkeypatch.setattr(compiling, "graph_mode", lambda device: "reduce-overhead")
+    for name in ("features", "classify"):
+        monkeypatch.setattr(BlockModel, name, compilable(inspect.unwrap(getattr(BlockModel, name))))
+    yield found
+    assert found.runs > 0
+    assert found.pending == 0  # or torch could not tell where a step ends
+
+
+@pytest.fixture
+def split() -> Split:
+    """24 random images of three classes."""
+    draws = torch.Generator().manual_seed(3)
+    pixels = torch.randint(256, (24, 3, 16, 16), generator=draws, dtype=torch.uint8)
+    return Split(pixels, torch.arange(24) % CLASSES)
+
+
+def trained(
+    model: BlockModel,
+    split: Split,
+    config: PretrainConfig | TransferConfig,
+    recipe: Recipe,
+    batch_size: int,
+) -> list[Tensor]:
+    """Weights, statistics and what else is kept after two epochs, with such passes as graphs."""
+
+    def look(progress: Progress) -> None:
+        recipe.epoch_done(progress.epoch, progress.position.step)
+
+    def step_done(step: int) -> bool:
+        recipe.step_done(step)
+        return False
+
+    with compiled_passes(batch_size):
+        fit(
+            model,
+            sgd(model, config),
+            split,
+            config,
+            ("crop",),
+            recipe.loss_of_batch,
+            FP32,
+            Position(),
+            look,
+            step_done,
+        )
+    return [*model.state_dict().values(), *recipe.state.values()]
+
+
+@pytest.mark.parametrize(
+    ("given", "models"),
+    [
+        ({}, 2),  # the model and its folded copy
+        ({"fdm_lambda": 0.0}, 2),
+        ({"method": "fast"}, 1),
+        ({"method": "free"}, 1),
+        ({"method": "trades"}, 1),
+        ({"method": "natural", "fdm_lambda": 0.0}, 1),
+        ({"awp_gamma": 0.01}, 2),
+        ({"ema": 0.9}, 2),
+    ],
+    ids=str,
+)
+def test_pretraining_on_graphs_learns_the_same(
+    given: dict[str, object], models: int, graphs: Graphs, split: Split
+) -> None:
+    config = configure(
+        PretrainConfig,
+        {"arch": "wrn-10-1", "k": K, "image_size": 16, "batch_size": BATCH, "epochs": 2},
+        {"fdm_lambda": 0.005, "pgd_steps": 2, "lr": 0.01},
+        given,
+    )
+    torch.manual_seed(0)
+    plain = build_model("wrn-10-1", CLASSES).train()
+    ends = []
+    for model, batch_size in ((copy.deepcopy(plain), 0), (plain, BATCH)):
+        setup = mock.Mock(device=CPU, split=split, autocast=FP32)
+        setup.part.return_value = EVERYTHING
+        setup.total_steps = 6 * steps_per_batch(config)
+        recipe = recipe_of(model, config, setup, pytest.fail)
+        ends.append(trained(model, split, config, recipe, batch_size))
+    assert all(tensor.isfinite().all() for tensor in ends[1])
+    torch.testing.assert_close(ends[1], ends[0])
+    assert len(graphs.places) == models
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"freeze_bn": "none"}, {"neft_beta": 0.4, "freeze_bn": "affine"}, {"lwf_lambda": 0.1}],
+    ids=str,
+)
+def test_transfer_on_graphs_learns_the_same(
+    given: dict[str, object], graphs: Graphs, split: Split
+) -> None:
+    config = configure(TransferConfig, {"batch_size": BATCH, "epochs": 2}, given)
+    torch.manual_seed(0)
+    original = build_model("wrn-10-1", CLASSES).train()
+    ends = []
+    for batch_size in (0, BATCH):
+        model = prepare(copy.deepcopy(original), config, K, CLASSES)
+        loss = natural_loss(model)
+        if config.lwf_lambda is not None:
+            loss = lwf_loss(model, copy.deepcopy(original).eval(), config, 3)
+        ends.append(trained(model, split, config, Recipe(loss), batch_size))
+    assert all(tensor.isfinite().all() for tensor in ends[1])
+    torch.testing.assert_close(ends[1], ends[0])
+    assert len(graphs.places) == 1
+
+
+@pytest.mark.parametrize("attack", ["pgd", "pgd-margin", "apgd-ce", "apgd-t", "feature"])
+def test_attacks_on_graphs_give_the_same_verdicts(
+    attack: str, graphs: Graphs, split: Split, model: BlockModel
+) -> None:
+    plan = plan_of(AttackConfig(attack=(attack,), pgd_steps=6, eps=(0.01,), batch_size=BATCH), K)
+    split = replace(split, labels=predict(model.eval(), to_pixels(split.images)).argmax(1))
+    found = []
+    for batch_size in (0, BATCH):
+        verdicts = unattacked(model, split, plan)
+        with compiled_passes(batch_size):
+            robustness(model, split, plan, FP32, verdicts, lambda left: None)
+        found.append(verdicts)
+    plain, replayed = found
+    assert plain.clean.all()
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(replayed.tensors()[name], tensor, msg=name)
