@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format benchmarks clean
+.PHONY: demo test lint format benchmarks gpu-benchmarks clean
 
 demo: $(STAMP)  ## the main job on the built-in data: pretrain, transfer, attack, one table
 	$(BIN)/python -m benchmarks.gain --runs-dir demo-runs
 
 benchmarks: $(STAMP)  ## how fast training is on this machine, one table
 	$(BIN)/python -m benchmarks.training_speed
+
+gpu-benchmarks: $(STAMP)  ## on a GPU: training on natural images, its speed, what gives it
+	$(BIN)/cartl sweep benchmarks/natural.toml
+	$(BIN)/cartl report natural --format markdown
+	$(BIN)/python -m benchmarks.training_speed --curves
+	$(BIN)/python -m benchmarks.training_switches
 
 test: $(STAMP) lint  ## every check and test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
