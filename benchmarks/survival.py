@@ -4,8 +4,9 @@
     python -m benchmarks.survival --signs gtsrb.zip     and traffic signs, even → odd classes
 
 For each k: vanilla and NEFT targets from one plain adversarially trained source model, and CARTL
-from a source model with FDM at that k. Each is attacked with the default attack and with AutoAttack
-on all images. A run in the folder is used again, an unfinished one gone on with.
+from a source model with FDM at that k. Each is attacked with the default attack and, unless
+--no-autoattack, with AutoAttack, on all images. A run in the folder is used again, an unfinished
+one gone on with.
 """
 
 import argparse
@@ -35,8 +36,6 @@ METHODS: dict[str, tuple[object, ...]] = {
     "CARTL": (*NEFT, 0.4),
 }
 ATTACK = (
-    "--attack",
-    "pgd,strong,autoattack",
     "--pgd-steps",
     100,
     "--checks",
@@ -100,13 +99,16 @@ def pretrained(runs_dir: Path, scene: Scene, k: int | None) -> None:
     )
 
 
-def attacked(runs_dir: Path, scene: Scene, method: str, k: int) -> Row:
+def attacked(runs_dir: Path, scene: Scene, method: str, k: int, autoattack: bool) -> Row:
     """A target model and what is left of it."""
     source = _source(scene, k if method == "CARTL" else None)
     name = f"{scene.name}-{scene.seed}-{method.replace(' ', '-').replace('β-', '')}-k{k}"
     settings = (*scene.target, *METHODS[method], "--source", source, "--k", k, "--seed", scene.seed)
     made(runs_dir, name, "transfer", *settings, threads=1)
-    result = made(runs_dir, f"{name}-attack", "attack", name, *ATTACK, *scene.attack, threads=1)
+    attacks = ("--attack", "pgd,strong,autoattack" if autoattack else "pgd,strong")
+    result = made(
+        runs_dir, f"{name}-attack", "attack", name, *attacks, *ATTACK, *scene.attack, threads=1
+    )
     by_attack = {added["attack"]: added for added in result["by_eps"][-1]["added"]}
     return Row(
         scene.name,
@@ -117,7 +119,7 @@ def attacked(runs_dir: Path, scene: Scene, method: str, k: int) -> Row:
         100 * result["clean_accuracy"],
         100 * by_attack["pgd"]["alone"],
         100 * by_attack["apgd-t"]["robust_accuracy"],
-        100 * by_attack["autoattack"]["alone"],
+        100 * by_attack["autoattack"]["alone"] if autoattack else None,
     )
 
 
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--signs", type=Path, help="a zip of train/<class>/… and test/<class>/…")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--k", type=int, nargs="+", default=[6, 4, 8, 2, 1])
+    parser.add_argument("--autoattack", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time")
     parser.add_argument("--runs-dir", type=Path, default=Path("survival-runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/survival.json"))
@@ -204,7 +207,10 @@ def main() -> None:
     everything((partial(pretrained, runs_dir, scene, k) for k, scene in sources), options.jobs)
     targets = product(options.k, METHODS, chosen)
     rows = everything(
-        (partial(attacked, runs_dir, scene, method, k) for k, method, scene in targets),
+        (
+            partial(attacked, runs_dir, scene, method, k, options.autoattack)
+            for k, method, scene in targets
+        ),
         options.jobs,
     )
     write(rows, machine(), options.out)

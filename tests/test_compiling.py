@@ -128,12 +128,13 @@ def test_what_cannot_be_compiled_is_one_line(
 
 def test_by_default_long_trainings_on_cuda_are_compiled() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert resolve_compile(None, cuda, WORTHWHILE)
-    assert not resolve_compile(None, cuda, WORTHWHILE - 1)
-    assert not resolve_compile(None, cpu, WORTHWHILE)
+    assert resolve_compile(None, cuda, WORTHWHILE, 1)
+    assert not resolve_compile(None, cuda, WORTHWHILE - 1, 1)
+    assert not resolve_compile(None, cuda, WORTHWHILE, 2)
+    assert not resolve_compile(None, cpu, WORTHWHILE, 1)
     for device in (cpu, cuda):
-        assert resolve_compile(True, device, 1)
-        assert not resolve_compile(False, device, WORTHWHILE)
+        assert resolve_compile(True, device, 1, 1)
+        assert not resolve_compile(False, device, WORTHWHILE, 1)
 
 
 def test_passes_are_replayed_as_graphs_on_cuda_alone() -> None:
@@ -224,7 +225,7 @@ def test_the_commands_compile_where_they_are_asked_to(
             assert set(compiled_sizes) == {8 if "attack" in command else 64}
             compiled_sizes.clear()
     for name, compiled in (("003-attack", None), ("004-pretrain", "yes"), ("006-attack", "yes")):
-        assert read_run(Path("runs") / name).manifest.versions.get("compiled") == compiled
+        assert read_run(Path("runs") / name).manifest.versions.get("compile") == compiled
 
 
 def test_a_training_that_nobody_asked_to_compile_goes_on_without(

@@ -39,9 +39,14 @@ class _Wish:
 _wish: ContextVar[_Wish | None] = ContextVar("which passes are compiled", default=None)
 
 
-def resolve_compile(asked: bool | None, device: torch.device, steps: int) -> bool:
-    """Whether a training of so many steps compiles its passes; None: where it is worthwhile."""
-    return device.type == "cuda" and steps >= WORTHWHILE if asked is None else asked
+def resolve_compile(asked: bool | None, device: torch.device, steps: int, processes: int) -> bool:
+    """Whether a training of so many steps is to compile its passes; None: where it is worthwhile.
+
+    Of many processes none does.
+    """
+    if asked is None:
+        return device.type == "cuda" and steps >= WORTHWHILE and processes == 1
+    return asked
 
 
 @contextmanager

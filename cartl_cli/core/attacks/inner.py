@@ -19,7 +19,7 @@ from cartl_cli.core.models.folding import FoldedCopy
 NOISE = 2  # k of N-FGSM: its noise reaches k·ε
 NUDGE = 0.001  # standard deviation of the start of TRADES
 
-Attack = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Inner = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(images, labels, noise, grown) → adversarial images (B, C, H, W).
 
 ``noise`` (B, C, H, W) is U(0, 1); ``grown`` (0..1) is the part of its full size that eps has grown
@@ -37,7 +37,7 @@ def training_budget(config: PretrainConfig, grown: float) -> Budget:
     return Budget(config.eps * grown, step_size, steps)
 
 
-def pgd(model: BlockModel, config: PretrainConfig) -> Attack:
+def pgd(model: BlockModel, config: PretrainConfig) -> Inner:
     """PGD under cross-entropy from a uniform start (Madry et al. 2018; CARTL Eq. 5).
 
     Gradients come from a copy of the model with batch norm folded away, renewed for each batch.
@@ -54,7 +54,7 @@ def pgd(model: BlockModel, config: PretrainConfig) -> Attack:
     return attack
 
 
-def n_fgsm(model: BlockModel, config: PretrainConfig) -> Attack:
+def n_fgsm(model: BlockModel, config: PretrainConfig) -> Inner:
     """N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): x̃ = x + η + ε·sign ∇ℓ(f(x + η), y).
 
     η ~ U(−2ε, 2ε). Pixels stay in [0, 1]; the perturbation is not clipped to the ε-ball, which it
@@ -71,7 +71,7 @@ def n_fgsm(model: BlockModel, config: PretrainConfig) -> Attack:
     return attack
 
 
-def trades(model: BlockModel, config: PretrainConfig) -> Attack:
+def trades(model: BlockModel, config: PretrainConfig) -> Inner:
     """PGD under KL(f(x) ‖ f(x̃)) from x + 0.001·N(0, 1) (Zhang et al. 2019, and their code)."""
 
     def attack(images: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
@@ -87,7 +87,7 @@ def trades(model: BlockModel, config: PretrainConfig) -> Attack:
     return attack
 
 
-INNER: Mapping[str, Callable[[BlockModel, PretrainConfig], Attack]] = {
+INNER: Mapping[str, Callable[[BlockModel, PretrainConfig], Inner]] = {
     "at": pgd,
     "fast": n_fgsm,
     "trades": trades,

@@ -278,9 +278,9 @@ class Run:
 
 
 def versions(
-    device: "torch.device", precision: str, processes: int = 1, compiled: bool = False
+    device: "torch.device", precision: str, processes: int = 1, compiling: bool = False
 ) -> dict[str, str]:
-    """Software and hardware of a measurement; processes, if many; whether passes are compiled."""
+    """Software and hardware of a measurement; processes, if many; compiling, if asked for."""
     import torch
     import torchvision
 
@@ -299,7 +299,7 @@ def versions(
         "precision": precision,
         "threads": str(torch.get_num_threads()),
         **({"processes": str(processes)} if processes > 1 else {}),
-        **({"compiled": "yes"} if compiled else {}),
+        **({"compile": "yes"} if compiling else {}),
     }
 
 

@@ -26,7 +26,7 @@ from cartl_cli.core.records.runs import MANIFEST, next_number, read_run, same_ru
 
 WEIGHTS = "model.safetensors"
 OUTCOMES = "outcomes.safetensors"
-UNSAID = {"processes": "1", "compiled": "no"}  # versions in a manifest that does not say
+UNSAID = {"processes": "1", "compile": "no"}  # versions in a manifest that does not say
 SPARE = 3  # checkpoints that must fit on the disk before a run begins
 
 

@@ -46,7 +46,7 @@ class Setup:
     augment: tuple[str, ...]
     device: torch.device
     precision: Literal["fp32", "bf16"]
-    compiled: bool
+    compile: bool
     total_steps: int
     ranks: Ranks
     part: Callable[[int], Part]
@@ -65,7 +65,7 @@ class Setup:
     @property
     def versions(self) -> dict[str, str]:
         """Software and hardware of the training."""
-        return versions(self.device, self.precision, self.ranks.size, self.compiled)
+        return versions(self.device, self.precision, self.ranks.size, self.compile)
 
 
 def set_up(
@@ -98,7 +98,7 @@ def set_up(
         augment=augmentation(config.dataset, config.augment),
         device=device,
         precision=resolve_precision(config.precision, device),
-        compiled=ranks.alone and resolve_compile(config.compile, device, total_steps),
+        compile=resolve_compile(config.compile, device, total_steps, ranks.size),
         total_steps=total_steps,
         ranks=ranks,
         part=partial(part_of_step, config, len(split), ranks),
@@ -190,7 +190,7 @@ def train(
 
     try:
         failed = session.say if config.compile is None else None  # else it is an error
-        with compiled_passes(config.batch_size if setup.compiled else 0, failed):
+        with compiled_passes(config.batch_size if setup.compile else 0, failed):
             return fit(
                 model,
                 optimizer,
