@@ -96,12 +96,10 @@ def fastest(found: dict[str, list[Measured]]) -> str:
     return min(names, key=lambda name: median_seconds(found[name]))
 
 
-def compared(runs_dir: Path, name: str, task: Task, rounds: int) -> Figures:
-    """All competitors at one task, each in a process of its own, in turns."""
+def compared(runs_dir: Path, name: str, task: Task, rounds: int, names: list[str]) -> Figures:
+    """The competitors at one task, each in a process of its own, in turns."""
     with contextlib.ExitStack() as processes:
-        work = {
-            who: processes.enter_context(process(who, runs_dir, name, task)) for who in everybody()
-        }
+        work = {who: processes.enter_context(process(who, runs_dir, name, task)) for who in names}
         found = in_turns(work, rounds)
     peer = fastest(found)
     return {
@@ -114,7 +112,9 @@ def compared(runs_dir: Path, name: str, task: Task, rounds: int) -> Figures:
             who: statistics.median(one.robust for one in each) for who, each in found.items()
         },
         "fastest peer": peer,
-        "ratio to the fastest peer": {who: faster(found, who, peer) for who in ways()},
+        "ratio to the fastest peer": {
+            who: faster(found, who, peer) for who in ways() if who in found
+        },
     }
 
 
@@ -231,7 +231,7 @@ def written(figures: Figures) -> str:
         "| ratio to the fastest peer | fixed work | vanilla | CARTL |",
         "|---|--:|--:|--:|",
     ]
-    for name in ways():
+    for name in fixed["ratio to the fastest peer"]:
         ratios = [
             figures[part]["ratio to the fastest peer"][name]
             for part in ("fixed work", "vanilla", "cartl")
@@ -267,24 +267,26 @@ def main() -> None:
     parser.add_argument("--verdict-rounds", type=int, default=3, help="of the time to a verdict")
     parser.add_argument("--checked", type=int, default=1_000, help="images of the checks")
     parser.add_argument("--sizes", type=int, nargs=2, default=SIZES, help="images of the memory")
+    parser.add_argument("--competitors", nargs="+", choices=everybody(), default=everybody())
     parser.add_argument("--out", type=Path, default=Path("docs/figures/attack-speed.json"))
     options = parser.parse_args()
     if lacking := missing():
         raise SystemExit(f"missing: {', '.join(lacking)}; pip install 'cartl[bench]'")
     runs_dir, steps, rounds = options.runs_dir, options.steps, options.rounds
+    names = options.competitors
     verdict = Task(options.images, steps, to_the_end=False)
     keep_freed_memory()
     figures: Figures = {
         "measured": f"{machine()}, {torch.get_num_threads()} threads",
         "versions": versions(),
         "fixed work": compared(
-            runs_dir, options.cartl, Task(BATCH, max(steps // 5, 1), to_the_end=True), rounds
+            runs_dir, options.cartl, Task(BATCH, max(steps // 5, 1), to_the_end=True), rounds, names
         ),
         "overhead": overhead(model_of(runs_dir, options.cartl), max(steps // 2, 1), rounds),
         "checks": checks(runs_dir, options.cartl, steps, options.checked),
         "memory": memory(runs_dir, options.cartl, tuple(options.sizes), steps),
-        "vanilla": compared(runs_dir, options.vanilla, verdict, options.verdict_rounds),
-        "cartl": compared(runs_dir, options.cartl, verdict, options.verdict_rounds),
+        "vanilla": compared(runs_dir, options.vanilla, verdict, options.verdict_rounds, names),
+        "cartl": compared(runs_dir, options.cartl, verdict, options.verdict_rounds, names),
     }
     options.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(written(figures))

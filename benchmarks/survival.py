@@ -5,8 +5,8 @@
 
 For each k: vanilla and NEFT targets from one plain adversarially trained source model, and CARTL
 from a source model with FDM at that k. Each is attacked with the default attack and, unless
---no-autoattack, with AutoAttack, on all images. A run in the folder is used again, an unfinished
-one gone on with.
+--no-autoattack, with AutoAttack, on all images or a --limit of them. A run in the folder is used
+again, an unfinished one gone on with.
 """
 
 import argparse
@@ -99,16 +99,18 @@ def pretrained(runs_dir: Path, scene: Scene, k: int | None) -> None:
     )
 
 
-def attacked(runs_dir: Path, scene: Scene, method: str, k: int, autoattack: bool) -> Row:
-    """A target model and what is left of it."""
+def attacked(
+    runs_dir: Path, scene: Scene, method: str, k: int, autoattack: bool, limit: int | None
+) -> Row:
+    """A target model and what is left of it, on ``limit`` images or all that measure it."""
     source = _source(scene, k if method == "CARTL" else None)
     name = f"{scene.name}-{scene.seed}-{method.replace(' ', '-').replace('β-', '')}-k{k}"
     settings = (*scene.target, *METHODS[method], "--source", source, "--k", k, "--seed", scene.seed)
     made(runs_dir, name, "transfer", *settings, threads=1)
     attacks = ("--attack", "pgd,strong,autoattack" if autoattack else "pgd,strong")
-    result = made(
-        runs_dir, f"{name}-attack", "attack", name, *attacks, *ATTACK, *scene.attack, threads=1
-    )
+    some = scene.attack if limit is None else ("--limit", limit)
+    run = f"{name}-attack" if limit is None else f"{name}-attack-{limit}"
+    result = made(runs_dir, run, "attack", name, *attacks, *ATTACK, *some, threads=1)
     by_attack = {added["attack"]: added for added in result["by_eps"][-1]["added"]}
     return Row(
         scene.name,
@@ -144,12 +146,13 @@ def everything(tasks: Iterable[Callable[[], Any]], jobs: int) -> list[Any]:
 def markdown(rows: list[Row]) -> str:
     """One line for each scene, method and k: means over the seeds."""
     lines = [
-        "| data | method | k | seeds | clean | PGD-100 | strong | AutoAttack |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | method | k | seeds | n | clean | PGD-100 | strong | AutoAttack |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (scene, method, k), group in grouped(rows).items():
         values = [_mean(getattr(row, name) for row in group) for name in COLUMNS]
-        lines.append(f"| {scene} | {method} | {k} | {len(group)} | {' | '.join(values)} |")
+        about = (scene, method, k, len(group), group[0].n)
+        lines.append(f"| {' | '.join(map(str, (*about, *values)))} |")
     return "\n".join(lines)
 
 
@@ -198,6 +201,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--k", type=int, nargs="+", default=[6, 4, 8, 2, 1])
     parser.add_argument("--autoattack", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--limit", type=int, help="images of each attack (default: all, signs 420)")
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time")
     parser.add_argument("--runs-dir", type=Path, default=Path("survival-runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/survival.json"))
@@ -208,7 +212,7 @@ def main() -> None:
     targets = product(options.k, METHODS, chosen)
     rows = everything(
         (
-            partial(attacked, runs_dir, scene, method, k, options.autoattack)
+            partial(attacked, runs_dir, scene, method, k, options.autoattack, options.limit)
             for k, method, scene in targets
         ),
         options.jobs,

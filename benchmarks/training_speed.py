@@ -48,6 +48,7 @@ from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.devices import resolve_device
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
+SMALL_K = 2  # where nearly all of the model is frozen, and its features are taken once
 LEAST_STEPS = 4  # of an epoch of transfer, whose steps are short
 PAPER_ARCH, PAPER_IMAGES, PAPER_EPOCHS = "wrn-34-10", 50_000, 100  # of its CIFAR-100 source
 Figures = dict[str, Any]
@@ -200,8 +201,8 @@ def tasks(options: argparse.Namespace, device: torch.device, place: Path) -> lis
             source = source_run(arch, k, place, options.device)
             steps = max(options.steps, LEAST_STEPS)
             found += [
-                common("transfer", steps=steps, neft_beta=beta, source=source)
-                for beta in (None, NEFT_BETA)
+                common("transfer", k=blocks, steps=steps, neft_beta=beta, source=source)
+                for blocks, beta in ((k, None), (k, NEFT_BETA), (SMALL_K, None))
             ]
     return found
 

@@ -21,16 +21,8 @@ from torch import Tensor
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.records import checkpoints, recording, runs, tensors
-from cartl_cli.core.records.manifest import (
-    Added,
-    AttackResults,
-    Checkpoint,
-    EpsResults,
-    Manifest,
-    Position,
-    Run,
-    source_record,
-)
+from cartl_cli.core.records.manifest import Checkpoint, Manifest, Position, Run, source_record
+from cartl_cli.core.records.results import Added, AttackResults, EpsResults
 from cartl_cli.core.records.storage import FileRecord, describe
 
 FIRST_RELEASE = Path(__file__).parent / "data" / "schema-1"

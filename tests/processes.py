@@ -24,7 +24,7 @@ from cartl_cli.core.randomness import generator
 from cartl_cli.core.records import checkpoints
 from cartl_cli.core.records.manifest import Position
 from cartl_cli.core.records.tensors import from_bytes
-from cartl_cli.core.training import loop, overfitting, pretraining, running
+from cartl_cli.core.training import loop, overfitting, pretraining, state
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -189,7 +189,7 @@ def _tensors(chosen: Callable[[str], bool], fresh: Callable[[torch.Tensor], torc
         found = from_bytes(data, expected, path)
         return {name: fresh(t) if chosen(name) else t for name, t in found.items()}
 
-    return mock.patch.object(running, "from_bytes", wrong)
+    return mock.patch.object(state, "from_bytes", wrong)
 
 
 def _batch_norm(begun: int) -> Any:

@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.records.manifest import (
-    Added,
-    AttackResults,
-    DataRecord,
-    EpsResults,
-    Manifest,
-    ModelSpec,
-    Run,
-    SourceRecord,
-    TrainingResults,
-)
+from cartl_cli.core.records.manifest import DataRecord, Manifest, ModelSpec, Run, SourceRecord
+from cartl_cli.core.records.results import Added, AttackResults, EpsResults, TrainingResults
 from cartl_cli.core.records.storage import describe
 from cartl_cli.core.records.tensors import to_bytes
 from cartl_cli.core.statistics import accuracy_interval

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from cartl_cli.commands.options import layers
+from cartl_cli.commands.opening import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import UsageError

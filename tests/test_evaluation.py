@@ -11,8 +11,8 @@ from cartl_cli.core.attacks.apgd import apgd_targeted
 from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
 from cartl_cli.core.config import AttackName
 from cartl_cli.core.data.split import DataSet, Split, to_pixels
-from cartl_cli.core.evaluating.attacking import half_way, summary
 from cartl_cli.core.evaluating.evaluation import UNTRIED, Plan, Verdicts, robustness, unattacked
+from cartl_cli.core.evaluating.summary import half_way, summary
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for
 from cartl_cli.core.records.manifest import Run

@@ -23,8 +23,8 @@ from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.data.batches import EVERYTHING
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.evaluating.attacking import plan_of
 from cartl_cli.core.evaluating.evaluation import robustness, unattacked
+from cartl_cli.core.evaluating.setup import plan_of
 from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for

@@ -13,15 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig
-from cartl_cli.core.records.manifest import (
-    Added,
-    AttackResults,
-    EpsResults,
-    Manifest,
-    Run,
-    SourceRecord,
-)
+from cartl_cli.core.records.manifest import Manifest, Run, SourceRecord
 from cartl_cli.core.records.moved import BlockMoved, Diagnosis, Moved
+from cartl_cli.core.records.results import Added, AttackResults, EpsResults
 from cartl_cli.core.records.runs import read_run
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.display.plots import (

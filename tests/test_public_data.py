@@ -22,6 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionM
 
 from cartl_cli import load_model
 from cartl_cli.core.config import AttackConfig, PretrainConfig
+from cartl_cli.core.config.fields import PUBLIC_DATA
 from cartl_cli.core.configure import at_own_eps, configure
 from cartl_cli.core.data import downloads, formats
 from cartl_cli.core.data.downloads import Store
@@ -30,7 +31,6 @@ from cartl_cli.core.data.published import PUBLIC
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import DataSet, channel_statistics
 from cartl_cli.core.errors import CartlError, DataError, StorageError, UsageError
-from cartl_cli.core.fields import PUBLIC_DATA
 from cartl_cli.core.records.runs import read_run
 from tests import publishing
 from tests.conftest import Command

@@ -11,8 +11,9 @@ from cartl_cli import load_model
 from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
 from cartl_cli.core.records import storage
-from cartl_cli.core.records.manifest import Manifest, Run, TrainingResults
+from cartl_cli.core.records.manifest import Manifest, Run
 from cartl_cli.core.records.recording import Session, check_place, finish_training, written
+from cartl_cli.core.records.results import TrainingResults
 from cartl_cli.core.records.runs import (
     find_run,
     list_runs,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cartl_cli.commands.opening import layers, open_session
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
@@ -17,15 +18,17 @@ from cartl_cli.commands.options import (
     RunName,
     RunsDir,
     flags_from,
-    layers,
-    open_session,
 )
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import CartlError
 from cartl_cli.core.requirements import check_matplotlib
 
 if TYPE_CHECKING:
-    from cartl_cli.core.records.manifest import AttackResults
+    from cartl_cli.core.records.manifest import Run
+    from cartl_cli.core.records.results import AttackResults
+    from cartl_cli.core.statistics import Difference
+
+    Differences = dict[float | None, Difference]
 
 
 @flags_from(AttackConfig)
@@ -71,7 +74,6 @@ def attack(
     from cartl_cli.core.evaluating.attacking import attack as attack_run
     from cartl_cli.core.evaluating.comparing import compare as compare_runs
     from cartl_cli.core.records.runs import find_run
-    from cartl_cli.display import tables
     from cartl_cli.display.progress import attack_progress, say
 
     chosen, attacked = opened.config, opened.source
@@ -85,32 +87,9 @@ def attack(
     say(f"saved {run.folder}")
     differences = compare_runs(run, other) if other else {}
     if as_json:
-        shown = {
-            "run": attacked.name,
-            "attack": run.name,
-            "folder": str(run.folder),
-            "measured": run.manifest.data.measured,
-            "steps": chosen.pgd_steps,
-            "restarts": chosen.restarts,
-            **numbers(run.attack_results),
-            "in_words": tables.in_words(run),
-        }
-        if other:
-            shown["compared_with"] = other.name
-            shown["differences"] = [
-                {"eps": eps, **asdict(found)} for eps, found in differences.items()
-            ]
-        print(json.dumps(shown))
+        print(json.dumps(as_object(run, attacked, other, differences)))
     else:
-        tables.show(tables.attack_table(run))
-        if run.attack_results.diagnosis is not None:
-            tables.show(tables.diagnosis_table(run))
-        if any(check.verdict != "pass" for check in run.attack_results.trust):
-            tables.show(tables.trust_table(run.attack_results))
-        elif run.attack_results.trust:
-            say(f"all {len(run.attack_results.trust)} checks that the attack worked have passed")
-        if other:
-            tables.show(tables.difference_table(run, other, differences))
+        show(run, other, differences)
     if chosen.save_adversarial:
         draw_grid(run, attacked, opened.session)
     if plot:
@@ -118,6 +97,47 @@ def attack(
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")
+
+
+def show(run: "Run", other: "Run | None", differences: "Differences") -> None:
+    """The tables of a finished attack, and how it compares with another."""
+    from cartl_cli.display import tables
+    from cartl_cli.display.progress import say
+
+    results = run.attack_results
+    tables.show(tables.attack_table(run))
+    if results.diagnosis is not None:
+        tables.show(tables.diagnosis_table(run))
+    if any(check.verdict != "pass" for check in results.trust):
+        tables.show(tables.trust_table(results))
+    elif results.trust:
+        say(f"all {len(results.trust)} checks that the attack worked have passed")
+    if other is not None:
+        tables.show(tables.difference_table(run, other, differences))
+
+
+def as_object(
+    run: "Run", attacked: "Run", other: "Run | None", differences: "Differences"
+) -> dict[str, Any]:
+    """What ``--json`` prints of a finished attack."""
+    from cartl_cli.display.tables import in_words
+
+    config = run.manifest.config
+    assert isinstance(config, AttackConfig)
+    shown = {
+        "run": attacked.name,
+        "attack": run.name,
+        "folder": str(run.folder),
+        "measured": run.manifest.data.measured,
+        "steps": config.pgd_steps,
+        "restarts": config.restarts,
+        **numbers(run.attack_results),
+        "in_words": in_words(run),
+    }
+    if other is not None:
+        shown["compared_with"] = other.name
+        shown["differences"] = [{"eps": eps, **asdict(found)} for eps, found in differences.items()]
+    return shown
 
 
 def numbers(results: "AttackResults") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cartl_cli.commands.opening import layers, open_session
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
@@ -17,8 +18,6 @@ from cartl_cli.commands.options import (
     RunName,
     RunsDir,
     flags_from,
-    layers,
-    open_session,
 )
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.configure import configure

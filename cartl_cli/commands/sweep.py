@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cartl_cli.commands.options import (
-    AsJson,
-    DataDir,
-    NoDownload,
-    RunsDir,
-    flags_from,
-    located,
-)
+from cartl_cli.commands.opening import located
+from cartl_cli.commands.options import AsJson, DataDir, NoDownload, RunsDir, flags_from
 from cartl_cli.core.config import SweepConfig
 from cartl_cli.core.configure import configure
 from cartl_cli.core.errors import CartlError, InUseError, RunError, StoppedError, UsageError

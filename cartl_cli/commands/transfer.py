@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cartl_cli.commands.opening import layers, open_session
 from cartl_cli.commands.options import (
     AsJson,
     ConfigFile,
@@ -15,8 +16,6 @@ from cartl_cli.commands.options import (
     RunName,
     RunsDir,
     flags_from,
-    layers,
-    open_session,
 )
 from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.config import TransferConfig

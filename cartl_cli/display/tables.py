@@ -15,7 +15,8 @@ from cartl_cli.display.text import printable
 
 if TYPE_CHECKING:
     from cartl_cli.core.models.describe import BlockRow
-    from cartl_cli.core.records.manifest import AttackResults, Run
+    from cartl_cli.core.records.manifest import Run
+    from cartl_cli.core.records.results import AttackResults
     from cartl_cli.core.statistics import Difference
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cartl_cli.core.config.fields import BUILT_IN_DATA
 from cartl_cli.core.data.downloads import NOWHERE, Store
 from cartl_cli.core.data.folders import image_folder
 from cartl_cli.core.data.public import public_data_set
@@ -14,7 +15,6 @@ from cartl_cli.core.data.published import PUBLIC
 from cartl_cli.core.data.shapes import shapes, shapes_target
 from cartl_cli.core.data.split import DataSet, Split, choose_classes, shared_images
 from cartl_cli.core.errors import DataError, UsageError
-from cartl_cli.core.fields import BUILT_IN_DATA
 from cartl_cli.core.randomness import generator
 
 BUILT_IN = dict(zip(BUILT_IN_DATA, (shapes, shapes_target), strict=True))

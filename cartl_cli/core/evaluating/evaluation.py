@@ -118,10 +118,7 @@ class Verdicts:
 
 def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     """The verdicts before any attack, in float32 and evaluation mode."""
-    with eval_mode(model):
-        logits = torch.cat(
-            [predict(model, _pixels(p)) for p in split.images.split(plan.batch_size)]
-        )
+    logits = _clean_logits(model, split, plan.batch_size)
     clean = correct(logits, split.labels)
     shape = (len(plan.budgets), len(plan.attacks), len(split))
     fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
@@ -134,9 +131,7 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int) -> Tensor:
     """Which images the model gets right (N,), in float32 and evaluation mode."""
-    with eval_mode(model):
-        logits = torch.cat([predict(model, _pixels(p)) for p in split.images.split(batch_size)])
-    return correct(logits, split.labels)
+    return correct(_clean_logits(model, split, batch_size), split.labels)
 
 
 def robustness(
@@ -224,6 +219,12 @@ def probe_images(labels: Tensor, plan: Plan) -> Tensor:
 def share(verdicts: Tensor) -> float:
     """The fraction of true verdicts (N,)."""
     return int(verdicts.sum()) / len(verdicts)
+
+
+def _clean_logits(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    with eval_mode(model):
+        parts = split.images.split(batch_size)
+        return torch.cat([predict(model, _pixels(part)) for part in parts])
 
 
 def _pixels(images: Tensor) -> Tensor:

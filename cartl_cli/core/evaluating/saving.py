@@ -18,7 +18,8 @@ from cartl_cli.core.evaluating.evaluation import Verdicts, share
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.records import runs, storage
 from cartl_cli.core.records.checkpoints import resuming
-from cartl_cli.core.records.manifest import Run, SavedImages
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.results import SavedImages
 from cartl_cli.core.records.storage import FileRecord
 from cartl_cli.core.records.tensors import from_bytes, read_recorded, to_bytes
 

@@ -16,9 +16,8 @@ from pydantic import BaseModel, Field, model_validator
 from cartl_cli import __version__
 from cartl_cli.core.config import SETTINGS, AttackConfig, Kind, PretrainConfig, TransferConfig
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.records.moved import Diagnosis
+from cartl_cli.core.records.results import AttackResults, Count, TrainingResults
 from cartl_cli.core.records.storage import FileRecord
-from cartl_cli.core.trust.checks import Check
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +28,6 @@ SCHEMA_VERSION = 3
 
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-Count = Annotated[int, Field(ge=0, lt=10**12)]
-LayerName = Annotated[str, Field(pattern=r"^blocks\.\d{1,3}(\.\w+)+$")]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelSpec(BaseModel):
@@ -71,113 +67,6 @@ class SourceRecord(BaseModel):
     sha256: str
     k: int
     fdm_lambda: float | None
-
-
-class Accuracies(BaseModel):
-    """Fractions of the n images that are right, clean and under PGD."""
-
-    model_config = SETTINGS
-
-    clean_accuracy: Fraction
-    robust_accuracy: Fraction
-
-
-class TrainingResults(BaseModel):
-    """What a finished training measured. Accuracies are fractions; robust under PGD, n images.
-
-    They are those of the run's model: of the average of the weights, if there is one, and then
-    ``last_weights`` has those of the weights after the last step. ``collapsed_after`` is the epoch
-    after which N-FGSM was found to overfit catastrophically, and PGD took its place.
-    """
-
-    model_config = SETTINGS
-
-    clean_accuracy: Fraction
-    robust_accuracy: Fraction | None = None
-    pgd_steps: int | None = None
-    n: Annotated[Count, Field(ge=1)]
-    seconds: float
-    spectral_norms: dict[LayerName, float] = {}
-    last_weights: Accuracies | None = None
-    collapsed_after: Count | None = None
-
-
-Interval = tuple[Fraction, Fraction]
-
-
-class Added(BaseModel):
-    """One attack of several: how many images it was run on, how many of them fell.
-
-    ``alone`` is the accuracy it leaves by itself, where it was run on every image that is right
-    when clean; ``robust_accuracy`` the accuracy left by it and all before it.
-    """
-
-    model_config = SETTINGS
-
-    attack: str
-    attacked: Count
-    fell: Count
-    alone: Fraction | None
-    robust_accuracy: Fraction
-
-
-class EpsResults(BaseModel):
-    """What is left at one eps. Accuracies are fractions of n; the interval is 95 %.
-
-    ``robust_accuracy`` is the per-image worst over attacks, restarts, iterates and every smaller
-    eps: an upper bound under these attacks. ``final_iterate_accuracy`` counts only the last iterate
-    of the first restart of PGD, as the paper does.
-    """
-
-    model_config = SETTINGS
-
-    eps: float
-    step_size: float
-    robust_accuracy: Fraction
-    interval: Interval
-    final_iterate_accuracy: Fraction | None
-    added: tuple[Added, ...]
-
-    def alone(self, attack: str) -> float | None:
-        """The accuracy that one attack leaves by itself, if that was measured."""
-        return next((added.alone for added in self.added if added.attack == attack), None)
-
-
-class SavedImages(BaseModel):
-    """The saved adversarial images, read from the disk and predicted again by the model read anew.
-
-    ``accuracy`` is that on the float32 file, ``accuracy_8bit`` that on the pictures. Of the float32
-    file, ``missed`` counts robust images that are wrong, ``recovered`` fallen ones that are right.
-    """
-
-    model_config = SETTINGS
-
-    accuracy: Fraction
-    accuracy_8bit: Fraction
-    missed: Count
-    recovered: Count
-
-
-class AttackResults(BaseModel):
-    """What an attack found, for each eps in rising order.
-
-    ``half_eps`` is where half of the images that are right when clean have fallen, between the
-    values of eps that were tried; None if none of them is as large. ``trust`` holds the checks that
-    the attack worked, made at the largest eps; ``diagnosis``, if it was asked for, what the attack
-    did to the features.
-    """
-
-    model_config = SETTINGS
-
-    n: Annotated[Count, Field(ge=1)]
-    clean_accuracy: Fraction
-    clean_interval: Interval
-    by_eps: Annotated[tuple[EpsResults, ...], Field(min_length=1)]
-    half_eps: float | None
-    trust: tuple[Check, ...] = ()
-    saved: SavedImages | None = None
-    diagnosis: Diagnosis | None = None
-    seconds: float
 
 
 class Position(BaseModel):

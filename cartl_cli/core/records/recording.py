@@ -21,7 +21,8 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.ranks import ALONE, Ranks, is_lost
 from cartl_cli.core.records import storage, tensors
 from cartl_cli.core.records.checkpoints import prune, resuming
-from cartl_cli.core.records.manifest import AttackResults, Manifest, Run, TrainingResults
+from cartl_cli.core.records.manifest import Manifest, Run
+from cartl_cli.core.records.results import AttackResults, TrainingResults
 from cartl_cli.core.records.runs import MANIFEST, next_number, read_run, same_runs, state
 
 WEIGHTS = "model.safetensors"

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.configure import HARMLESS
-from cartl_cli.core.records.manifest import AttackResults, Run
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.results import AttackResults
 
 MethodName = Literal["source", "vanilla", "LwF", "NEFT", "CARTL"]
 SHOWN = {"k", "neft_beta", "lwf_lambda", "fdm_lambda", "fraction", "freeze_bn", "dataset", "arch"}

@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 
 from cartl_cli.core.errors import CartlError, RunError
 from cartl_cli.core.records import storage
-from cartl_cli.core.records.manifest import AttackResults, Run, TrainingResults
+from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.results import AttackResults, TrainingResults
 from cartl_cli.core.records.runs import MANIFEST, read_run
 from cartl_cli.core.sweeps.points import Point, Sweep, point_id
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from cartl_cli.core.config import SETTINGS, Kind
+from cartl_cli.core.config.fields import Seed
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.fields import Seed
 from cartl_cli.core.presets import sweep_preset, sweep_presets
 from cartl_cli.core.records import storage
 from cartl_cli.core.sweeps.points import CONFIGS

@@ -24,21 +24,16 @@ from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.randomness import generator, seeded
 from cartl_cli.core.records import recording
 from cartl_cli.core.records.checkpoints import stop_if_asked
-from cartl_cli.core.records.manifest import (
-    Accuracies,
-    Manifest,
-    ModelSpec,
-    Run,
-    TrainingResults,
-    now,
-)
+from cartl_cli.core.records.manifest import Manifest, ModelSpec, Run, now
 from cartl_cli.core.records.recording import Session
+from cartl_cli.core.records.results import Accuracies, TrainingResults
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.training import moving_average, overfitting
 from cartl_cli.core.training.loop import ramp
 from cartl_cli.core.training.progress import Progress
 from cartl_cli.core.training.recipe import LossOfBatch, Recipe, StepLoss, nothing
-from cartl_cli.core.training.running import Setup, set_up, state_size, train
+from cartl_cli.core.training.running import Setup, set_up, train
+from cartl_cli.core.training.state import state_size
 from cartl_cli.core.training.weight_perturbation import perturb_weights
 
 FINAL_PGD_STEPS = 20

@@ -1,13 +1,14 @@
 """A training as a run: what it begins with, and ``fit`` from the newest checkpoint on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cartl_cli.core.allocation import keep_freed_memory
 from cartl_cli.core.compiling import compiled_passes, resolve_compile
@@ -16,22 +17,18 @@ from cartl_cli.core.data.batches import Part
 from cartl_cli.core.data.registry import augmentation, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.devices import resolve_device
-from cartl_cli.core.errors import CartlError, RunError, UsageError
+from cartl_cli.core.errors import CartlError, UsageError
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.precision import autocast_for, resolve_precision
 from cartl_cli.core.ranks import Ranks
 from cartl_cli.core.records import checkpoints, recording, storage
 from cartl_cli.core.records.manifest import DataRecord, Position, Run, data_record, versions
 from cartl_cli.core.records.recording import Session
-from cartl_cli.core.records.tensors import from_bytes, to_bytes
 from cartl_cli.core.training.averaging import averaged
 from cartl_cli.core.training.loop import count_steps, fit, learning_rate, part_of_step, sgd
 from cartl_cli.core.training.progress import Progress
 from cartl_cli.core.training.recipe import Recipe
-
-MODEL = "model.safetensors"
-TRAIN = "train.safetensors"  # the optimizer's momentum, the recipe's state
-METRICS = "metrics.jsonl"
+from cartl_cli.core.training.state import METRICS, State
 
 
 @dataclass(frozen=True)
@@ -148,30 +145,17 @@ def train(
     if config.sync_bn and not ranks.alone:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = sgd(model, config)
-    split = setup.split.to(setup.device)
-    begun, metrics = Position(), b""
-    if ranks.first and (found := checkpoints.newest(run, session.say)):
-        begun, files = found
-        metrics = _restore(run, model, optimizer, recipe, begun, files)
-        total = setup.total_steps
-        if begun.step < total:
-            rate = learning_rate(config, begun.step, total // config.epochs)
-            session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
-    begun = checkpoints.shared(begun, ranks)
-    ranks.share([*model.state_dict().values(), *_momentum(model, optimizer).values()])
+    state = State(model, optimizer, recipe)
+    begun, metrics = _begun(run, state, config, setup, session)
     head_epochs = config.head_phase if isinstance(config, TransferConfig) else 0
     head_steps = setup.total_steps // config.epochs * head_epochs
     loss_of_batch = averaged(model, recipe.loss_of_batch, ranks, setup.device, head_steps)
     last = begun
 
     def contents() -> checkpoints.Contents:
-        return {
-            MODEL: to_bytes(model.state_dict()),
-            TRAIN: to_bytes(_momentum(model, optimizer) | recipe.state),
-            METRICS: metrics,
-        }
+        return state.files(metrics) if ranks.first else {}
 
-    keeper = checkpoints.Keeper(run, contents if ranks.first else dict, begun, asked, ranks)
+    keeper = checkpoints.Keeper(run, contents, begun, asked, ranks)
 
     def step_done(step: int) -> bool:
         recipe.step_done(step)
@@ -188,74 +172,56 @@ def train(
         report(progress)
         keeper.look(last, progress.total_steps)
 
+    failed = session.say if config.compile is None else None  # else it is an error
+    with (
+        failures_told(run, config.batch_size, lambda: last.step),
+        compiled_passes(config.batch_size if setup.compile else 0, failed),
+    ):
+        return fit(
+            model,
+            optimizer,
+            setup.split.to(setup.device),
+            config,
+            setup.augment,
+            loss_of_batch,
+            setup.autocast,
+            begun,
+            look,
+            step_done,
+            ranks,
+        )
+
+
+def _begun(
+    run: Run, state: State, config: TrainingConfig, setup: Setup, session: Session
+) -> tuple[Position, bytes]:
+    """Where to begin, and the metrics so far: at the newest checkpoint, which ``state`` takes over.
+
+    Of many processes the first one reads it, and the others get what it has read.
+    """
+    begun, metrics, total = Position(), b"", setup.total_steps
+    if setup.ranks.first and (found := checkpoints.newest(run, session.say)):
+        begun, files = found
+        metrics = state.restore(run, begun, files)
+        if begun.step < total:
+            rate = learning_rate(config, begun.step, total // config.epochs)
+            session.say(f"going on after step {begun.step} of {total}, learning rate {rate:.3g}")
+    setup.ranks.share(state.tensors)
+    return checkpoints.shared(begun, setup.ranks), metrics
+
+
+@contextmanager
+def failures_told(run: Run, batch_size: int, reached: Callable[[], int]) -> Iterator[None]:
+    """Where memory or the device fails after the step ``reached``, say what to do: CartlError."""
     try:
-        failed = session.say if config.compile is None else None  # else it is an error
-        with compiled_passes(config.batch_size if setup.compile else 0, failed):
-            return fit(
-                model,
-                optimizer,
-                split,
-                config,
-                setup.augment,
-                loss_of_batch,
-                setup.autocast,
-                begun,
-                look,
-                step_done,
-                ranks,
-            )
+        yield
     except torch.OutOfMemoryError:
         raise CartlError(
-            f"out of memory at batch size {config.batch_size}; start a new run with "
-            f"--batch-size {max(2, config.batch_size // 2)}"
+            f"out of memory at batch size {batch_size}; start a new run with "
+            f"--batch-size {max(2, batch_size // 2)}"
         ) from None
     except torch.AcceleratorError as error:
         raise CartlError(
-            f"device failed after step {last.step} ({error}); go on with: "
+            f"device failed after step {reached()} ({error}); go on with: "
             f"{checkpoints.resuming(run)}"
         ) from None
-
-
-def state_size(model: BlockModel, recipe: Recipe) -> int:
-    """Bytes of one checkpoint: the model's state, the momentum of what is trained, the recipe's."""
-    momentum = [p for p in model.parameters() if p.requires_grad]
-    tensors = [*model.state_dict().values(), *momentum, *recipe.state.values()]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _trained(model: BlockModel) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _momentum(model: BlockModel, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    if optimizer.defaults["momentum"] == 0:
-        return {}
-    return {
-        name: optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in _trained(model).items()
-    }
-
-
-def _restore(
-    run: Run,
-    model: BlockModel,
-    optimizer: torch.optim.SGD,
-    recipe: Recipe,
-    begun: Position,
-    files: dict[str, bytes],
-) -> bytes:
-    """Put a checkpoint into model, optimizer and recipe; give back its metrics."""
-    where = run.folder / f"ckpt-{begun.step:06d}"
-    if files.keys() != {MODEL, TRAIN, METRICS}:
-        raise RunError(f"checkpoint is not that of a training: {where}")
-    trained = _trained(model)
-    expected = trained if optimizer.defaults["momentum"] > 0 else {}
-    found = from_bytes(files[TRAIN], expected | recipe.state, where)
-    model.load_state_dict(from_bytes(files[MODEL], model.state_dict(), where))
-    for name, tensor in recipe.state.items():
-        tensor.copy_(found[name])
-    for name in expected:
-        # in the parameter's memory layout
-        buffer = torch.empty_like(trained[name]).copy_(found[name])
-        optimizer.state[trained[name]]["momentum_buffer"] = buffer.detach()
-    return files[METRICS]

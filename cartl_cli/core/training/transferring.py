@@ -17,21 +17,16 @@ from cartl_cli.core.losses import forgetting
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.randomness import seeded
 from cartl_cli.core.records import recording, runs
-from cartl_cli.core.records.manifest import (
-    Manifest,
-    ModelSpec,
-    Run,
-    TrainingResults,
-    now,
-    source_record,
-)
+from cartl_cli.core.records.manifest import Manifest, ModelSpec, Run, now, source_record
 from cartl_cli.core.records.recording import Session
+from cartl_cli.core.records.results import TrainingResults
 from cartl_cli.core.stopping import stop_signals
 from cartl_cli.core.training.extraction import extracted, settled
 from cartl_cli.core.training.pretraining import natural_loss
 from cartl_cli.core.training.progress import Progress
 from cartl_cli.core.training.recipe import LossOfBatch, Recipe, StepLoss
-from cartl_cli.core.training.running import set_up, state_size, train
+from cartl_cli.core.training.running import set_up, train
+from cartl_cli.core.training.state import state_size
 from cartl_cli.core.training.surgery import apply_neft, bake, freeze, replace_head, spectral_norms
 
 
