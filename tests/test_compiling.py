@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
-from cartl_cli.core import compiling
 from cartl_cli.core.attacks.pgd import ascent
 from cartl_cli.core.compiling import (
     WORTHWHILE,
@@ -140,42 +139,6 @@ def test_by_default_long_trainings_on_cuda_are_compiled() -> None:
 def test_passes_are_replayed_as_graphs_on_cuda_alone() -> None:
     assert graph_mode(torch.device("cuda", 1)) == "reduce-overhead"
     assert graph_mode(torch.device("cpu")) is None
-
-
-class Replayed(torch.autograd.Function):
-    """3x, as a CUDA graph has it: each run writes to the same memory, forward and backward."""
-
-    out, back = torch.zeros(FULL, 3), torch.zeros(FULL, 3)
-
-    @staticmethod
-    def forward(_: Any, batch: Tensor) -> Tensor:
-        return Replayed.out.copy_(3 * batch).view_as(batch)
-
-    @staticmethod
-    def backward(_: Any, *gradients: Tensor) -> Tensor:
-        return Replayed.back.copy_(3 * gradients[0]).view_as(gradients[0])
-
-
-@pytest.mark.parametrize("count", [FULL, FULL - 1])
-def test_what_a_graph_gives_outlives_its_next_run(
-    monkeypatch: pytest.MonkeyPatch, linear: nn.Linear, count: int
-) -> None:
-    def graph(take: object, **options: Any) -> Callable[..., Tensor]:
-        assert options["mode"] == "reduce-overhead"
-        return lambda model, batch: Replayed.apply(batch)
-
-    monkeypatch.setattr(torch, "compile", graph)
-    monkeypatch.setattr(compiling, "graph_mode", lambda device: "reduce-overhead")
-    forward, found = passing(), []
-    batches = [torch.rand(count, 3, requires_grad=True) for _ in range(2)]
-    with compiled_passes(FULL):
-        for number, batch in enumerate(batches, start=1):
-            out = forward(linear.eval(), batch)
-            (gradient,) = torch.autograd.grad(number * out.sum(), batch)
-            assert torch.equal(gradient, torch.full_like(batch, 3 * number))
-            found.append(out.detach())
-    for batch, out in zip(batches, found, strict=True):
-        assert torch.equal(out, 3 * batch)
 
 
 @pytest.fixture(scope="module")
