@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cartl_cli.core.records.runs import read_model, read_run, read_source
 from cartl_cli.core.trust.checks import Check
 from cartl_cli.core.trust.invariants import invariants
 from cartl_cli.core.trust.probe import Probe
+from cartl_cli.core.trust.tiers import CHECKS
 from tests.conftest import Command
 
 QUICK = ("--attack", "pgd", "--pgd-steps", 2, "--limit", 8, "--precision", "fp32")
@@ -100,7 +103,7 @@ def test_thorough_checks_are_made_on_more_images(
 ) -> None:
     seen = []
 
-    def watched(probe: Probe, tier: str) -> list[Check]:
+    def watched(probe: Probe, tier: str, between: object) -> list[Check]:
         seen.append((tier, probe.count, probe.k))
         return []
 
@@ -147,3 +150,23 @@ def test_images_of_a_list_of_eps_are_checked_by_the_eps_they_fell_at(
     assert (moved <= probe.allowed + 1e-6).all()
     (verdict,) = [c["verdict"] for c in json.loads(done.out)["trust"] if c["id"] == "V3"]
     assert verdict == "pass"
+
+
+def test_an_attack_that_is_stopped_while_checked_goes_on_with_the_checks(
+    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(probe: Probe) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    straight = json.loads(cartl("attack", copied / "source", *QUICK, "--json").out)
+    with monkeypatch.context() as patch:
+        patch.setitem(CHECKS, "fast", (stop, *CHECKS["fast"]))
+        done = cartl("attack", copied / "source", *QUICK, "--force", "--name", "stopped")
+    assert done.code == 128 + signal.SIGTERM
+    assert "interrupted while checking the attack, after its last batch; go on with" in done.err
+    assert read_run(copied / "stopped").manifest.status == "interrupted"
+    went_on = cartl("attack", "--resume", "stopped", "--json")
+    assert "going on after batch" in went_on.err
+    found = json.loads(went_on.out)
+    for name in ("by_eps", "trust", "headline"):
+        assert found[name] == straight[name]

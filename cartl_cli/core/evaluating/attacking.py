@@ -25,7 +25,7 @@ from cartl_cli.core.evaluating.summary import summary
 from cartl_cli.core.evaluating.trusting import checked
 from cartl_cli.core.ranks import Ranks
 from cartl_cli.core.records import recording, runs
-from cartl_cli.core.records.checkpoints import Keeper, newest, shared
+from cartl_cli.core.records.checkpoints import Keeper, newest, shared, stop_if_asked
 from cartl_cli.core.records.manifest import (
     Manifest,
     Position,
@@ -78,7 +78,18 @@ def attack(
         search(run, setup, verdicts, position, began, asked, report, ranks)
         if not ranks.first:
             return run
-        checks = checked(run, attacked, plan, model, split, verdicts, before, clean, setup.autocast)
+        checks = checked(
+            run,
+            attacked,
+            plan,
+            model,
+            split,
+            verdicts,
+            before,
+            clean,
+            setup.autocast,
+            lambda: stop_if_asked(run, asked, "while checking the attack, after its last batch"),
+        )
         diagnosis = diagnosed(config, attacked, model, split, verdicts, say)
         file, saved = None, None
         if config.save_adversarial:

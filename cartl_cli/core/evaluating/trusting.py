@@ -1,6 +1,6 @@
 """The checks of trust, made on a finished attack of the recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import torch
@@ -55,11 +55,12 @@ def checked(
     before: Snapshot,
     clean: CleanAccuracy | None,
     autocast: torch.autocast,
+    between: Callable[[], None],
 ) -> list[Check]:
     """What the checks of the tier that ``run`` asks for say, at its largest eps, by number.
 
-    ``before`` is the model as it was when the attack began. The strength of an attack with eps 0
-    is not checked.
+    ``before`` is the model as it was when the attack began, ``between`` is called before each check
+    of its strength. That of an attack with eps 0 is not checked.
     """
     config, manifest = run.manifest.config, run.manifest
     assert isinstance(config, AttackConfig)
@@ -92,7 +93,7 @@ def checked(
         alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
         found.append(best_iterate(torch.stack(alone), verdicts.last))
     if budget.eps > 0:
-        found += strength(probe, config.checks)
+        found += strength(probe, config.checks, between)
     return sorted(found, key=lambda check: (check.id[0] != "V", int(check.id[1:])))
 
 

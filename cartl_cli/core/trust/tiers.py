@@ -82,7 +82,13 @@ CHECKS: Mapping[Tier, tuple[Callable[[Probe], Check | None], ...]] = {
 """The checks of each tier; None says that a check does not apply."""
 
 
-def strength(probe: Probe, tier: Tier) -> list[Check]:
-    """What the checks of a tier say of a finished attack, with eps above 0."""
-    found = [check(probe) for check in CHECKS[tier]]
+def strength(probe: Probe, tier: Tier, between: Callable[[], None] = lambda: None) -> list[Check]:
+    """What the checks of a tier say of a finished attack, with eps above 0.
+
+    ``between`` is called before each of them.
+    """
+    found = []
+    for check in CHECKS[tier]:
+        between()
+        found.append(check(probe))
     return [check for check in found if check is not None]
