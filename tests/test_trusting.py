@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cartl_cli.core.attacks.pgd import STANDS, Budget
+from cartl_cli.core.attacks.pgd import STANDS, Budget, predict
 from cartl_cli.core.evaluating import attacking, evaluation, trusting
 from cartl_cli.core.evaluating.evaluation import Plan, Verdicts
 from cartl_cli.core.evaluating.trusting import allowed
@@ -103,7 +103,7 @@ def test_thorough_checks_are_made_on_more_images(
 ) -> None:
     seen = []
 
-    def watched(probe: Probe, tier: str, between: object) -> list[Check]:
+    def watched(probe: Probe, tier: str, before_pass: object) -> list[Check]:
         seen.append((tier, probe.count, probe.k))
         return []
 
@@ -157,6 +157,8 @@ def test_an_attack_that_is_stopped_while_checked_goes_on_with_the_checks(
 ) -> None:
     def stop(probe: Probe) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+        predict(probe.model, probe.images)
+        raise AssertionError("the check goes on after the signal")
 
     straight = json.loads(cartl("attack", copied / "source", *QUICK, "--json").out)
     with monkeypatch.context() as patch:

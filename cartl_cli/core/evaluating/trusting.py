@@ -55,12 +55,12 @@ def checked(
     before: Snapshot,
     clean: CleanAccuracy | None,
     autocast: torch.autocast,
-    between: Callable[[], None],
+    before_pass: Callable[[], None],
 ) -> list[Check]:
     """What the checks of the tier that ``run`` asks for say, at its largest eps, by number.
 
-    ``before`` is the model as it was when the attack began, ``between`` is called before each check
-    of its strength. That of an attack with eps 0 is not checked.
+    ``before`` is the model as it was when the attack began. ``before_pass`` is called before each
+    pass of the model while its strength is checked; that of an attack with eps 0 is not.
     """
     config, manifest = run.manifest.config, run.manifest
     assert isinstance(config, AttackConfig)
@@ -93,7 +93,7 @@ def checked(
         alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
         found.append(best_iterate(torch.stack(alone), verdicts.last))
     if budget.eps > 0:
-        found += strength(probe, config.checks, between)
+        found += strength(probe, config.checks, before_pass)
     return sorted(found, key=lambda check: (check.id[0] != "V", int(check.id[1:])))
 
 

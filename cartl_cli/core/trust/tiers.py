@@ -82,13 +82,17 @@ CHECKS: Mapping[Tier, tuple[Callable[[Probe], Check | None], ...]] = {
 """The checks of each tier; None says that a check does not apply."""
 
 
-def strength(probe: Probe, tier: Tier, between: Callable[[], None] = lambda: None) -> list[Check]:
+def strength(
+    probe: Probe, tier: Tier, before_pass: Callable[[], None] = lambda: None
+) -> list[Check]:
     """What the checks of a tier say of a finished attack, with eps above 0.
 
-    ``between`` is called before each of them.
+    ``before_pass`` is called before each pass of the model, and of copies made meanwhile: a check
+    can take minutes.
     """
-    found = []
-    for check in CHECKS[tier]:
-        between()
-        found.append(check(probe))
+    watch = probe.model.register_forward_pre_hook(lambda model, batch: before_pass())
+    try:
+        found = [check(probe) for check in CHECKS[tier]]
+    finally:
+        watch.remove()
     return [check for check in found if check is not None]
