@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,3 +152,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
     if any("test_bad_input.py" in test for test in passed):
         terminalreporter.write_line(coverage(passed))
+
+
+@pytest.fixture
+def careless() -> Iterator[None]:
+    """A caller who lets matrix products and convolutions round to less than float32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,6 +146,15 @@ def test_the_next_image_takes_the_place_of_one_that_leaves(to_the_end: bool) -> 
     assert sum(passes) == int(stood.clamp_max(budget.steps).sum())
     assert max(passes) == 16
     assert min(passes[: -2 * budget.steps]) >= 14
+
+
+def test_a_verdict_is_float32_whatever_the_caller_does(careless: None) -> None:
+    model, images, _ = linear(4)
+    expected = predict(copy.deepcopy(model).double(), images.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = predict(model, images)
+    assert (found - expected).abs().max() < 1e-4
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_a_logit_that_is_not_finite_counts_as_wrong() -> None:

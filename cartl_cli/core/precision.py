@@ -27,12 +27,17 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 
 @contextmanager
 def float32(device: torch.device) -> Iterator[None]:
-    """Plain float32: no autocast, no TF32."""
-    with (
-        torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
-    ):
-        yield
+    """Plain float32: no autocast, no TF32, no matrix products in bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def autocast_for(device: torch.device, precision: Literal["fp32", "bf16"]) -> torch.autocast:
