@@ -282,7 +282,7 @@ def main() -> None:
         "fixed work": compared(
             runs_dir, options.cartl, Task(BATCH, max(steps // 5, 1), to_the_end=True), rounds, names
         ),
-        "overhead": overhead(model_of(runs_dir, options.cartl), max(steps // 2, 1), rounds),
+        "overhead": overhead(model_of(runs_dir, options.cartl), steps, rounds),
         "checks": checks(runs_dir, options.cartl, steps, options.checked),
         "memory": memory(runs_dir, options.cartl, tuple(options.sizes), steps),
         "vanilla": compared(runs_dir, options.vanilla, verdict, options.verdict_rounds, names),

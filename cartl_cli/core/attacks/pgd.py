@@ -217,5 +217,5 @@ def ascent(
 
 def _step(adversarial: Tensor, gradient: Tensor, images: Tensor, budget: Budget) -> Tensor:
     """x̃ ← Π(x̃ + α·∇/‖∇‖), in ℓ∞ the sign of ∇; Π onto the ε-ball and onto [0, 1]."""
-    moved = adversarial + budget.step_size * uphill(gradient, budget.norm)
+    moved = torch.add(adversarial, uphill(gradient, budget.norm), alpha=budget.step_size)
     return project(moved, images, budget.eps, budget.norm)
