@@ -21,7 +21,7 @@ def project(points: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
     The images lie in the box, so that clamping to it does not lead out of the ball again.
     """
     if norm == "linf":
-        return points.clamp(images - eps, images + eps).clamp_(0, 1)
+        return (points - images).clamp_(-eps, eps).add_(images).clamp_(0, 1)
     delta = points - images
     shrink = (eps / sizes(delta, norm).clamp_min(1e-12)).clamp_max(1)
     return (images + shrink * delta).clamp(0, 1)

@@ -150,7 +150,8 @@ def walk(
     with eval_mode(model):
         while busy.any():
             ended = busy & (suspected == STANDS) & (taken == steps)
-            seen[ended], suspected[ended] = adversarial[ended], steps
+            if ended.any():
+                seen[ended], suspected[ended] = adversarial[ended], steps
             waiting = busy & (suspected != STANDS)
             in_doubt = waiting & (suspected < steps)
             # a look costs a pass however few they are; without a queue, doubt holds up the end
@@ -174,12 +175,15 @@ def walk(
                     images[free], labels[free], adversarial[free] = begin(arriving)
             else:
                 rows = (busy & ~waiting).nonzero().squeeze(1)
-                some = slice(None) if len(rows) == len(busy) else rows  # all: no copy
+                everybody = len(rows) == len(busy)
+                some = slice(None) if everybody else rows  # no copy of everybody
                 points = adversarial[some]
                 logits, gradient = ascent(light, points, labels[some], objective)
                 wrong = ~correct(logits, labels[some]) & (fell_at[some] == STANDS)
-                seen[rows[wrong]], suspected[rows[wrong]] = points[wrong], taken[rows[wrong]]
-                adversarial[some] = _step(points, gradient, images[some], budget)
+                if wrong.any():
+                    seen[rows[wrong]], suspected[rows[wrong]] = points[wrong], taken[rows[wrong]]
+                moved = _step(points, gradient, images[some], budget)
+                adversarial = moved if everybody else adversarial.index_copy(0, rows, moved)
                 taken[some] += 1
 
 
