@@ -176,7 +176,7 @@ def walk(
             else:
                 rows = (busy & ~waiting).nonzero().squeeze(1)
                 everybody = len(rows) == len(busy)
-                some = slice(None) if everybody else rows  # no copy of everybody
+                some = slice(None) if everybody else rows  # no copy
                 points = adversarial[some]
                 logits, gradient = ascent(light, points, labels[some], objective)
                 wrong = ~correct(logits, labels[some]) & (fell_at[some] == STANDS)

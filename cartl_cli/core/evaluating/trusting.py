@@ -60,7 +60,7 @@ def checked(
     """What the checks of the tier that ``run`` asks for say, at its largest eps, by number.
 
     ``before`` is the model as it was when the attack began. ``before_pass`` is called before each
-    pass of the model while its strength is checked; that of an attack with eps 0 is not.
+    prediction while its strength is checked; that of an attack with eps 0 is not.
     """
     config, manifest = run.manifest.config, run.manifest
     assert isinstance(config, AttackConfig)

@@ -87,8 +87,8 @@ def strength(
 ) -> list[Check]:
     """What the checks of a tier say of a finished attack, with eps above 0.
 
-    ``before_pass`` is called before each pass of the model, and of copies made meanwhile: a check
-    can take minutes.
+    ``before_pass`` is called before each prediction of the model, and of copies made meanwhile: a
+    check can take minutes. Passes of the source (K10) or to features (K17) alone take seconds.
     """
     watch = probe.model.register_forward_pre_hook(lambda model, batch: before_pass())
     try:
