@@ -259,6 +259,28 @@ def test_what_cannot_be_divided_is_refused(setting: dict[str, object], said: str
         check_division(config, Ranks(1, 2, 1), cpu)
 
 
+GROUP_ENDS = """
+import weakref
+from torch import distributed
+from cartl_cli.core.ranks import joined
+with joined():
+    import torchvision
+    group = weakref.ref(distributed.group.WORLD)
+    assert group() is not None
+assert group() is None
+"""
+
+
+def test_nothing_keeps_the_group_and_its_threads_after_its_end() -> None:
+    """A thread of it that ends with the interpreter can abort the process."""
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "PATH": "/usr/bin:/bin"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    root = Path(__file__).parent.parent
+    script = [sys.executable, "-c", GROUP_ENDS]
+    done = subprocess.run(script, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_torchrun_itself(place: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     arguments = [*tiny.command("attack")[:-1], "by-torchrun", "--force", "--json"]

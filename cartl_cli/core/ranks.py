@@ -145,6 +145,10 @@ def joined() -> Iterator[Callable[[], bool]]:
     Gives a function that tells, of the processes that end with an error, whether this is the first:
     the one that knows the cause.
     """
+    # Its functions take the group there is at their import as a default. Imported later, by
+    # torchvision, they would keep the group's threads into the end of the interpreter: an abort.
+    from torch.distributed.nn import functional  # noqa: F401
+
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
