@@ -44,7 +44,7 @@ def test_traffic_signs_go_the_whole_way(cartl: Command) -> None:
 def test_grayscale_digits_are_converted_and_learned(cartl: Command) -> None:
     done = cartl(
         *("pretrain", "--dataset", DIGITS, "--classes", "0,1,7", "--arch", "wrn-10-1", "--k", 2),
-        *("--method", "natural", "--epochs", 2, "--json"),
+        *("--method", "natural", "--epochs", 4, "--json"),
     )
     assert done.code == 0, done.err
     assert "2,100 of 2,100 images were grayscale, made RGB" in done.err
