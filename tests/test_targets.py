@@ -103,11 +103,31 @@ def test_a26_results_on_different_splits_are_kept_apart(attack: Command) -> None
     done = attack("tested", "--split", "train", "--name", "on-train", "--compare", "on-test")
     assert done.code == 2
     assert "'on-test' was measured on test images, here on train images" in done.err
-    assert (Path("runs") / "on-train").exists()  # another attack, no repeat
+    assert not (Path("runs") / "on-train").exists()
+    done = attack("tested", "--split", "train", "--name", "on-train")
+    assert done.code == 0, done.err  # another attack, no repeat
     done = attack("tested", "--split", "train")
     assert (done.code, "already there" in done.err) == (2, True)
     done = attack("--resume", "on-train", "--split", "test")
     assert (done.code, "--split train -> test" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("--restarts 2", "has restarts 1, here 2; attack both alike"),
+        ("--eps 4/255,16/255", "has eps 8/255, here 4/255,16/255; attack both alike"),
+        ("--norm l2 --eps 0.5", "has norm linf, here l2; attack both alike"),
+        ("--limit 4", "was measured on other images"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_the_attack(
+    attack: Command, other: str, said: str
+) -> None:
+    assert attack("tested", "--name", "plain").code == 0
+    done = attack("tested", *other.split(), "--name", "never", "--compare", "plain")
+    assert (done.code, done.err) == (2, f"cartl: error: --compare: 'plain' {said}\n")
+    assert not (Path("runs") / "never").exists()
 
 
 def test_runs_that_held_out_other_parts_meet_on_the_test_split(attack: Command) -> None:

@@ -81,7 +81,7 @@ def attack(
         find_run(compare, opened.session.runs_dir, "--compare", ("attack",)) if compare else None
     )
     with attack_progress() as report:
-        run = opened.finished or attack_run(chosen, attacked, opened.session, report, force)
+        run = opened.finished or attack_run(chosen, attacked, opened.session, report, force, other)
     if not opened.session.ranks.first:
         return
     say(f"saved {run.folder}")

@@ -11,6 +11,7 @@ from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DataError, RunError, UsageError
+from cartl_cli.core.evaluating.comparing import check_comparable
 from cartl_cli.core.evaluating.diagnosing import diagnosed
 from cartl_cli.core.evaluating.evaluation import (
     Verdicts,
@@ -51,9 +52,11 @@ def attack(
     session: Session,
     report: Callable[[int, int], None],
     force: bool,
+    other: Run | None = None,
 ) -> Run:
     """Attack a finished run's model, on the images that measure it or others, as a run of its own.
 
+    With ``other``, an attack that is to be compared with this one, both must be alike.
     ``report`` gets (images attacked, in all), an image counting once for each eps and attack.
     Raises UsageError, RunError or DataError before any work, StoppedError once a signal asked to
     stop and the verdicts so far are saved.
@@ -61,6 +64,8 @@ def attack(
     setup, ranks, say = set_up(config, attacked, session), session.ranks, session.say
     model, split, plan = setup.model, setup.split, setup.plan
     draft = drafted(config, attacked, setup, ranks)
+    if other is not None:
+        check_comparable(draft, setup.indices, other)
     if session.resume is None and not force:
         _refuse_repeat(session, draft)
     for note in (*setup.data.notes, *notes(config, setup.data)):

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.records.manifest import Manifest, Run
 from cartl_cli.core.records.tensors import from_bytes, read_recorded
 from cartl_cli.core.statistics import Difference, paired_difference
+from cartl_cli.core.values import shown_pixels
 
 SAME = ("attacks", "norm", "eps", "pgd_steps", "restarts", "queries")
 
@@ -19,9 +20,7 @@ def compare(ours: Run, theirs: Run) -> dict[float | None, Difference]:
     each can be compared.
     """
     first, second = read_outcomes(ours), read_outcomes(theirs)
-    check_comparable(ours, theirs)
-    if not first["indices"].equal(second["indices"]):
-        raise UsageError(f"--compare: {theirs.name!r} was measured on other images")
+    check_comparable(ours.manifest, first["indices"], theirs)
     found: dict[float | None, Difference] = {
         None: paired_difference(first["clean"], second["clean"])
     }
@@ -30,22 +29,26 @@ def compare(ours: Run, theirs: Run) -> dict[float | None, Difference]:
     return found
 
 
-def check_comparable(ours: Run, theirs: Run) -> None:
-    """Refuse runs whose attacks or data differ. Raises UsageError naming what does."""
+def check_comparable(ours: Manifest, indices: Tensor, theirs: Run) -> None:
+    """Refuse attacks, data or images (``indices`` are ours) that differ from those of ``theirs``.
+
+    Raises UsageError naming what does, RunError if ``theirs`` is not complete.
+    """
     if theirs.manifest.kind != "attack":
         raise UsageError(
             f"--compare: {theirs.name!r} is no attack; attack it first, then give that"
         )
-    mine, other = ours.manifest.config, theirs.manifest.config
+    mine, other = ours.config, theirs.manifest.config
     assert isinstance(mine, AttackConfig)
     assert isinstance(other, AttackConfig)
     for name in SAME:
         if getattr(mine, name) != getattr(other, name):
             raise UsageError(
-                f"--compare: {theirs.name!r} has another {name}: {getattr(other, name)}, here "
-                f"{getattr(mine, name)}"
+                f"--compare: {theirs.name!r} has {name.replace('_', ' ')} "
+                f"{_shown(getattr(other, name))}, here {_shown(getattr(mine, name))}; "
+                "attack both alike"
             )
-    here, there = ours.manifest.data, theirs.manifest.data
+    here, there = ours.data, theirs.manifest.data
     if here.measured != there.measured:
         raise UsageError(
             f"--compare: {theirs.name!r} was measured on {there.measured} images, here on "
@@ -53,6 +56,14 @@ def check_comparable(ours: Run, theirs: Run) -> None:
         )
     if here.fingerprint != there.fingerprint:
         raise UsageError(f"--compare: {theirs.name!r} was measured on other data")
+    if not indices.equal(read_outcomes(theirs)["indices"]):
+        raise UsageError(f"--compare: {theirs.name!r} was measured on other images")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return shown_pixels(value) if isinstance(value, float) else str(value)
 
 
 def read_outcomes(run: Run) -> dict[str, Tensor]:
