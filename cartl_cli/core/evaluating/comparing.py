@@ -34,10 +34,6 @@ def check_comparable(ours: Manifest, indices: Tensor, theirs: Run) -> None:
 
     Raises UsageError naming what does, RunError if ``theirs`` is not complete.
     """
-    if theirs.manifest.kind != "attack":
-        raise UsageError(
-            f"--compare: {theirs.name!r} is no attack; attack it first, then give that"
-        )
     mine, other = ours.config, theirs.manifest.config
     assert isinstance(mine, AttackConfig)
     assert isinstance(other, AttackConfig)
