@@ -41,20 +41,21 @@ from benchmarks.competitors import (
     ways,
 )
 from benchmarks.peers import DISTRIBUTIONS, missing
-from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.attacks.pgd import ascent, predict
-from cartl_cli.core.compiling import compiled_passes
+from cartl_cli.core.attacks.judged_pgd import predict
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.shapes import shapes_target
-from cartl_cli.core.evaluating import attacking
-from cartl_cli.core.evaluating.evaluation import Plan, robustness, unattacked
-from cartl_cli.core.evaluating.trusting import checked
-from cartl_cli.core.losses import cross_entropy
+from cartl_cli.core.evaluation import attack_run
+from cartl_cli.core.evaluation.trust_checks import checked
+from cartl_cli.core.evaluation.verdicts import Plan, robustness, unattacked
+from cartl_cli.core.method.losses import cross_entropy
+from cartl_cli.core.method.pgd import ascent
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.models.folding import folded
-from cartl_cli.core.records import runs
-from cartl_cli.core.records.recording import Session
-from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.runs import reader
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.runtime.devices import keep_freed_memory
 
 SIZES = (1_000, 10_000)  # images of the memory's measurement
 Figures = dict[str, Any]
@@ -158,11 +159,12 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
         seconds.append(time.perf_counter() - began)
         return found
 
-    attacked = runs.find_run(name, runs_dir, "RUN", ("transfer",))
+    attacked = reader.find_run(name, runs_dir, "RUN", ("transfer",))
     config = AttackConfig(run=name, attack=("pgd",), pgd_steps=steps, batch_size=BATCH)
     session = Session(runs_dir, None, None, progress.print)
-    with mock.patch.object(attacking, "checked", clocked):
-        run = attacking.attack(config, attacked, session, lambda done, total: None, force=True)
+    with mock.patch.object(attack_run, "checked", clocked):
+        run = attack_run.attack_model(config, attacked, session, lambda done, total: None, True)
+    assert run is not None
     results = run.attack_results
     attack_seconds = (results.seconds - seconds[0]) * count / results.n
     return {
@@ -192,7 +194,8 @@ def evaluate(runs_dir: Path, name: str, count: int, steps: int) -> None:
     some = split.take(torch.arange(len(split)).repeat(math.ceil(count / len(split)))[:count])
     plan = Plan(("pgd",), (budget(steps),), 1, 1, 1, 0, BATCH)
     autocast = next(iter(ways().values())).autocast
-    robustness(model, some, plan, autocast, unattacked(model, some, plan), lambda left: None)
+    for _ in robustness(model, some, plan, autocast, unattacked(model, some, plan)):
+        pass
 
 
 def memory(runs_dir: Path, name: str, sizes: tuple[int, ...], steps: int) -> Figures:

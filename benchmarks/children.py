@@ -20,11 +20,7 @@ def process(module: str, *arguments: str) -> Iterator[Callable[[], Figures]]:
     """``python -m MODULE``, which ``serve``s and has warmed up; each call is a round."""
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from benchmarks import children
 from benchmarks.peers import PEERS, peer
-from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.attacks.pgd import Budget, correct, predict
-from cartl_cli.core.attacks.suite import ATTACKS, Batch, Setting, Targets
-from cartl_cli.core.compiling import compiled_passes
+from cartl_cli.core.attacks.contract import AttackSetting, Batch, Targets
+from cartl_cli.core.attacks.judged_pgd import correct, pgd_cross_entropy, predict
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.data.split import Split, stratified, to_pixels
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for, native_bfloat16
-from cartl_cli.core.records import runs
+from cartl_cli.core.models.compiling import compiled_passes
+from cartl_cli.core.runs import reader, weights
+from cartl_cli.core.runtime.devices import autocast_for, keep_freed_memory, native_bfloat16
 
 CPU = torch.device("cpu")
 EPS = 8 / 255
@@ -52,7 +52,7 @@ class Measured:
 
 def model_of(runs_dir: Path, name: str) -> BlockModel:
     """The model of a finished transfer, in evaluation mode."""
-    return runs.read_model(runs.find_run(name, runs_dir, "RUN", ("transfer",))).eval()
+    return weights.read_model(reader.find_run(name, runs_dir, "RUN", ("transfer",))).eval()
 
 
 def budget(steps: int) -> Budget:
@@ -85,20 +85,24 @@ def pixels(split: Split) -> tuple[Tensor, Tensor]:
     return to_pixels(split.images), split.labels
 
 
+class FloatTargets(Targets):
+    """Images that are float32 in [0, 1] already, as the peers get them."""
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Some of the images."""
+        return Batch(self.images[indices], self.labels[indices], indices)
+
+
 def cartl(model: BlockModel, limits: Budget, way: Way, to_the_end: bool) -> Run:
     """What ``cartl attack`` does with images; fallen ones leave unless ``to_the_end``."""
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-
-        def batch(indices: Tensor) -> Batch:
-            return Batch(images[indices], labels[indices], indices)
-
-        targets = Targets(torch.arange(len(images)), BATCH, batch)
+        targets = FloatTargets(images, labels, torch.arange(len(images)), BATCH)
         found = torch.empty_like(images)
         with way.autocast, compiled_passes(BATCH if way.compiled else 0):
-            setting = Setting(0, 0, 1, 1, to_the_end)
-            for indices, outcome in ATTACKS["pgd"](model, targets, limits, setting):
+            setting = AttackSetting(0, 0, 1, 1, to_the_end)
+            for indices, outcome in pgd_cross_entropy(model, targets, limits, setting):
                 found[indices] = outcome.adversarial
         return found
 

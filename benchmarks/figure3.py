@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.commands import machine, made
 from benchmarks.gain import ATTACK
-from cartl_cli.display.plots import BLUE, GREEN, RED, rendered, style
+from cartl_cli.display.attack_grid import GREEN
+from cartl_cli.display.attack_plots import BLUE, RED, rendered, style
 
 BLOCKS = 8  # wrn-16-1
 LEARNING_RATE = 0.015

@@ -31,11 +31,7 @@ TARGETS: dict[str, list[object]] = {
     "cartl": ["--neft-beta", NEFT_BETA, "--freeze-bn", "affine"],
 }
 ATTACK = ("--attack", "pgd,pgd-margin", "--pgd-steps", 100, "--checks", "off")
-METHODS = {
-    "vanilla": "vanilla",
-    "vanilla-affine": "vanilla, --freeze-bn affine",
-    "cartl": "CARTL",
-}
+METHODS = {"vanilla": "vanilla", "vanilla-affine": "vanilla, --freeze-bn affine", "cartl": "CARTL"}
 COLUMNS = {
     "clean": "clean_accuracy",
     "PGD-100 cross-entropy": "robust_accuracy_ce",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core.attacks.pgd import Budget
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
 
 Peer = Callable[[Tensor, Tensor], Tensor]

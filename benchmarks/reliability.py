@@ -23,7 +23,7 @@ from unittest import mock
 from rich.console import Console
 
 from benchmarks.commands import machine
-from cartl_cli.core.records import checkpoints
+from cartl_cli.core.runs import checkpoints
 from tests import tiny
 from tests.crashes import call, fault, power_cuts, sync_sites, undisturbed
 from tests.disks import FAULTS, MODELS

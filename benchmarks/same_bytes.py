@@ -6,8 +6,8 @@
 
 Every method of pretrain, the methods and batch-norm cases of transfer, an attack with all attacks
 and every check, and a sweep with its report. Each command leaves a text file: the sha256 of its
-weights or verdicts, its metrics, and what it printed. Times, dates and ids are left out. It takes
-some minutes.
+weights or verdicts, its metrics and results, and what it printed. Times, dates, ids and settings
+are left out: a version may have settings that another has not. It takes some minutes.
 """
 
 import argparse
@@ -22,7 +22,11 @@ from pathlib import Path
 
 SMALL = "--classes disk,square,bar --epochs 2 --batch-size 32 --seed 3 --device cpu"
 SOURCE = f"{SMALL} --arch wrn-10-1 --k 3 --pgd-steps 2 --val-fraction 0.1"
-RESIDUAL = SOURCE.replace("wrn-10-1", "resnet-18").replace("--epochs 2", "--epochs 1").replace(",square,bar", ",bar")
+RESIDUAL = (
+    SOURCE.replace("wrn-10-1", "resnet-18")
+    .replace("--epochs 2", "--epochs 1")
+    .replace(",square,bar", ",bar")
+)
 TARGET = f"{SMALL.replace('disk,square,bar', 'ring,frame,grid')} --source at"
 ATTACKS = "pgd,fgsm,pgd-margin,apgd-ce,apgd-t,square,feature,autoattack"
 COMMANDS = {
@@ -105,7 +109,7 @@ def left(run: Path) -> str:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             lines.append(f"{path.relative_to(run)} {digest}")
     manifest = json.loads((run / "manifest.json").read_text())
-    for name in ("config", "k", "model", "data", "results"):
+    for name in ("k", "model", "data", "results"):
         lines.append(f"{name} {timeless(json.dumps(manifest[name], sort_keys=True))}")
     return "\n".join(lines)
 

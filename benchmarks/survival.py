@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from benchmarks.commands import machine, made, progress
 from benchmarks.gain import FDM_LAMBDA
 from benchmarks.signs import halves
-from cartl_cli.display.plots import BLACK, BLUE, ORANGE, RED, SKY, rendered, style
+from cartl_cli.display.attack_plots import BLUE, RED, rendered, style
 
 NEFT = ("--freeze-bn", "affine", "--neft-beta")
 METHODS: dict[str, tuple[object, ...]] = {
@@ -35,14 +35,8 @@ METHODS: dict[str, tuple[object, ...]] = {
     "NEFT β 0.4": (*NEFT, 0.4),
     "CARTL": (*NEFT, 0.4),
 }
-ATTACK = (
-    "--pgd-steps",
-    100,
-    "--checks",
-    "off",
-    "--batch-size",
-    500,
-)
+ATTACK = ("--pgd-steps", 100, "--checks", "off", "--batch-size", 500)
+BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
 COLUMNS = ("clean", "pgd", "strong", "autoattack")
 COLOURS = dict(zip(METHODS, (BLACK, SKY, BLUE, ORANGE, RED), strict=True))
 MARKERS = dict(zip(METHODS, "os^Dv", strict=True))
@@ -178,7 +172,7 @@ def plot(rows: list[Row]) -> Figure:
     drawn: set[str] = set()
     told: dict[tuple[float, float], list[str]] = {}  # k = 1 and 2 can be one model
     for (_, method, k), group in grouped(rows).items():
-        look = {"color": COLOURS[method], "marker": MARKERS[method]}
+        look: dict[str, Any] = {"color": COLOURS[method], "marker": MARKERS[method]}
         clean, pgd, strong = (
             mean(getattr(row, name) for row in group) for name in ("clean", "pgd", "strong")
         )

@@ -14,9 +14,10 @@ from benchmarks import children
 from benchmarks.commands import progress
 from benchmarks.training_rounds import competitor, source_run
 from benchmarks.training_tasks import SPEED, Task, best
-from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.display.plots import BLUE, ORANGE, rendered, style
+from cartl_cli.core.runtime.devices import keep_freed_memory
+from cartl_cli.display.attack_plots import BLUE, rendered, style
 
+ORANGE = "#E69F00"
 ARCH, BLOCKS = "wrn-16-1", 8
 WIDTHS, DEPTHS = (1, 2, 4, 8), (10, 16, 22, 28)
 BATCHES, STEPS = (16, 32, 64, 128, 256), (1, 2, 5, 10, 20)
@@ -30,7 +31,7 @@ import torch
 from benchmarks.commands import peak_memory
 from benchmarks.training_rounds import competitor
 from benchmarks.training_tasks import Task, best
-from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.runtime.devices import keep_freed_memory
 keep_freed_memory()
 task = Task(**json.loads(sys.argv[1]))
 competitor(best(task), task)()

@@ -16,8 +16,10 @@ from torchvision.transforms import v2
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import Split, to_pixels
+from cartl_cli.core.method.batch_norm import freeze
+from cartl_cli.core.method.neft import weight_modules
+from cartl_cli.core.method.transfer_methods import replace_head
 from cartl_cli.core.models.blocks import BlockModel, make_convex
-from cartl_cli.core.training.surgery import freeze, replace_head, weight_modules
 
 WORKERS = 2
 Step = Callable[[], object]

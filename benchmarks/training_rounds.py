@@ -34,20 +34,20 @@ from benchmarks.training_tasks import (
     autocast_of,
     precisions,
 )
-from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.compiling import compiled_passes
-from cartl_cli.core.data.registry import load_data_set
+from cartl_cli.core.data.data_sets import load_data_set
 from cartl_cli.core.data.split import Split, fraction_of
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.adversarial_training import EpsWarmup
+from cartl_cli.core.method.neft import NonExpansive
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.records import runs
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.records.recording import Session
-from cartl_cli.core.training.loop import count_steps, fit, sgd
-from cartl_cli.core.training.pretraining import adversarial_loss, outer_loss
-from cartl_cli.core.training.progress import Progress
-from cartl_cli.core.training.surgery import NonExpansive
-from cartl_cli.core.training.transferring import transfer
+from cartl_cli.core.models.compiling import compiled_passes
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs import reader, weights
+from cartl_cli.core.runs.manifest import Position
+from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.runtime.devices import keep_freed_memory
+from cartl_cli.core.training.loop import Progress, Training, count_steps, fit, sgd
+from cartl_cli.core.training.source_model import adversarial_training, outer_loss
+from cartl_cli.core.training.target_model import transfer
 
 CLASSES, SIDE = 10, 32
 
@@ -65,15 +65,21 @@ def cartl_pretraining(task: Task, precision: str, compiled: bool) -> Callable[[]
     """One epoch of ``cartl pretrain``, through the one training loop."""
     config, split = task.pretrain, random_images(task).to(task.where)
     model = build_model(task.arch, CLASSES).to(task.where).to(memory_format=torch.channels_last)
-    optimizer, autocast = sgd(model.train(), config), autocast_of(task, precision)
-    loss = adversarial_loss(model, config, count_steps(config, len(split)))
-    augment = ("crop", "flip", "rotate")
+    warmup = EpsWarmup(count_steps(config, len(split)), config.eps_warmup)
+    training = Training(
+        model,
+        sgd(model.train(), config),
+        split,
+        config,
+        adversarial_training(model, config, warmup),
+        autocast_of(task, precision),
+        ("crop", "flip", "rotate"),
+    )
 
     def epoch() -> None:
         with compiled_passes(task.images if compiled else 0):
-            fit(
-                model, optimizer, split, config, augment, loss, autocast, Position(), lambda _: None
-            )
+            for step in fit(training, Position()):
+                step.look()
 
     return epoch
 
@@ -95,7 +101,7 @@ def passes(task: Task, precision: str) -> Callable[[], None]:
             if task.fdm_lambda == 0:
                 with torch.no_grad(), eval_mode(model):
                     model(images)
-            loss = outer_loss(model, config, images, images, split.labels).loss
+            loss = outer_loss(model, config)(images, images, split.labels).loss
         model.zero_grad()
         loss.backward()
 
@@ -104,7 +110,7 @@ def passes(task: Task, precision: str) -> Callable[[], None]:
 
 def cartl_transfer(task: Task, precision: str) -> Go:
     """``cartl transfer`` from beginning to end; its epochs are timed by its own clock."""
-    source = runs.read_run(Path(task.source))
+    source = reader.read_run(Path(task.source))
     config = task.transfer.model_copy(update={"precision": precision})
 
     def go() -> Round:
@@ -132,7 +138,7 @@ def official(task: Task) -> Callable[[], object]:
     config = task.transfer
     data = load_data_set(config.dataset, (), SIDE, HELD_OUT, config.seed)
     split = fraction_of(data, config.fraction, config.seed)
-    source = plain(runs.read_model(runs.read_run(Path(task.source))).to(task.where))
+    source = plain(weights.read_model(reader.read_run(Path(task.source))).to(task.where))
     return training_peers.transferring(source, split, config, len(data.classes), task.where)
 
 

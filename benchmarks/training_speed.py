@@ -44,8 +44,8 @@ from benchmarks.training_tasks import (
     everybody,
     precisions,
 )
-from cartl_cli.core.architectures import parse_architecture
-from cartl_cli.core.devices import resolve_device
+from cartl_cli.core.registry.architectures import parse_architecture
+from cartl_cli.core.runtime.devices import resolve_device
 
 K, FDM_LAMBDA, NEFT_BETA = 6, 0.005, 0.4
 SMALL_K = 2  # where nearly all of the model is frozen, and its features are taken once

@@ -18,18 +18,22 @@ from torch import Tensor
 
 from benchmarks.commands import machine, progress
 from benchmarks.training_rounds import CLASSES, SIDE, settle
-from cartl_cli.core.allocation import keep_freed_memory
-from cartl_cli.core.attacks import pgd
-from cartl_cli.core.attacks.pgd import Objective
-from cartl_cli.core.compiling import compiled_passes
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.devices import resolve_device
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method import pgd
+from cartl_cli.core.method.adversarial_training import EpsWarmup
+from cartl_cli.core.method.losses import PerImageLoss
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.models.folding import FoldedCopy
-from cartl_cli.core.precision import autocast_for, native_bfloat16
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runtime.devices import (
+    autocast_for,
+    keep_freed_memory,
+    native_bfloat16,
+    resolve_device,
+)
 from cartl_cli.core.training.loop import sgd
-from cartl_cli.core.training.pretraining import adversarial_loss
+from cartl_cli.core.training.source_model import adversarial_training
 
 USUAL, COMPILED = "as it is", "compiled"
 WEIGHTS, FOLDED = "no gradients of weights while attacking", "batch norm folded away"
@@ -38,7 +42,7 @@ Step = Callable[[], object]
 
 
 def wasteful(
-    model: BlockModel, adversarial: Tensor, labels: Tensor, objective: Objective
+    model: BlockModel, adversarial: Tensor, labels: Tensor, loss: PerImageLoss
 ) -> tuple[Tensor, Tensor]:
     """``pgd.ascent`` that makes gradients of the weights as well."""
     adversarial = adversarial.detach().requires_grad_()
@@ -46,7 +50,7 @@ def wasteful(
     with torch.enable_grad():
         logits = model(adversarial)
         gradient, *_ = torch.autograd.grad(
-            objective(logits, labels).sum(), [adversarial, *weights], allow_unused=True
+            loss(logits, labels).sum(), [adversarial, *weights], allow_unused=True
         )
     return logits.detach(), gradient
 
@@ -62,7 +66,8 @@ def step_of(arch: str, images: int, device: torch.device, without: str) -> Step:
     model = build_model(arch, CLASSES).to(device).to(memory_format=layout).train()
     pixels = torch.rand(images, 3, SIDE, SIDE).to(device).to(memory_format=layout)
     labels = torch.randint(CLASSES, (images,)).to(device)
-    loss, optimizer = adversarial_loss(model, config, 1), sgd(model, config)
+    objective = adversarial_training(model, config, EpsWarmup(1, config.eps_warmup))
+    optimizer = sgd(model, config)
 
     def step() -> None:
         with contextlib.ExitStack() as stack:
@@ -74,7 +79,7 @@ def step_of(arch: str, images: int, device: torch.device, without: str) -> Step:
                 )
             if without == WEIGHTS:
                 stack.enter_context(mock.patch.object(pgd, "ascent", wasteful))
-            found = loss(pixels, labels, 0).loss
+            found = objective(pixels, labels, 0).loss
         optimizer.zero_grad()
         found.backward()
         optimizer.step()

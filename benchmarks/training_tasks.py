@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
-from cartl_cli.core.precision import autocast_for, resolve_precision
+from cartl_cli.core.runtime.devices import autocast_for, resolve_precision
 
 HELD_OUT = 0.05  # of the target's images: what a transfer is measured on, which is not timed
 TARGET_IMAGES = 456  # of shapes-target without them

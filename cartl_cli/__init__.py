@@ -15,6 +15,7 @@ def load_model(run: str | Path) -> "nn.Module":
     It takes images (B, 3, S, S) as float32 in [0, 1] and returns logits (B, classes);
     normalization is inside. Raises RunError for a folder that cannot be trusted.
     """
-    from cartl_cli.core.records.runs import read_model, read_run
+    from cartl_cli.core.runs.reader import read_run
+    from cartl_cli.core.runs.weights import read_model
 
     return read_model(read_run(Path(run)))

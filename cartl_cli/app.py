@@ -11,8 +11,7 @@ import typer
 
 from cartl_cli import __version__
 from cartl_cli.core.errors import CartlError, StoppedError, UsageError
-from cartl_cli.display.streams import lasting_streams, silent
-from cartl_cli.display.text import printable
+from cartl_cli.display.terminal import lasting_streams, printable, silent
 
 COMMANDS = {
     "pretrain": "Train a robust source model: adversarial training and feature distance "
@@ -43,8 +42,8 @@ def cartl(
     """Train robust image classifiers by transfer.
 
     Adversarially pre-train a source model, transfer it to your images without any adversarial
-    example, and measure how robust the result is. The three commands work one after another with
-    nothing else said.
+    example, and measure how robust the result is. The three commands also work one after another
+    without any setting.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -102,6 +101,7 @@ def _main(held: ExitStack) -> NoReturn:
         message, code = f"error: {error}", error.exit_code
     except typer.TyperException as error:
         message, code = f"error: {error.format_message().rstrip('.')}", error.exit_code
+        message = message.replace("Value error, ", "")  # pydantic's, which says nothing
     except (typer.Abort, KeyboardInterrupt):
         message, code = "interrupted", 130
     except Exception as error:
@@ -133,7 +133,7 @@ def _processes() -> Iterator[tuple[bool, Callable[[], bool]]]:
     if not _many():
         yield True, _always
         return
-    from cartl_cli.core.ranks import joined
+    from cartl_cli.core.runtime.ranks import joined
 
     with joined() as first_to_fail:
         yield os.environ["RANK"] == "0", first_to_fail

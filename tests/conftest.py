@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cartl_cli.app import main
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.models import build_model
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import read_run
 from tests.catalogue import coverage
 
 # commands are sent signals, which ``nohup`` or a shell's background would have them ignore
@@ -85,7 +85,7 @@ def source(runs_dir: Path) -> Run:
 def model() -> BlockModel:
     """A small wide ResNet with drawn weights and batch-norm statistics, L = 5, 4 classes."""
     torch.manual_seed(0)
-    model = build_model("wrn-10-1", 4)
+    model: BlockModel = build_model("wrn-10-1", 4)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)

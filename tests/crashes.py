@@ -13,8 +13,8 @@ from unittest import mock
 
 from cartl_cli import app
 from cartl_cli.core.errors import CartlError
-from cartl_cli.core.records import checkpoints, tensors
-from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.runs import checkpoints, weights
+from cartl_cli.core.runs.reader import read_run
 from tests import tiny
 from tests.disks import FaultyDisk, Operation, PageCache, RecordingDisk, Survives, disk
 
@@ -53,8 +53,9 @@ class Acknowledged:
 
         def save(run: Any, position: Any, contents: Any) -> None:
             real(run, position, contents)
+            saved = run.folder / f"ckpt-{position.step:06d}"
             self.steps[position.step] = {
-                name: hashlib.sha256(data).hexdigest() for name, data in contents.items()
+                name: hashlib.sha256((saved / name).read_bytes()).hexdigest() for name in contents
             }
             if self.recorder:
                 self.recorder.ack(str(position.step))
@@ -146,7 +147,7 @@ def unreadable(
         kept = found.manifest
         for record in (kept.weights, kept.outcomes, kept.adversarial):
             if record is not None:
-                tensors.read_recorded(folder, record)
+                weights.read_recorded(folder, record)
         newest = checkpoints.newest(found, lambda line: None)
     except CartlError as error:
         return [f"unreadable: {error}"]

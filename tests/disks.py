@@ -1,6 +1,6 @@
 """Two bad disks: one that refuses the N-th operation, and one that loses what was not synced.
 
-Both stand in for ``os`` in ``cartl_cli.core.records.storage``, through which every
+Both stand in for ``os`` in ``cartl_cli.core.storage``, through which every
 change of a file goes.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from cartl_cli.core.records import storage
+from cartl_cli.core import storage
 
 CHANGES = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
 
@@ -105,9 +105,11 @@ class RecordingDisk:
 
 
 def _caller() -> str:
-    """The place in the product that syncs: the caller of its helper, with the line."""
+    """The place in the product that syncs: the caller of its helpers, with the line."""
     frame = sys._getframe(3)
     helper = sys._getframe(2).f_code.co_name
+    if frame.f_code.co_name == "_renamed":
+        frame = sys._getframe(5)  # the block that ends, behind contextlib
     return f"{helper} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
 
 

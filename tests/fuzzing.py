@@ -20,10 +20,10 @@ from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.records import checkpoints, recording, runs, tensors
-from cartl_cli.core.records.manifest import Checkpoint, Manifest, Position, Run, source_record
-from cartl_cli.core.records.results import Added, AttackResults, EpsResults
-from cartl_cli.core.records.storage import FileRecord, describe
+from cartl_cli.core.runs import checkpoints, reader, weights, writer
+from cartl_cli.core.runs.manifest import Checkpoint, Manifest, Position, Run, source_record
+from cartl_cli.core.runs.results import Added, AttackResults, EpsResults
+from cartl_cli.core.storage import FileRecord, describe
 
 FIRST_RELEASE = Path(__file__).parent / "data" / "schema-1"
 MAX_SECONDS = 2.0
@@ -91,17 +91,17 @@ class Corpus:
 
 def corpus() -> Corpus:
     """The runs of the first release, as they are and as they are written today, and an attack."""
-    released = [runs.read_run(FIRST_RELEASE / name) for name in ("source", "target")]
-    old = [(run.folder / runs.MANIFEST).read_bytes() for run in released]
+    released = [reader.read_run(FIRST_RELEASE / name) for name in ("source", "target")]
+    old = [(run.folder / reader.MANIFEST).read_bytes() for run in released]
     new = [run.manifest.model_dump_json(indent=1).encode() for run in released]
     attack = attack_of(released[0]).model_dump_json(indent=1).encode()
-    weights = [(run.folder / recording.WEIGHTS).read_bytes() for run in released]
+    models = [(run.folder / writer.WEIGHTS).read_bytes() for run in released]
     saved = [checkpoint_files(step, released[0].manifest.id) for step in (10, 20)]
     return Corpus(
         manifests=(*old, *new, attack),
-        models=tuple(zip(released, weights, strict=True)),
+        models=tuple(zip(released, models, strict=True)),
         checkpoints=saved[0] | saved[1],
-        tiny=tensors.to_bytes(TINY),
+        tiny=weights.to_bytes(TINY),
     )
 
 
@@ -142,16 +142,12 @@ def attack_of(run: Run) -> Manifest:
 
 def checkpoint_files(step: int, run: str) -> dict[str, bytes]:
     """The files of a small checkpoint, by their place in the run folder."""
-    data = tensors.to_bytes(TINY)
+    data = weights.to_bytes(TINY)
     names = ("model.safetensors", "train.safetensors")
     record = Checkpoint(
         run=run,
         position=Position(
-            step=step,
-            seconds=1.5,
-            seen=64,
-            loss_sum=70.5,
-            correct={"clean": 20, "adversarial": 10},
+            step=step, seconds=1.5, seen=64, loss_sum=70.5, correct={"clean": 20, "adversarial": 10}
         ),
         files=tuple(describe(name, data) for name in names),
     )
@@ -173,8 +169,8 @@ def put(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def read_manifest(folder: Path, data: bytes) -> Run:
     """``read_run`` on a folder with this manifest."""
-    put(folder, {runs.MANIFEST: data})
-    return runs.read_run(folder)
+    put(folder, {reader.MANIFEST: data})
+    return reader.read_run(folder)
 
 
 def read_newest(folder: Path, run: Run) -> object:
@@ -184,14 +180,14 @@ def read_newest(folder: Path, run: Run) -> object:
 
 def read_tiny(data: bytes) -> dict[str, Tensor]:
     """``from_bytes`` where ``TINY`` is expected."""
-    return tensors.from_bytes(data, TINY, Path("tiny.safetensors"))
+    return weights.from_bytes(data, TINY, Path("tiny.safetensors"))
 
 
 def read_weights(folder: Path, run: Run, data: bytes, agree: bool) -> torch.nn.Module:
     """``read_model`` on changed weights, to which the manifest may ``agree``."""
-    put(folder, {recording.WEIGHTS: data})
-    record: FileRecord | None = describe(recording.WEIGHTS, data) if agree else run.manifest.weights
-    return runs.read_model(Run(folder, run.manifest.model_copy(update={"weights": record})))
+    put(folder, {writer.WEIGHTS: data})
+    record: FileRecord | None = describe(writer.WEIGHTS, data) if agree else run.manifest.weights
+    return weights.read_model(Run(folder, run.manifest.model_copy(update={"weights": record})))
 
 
 # Blind damage
@@ -312,19 +308,19 @@ def fuzz(count: int, seed: int, folder: Path) -> Summary:
     Each case depends on ``seed`` and its number alone.
     """
     sound = corpus()
-    for reader in READERS:  # what is loaded only once is not part of any case
-        _case(reader, sound, folder, None)()
+    for kind in READERS:  # what is loaded only once is not part of any case
+        _case(kind, sound, folder, None)()
     accepted: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     failures, slowest, memory = [], 0.0, peak_memory()
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
-        reader = draw.choices(list(READERS), list(READERS.values()))[0]
-        answer = watch(_case(reader, sound, folder, draw))
+        kind = draw.choices(list(READERS), list(READERS.values()))[0]
+        answer = watch(_case(kind, sound, folder, draw))
         slowest = max(slowest, answer.seconds)
-        (accepted if answer.accepted else refused)[reader] += 1
+        (accepted if answer.accepted else refused)[kind] += 1
         if answer.fault:
-            failures.append(f"{reader}, seed {seed}, case {number}: {answer.fault}")
+            failures.append(f"{kind}, seed {seed}, case {number}: {answer.fault}")
     grown = peak_memory() - memory
     return Summary(count, accepted, refused, slowest, grown, tuple(failures))
 

@@ -20,20 +20,21 @@ import torch
 
 from cartl_cli import app
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
-from cartl_cli.core.randomness import generator
-from cartl_cli.core.records import checkpoints
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.records.tensors import from_bytes
-from cartl_cli.core.training import loop, overfitting, pretraining, state
+from cartl_cli.core.method import adversarial_training
+from cartl_cli.core.runs import checkpoints
+from cartl_cli.core.runs.manifest import Position
+from cartl_cli.core.runs.weights import from_bytes
+from cartl_cli.core.runtime.randomness import generator
+from cartl_cli.core.training import catastrophic_overfitting, loop, training_run
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "tests.processes",
         *(f"cartl_cli.commands.{name}" for name in ("pretrain", "transfer", "attack")),
-        "cartl_cli.core.training.pretraining",
-        "cartl_cli.core.training.transferring",
-        "cartl_cli.core.evaluating.attacking",
+        "cartl_cli.core.training.source_model",
+        "cartl_cli.core.training.target_model",
+        "cartl_cli.core.evaluation.attack_run",
         "cartl_cli.display.tables",
     ]
 )
@@ -112,9 +113,9 @@ def _patches(sabotage: Sabotage) -> Iterator[Any]:
         yield mock.patch.object(checkpoints, "save", _after_save(sabotage))
     elif sabotage.signal:
         yield mock.patch.object(loop, "learning_rate", _during_step(sabotage))
-        yield mock.patch("cartl_cli.core.evaluating.attacking.Position", _during_batch(sabotage))
+        yield mock.patch("cartl_cli.core.evaluation.attack_run.Position", _during_batch(sabotage))
     if sabotage.collapse:
-        yield mock.patch.object(overfitting.Sign, "collapsed", True)
+        yield mock.patch.object(catastrophic_overfitting.Sign, "collapsed", True)
     if sabotage.forget:
         yield FORGET[sabotage.forget](sabotage.step)
 
@@ -171,7 +172,7 @@ def _counters(begun: int) -> Any:
     def wrong(seed: int, purpose: str, *counters: int) -> torch.Generator:
         return generator(seed, purpose, *(counter - begun for counter in counters))
 
-    return mock.patch.object(pretraining, "generator", wrong)
+    return mock.patch.object(adversarial_training, "generator", wrong)
 
 
 def _schedule(begun: int) -> Any:
@@ -189,7 +190,7 @@ def _tensors(chosen: Callable[[str], bool], fresh: Callable[[torch.Tensor], torc
         found = from_bytes(data, expected, path)
         return {name: fresh(t) if chosen(name) else t for name, t in found.items()}
 
-    return mock.patch.object(state, "from_bytes", wrong)
+    return mock.patch.object(training_run, "from_bytes", wrong)
 
 
 def _batch_norm(begun: int) -> Any:
@@ -206,7 +207,7 @@ def _spectral(begun: int) -> Any:
 
 
 def _carried(begun: int) -> Any:
-    """Leave what a recipe carries as it is before the first step."""
+    """Leave what a plan carries as it is before the first step."""
     return _tensors(
         lambda name: name in ("delta", "collapsed") or name.startswith("average."), torch.zeros_like
     )

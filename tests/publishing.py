@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import io as matlab
 
 from cartl_cli.core.data.downloads import Archive
-from cartl_cli.core.data.published import PUBLIC, Published
+from cartl_cli.core.data.public import PUBLIC, Published
 
 Pixels = NDArray[numpy.uint8]
 Files = dict[str, bytes]

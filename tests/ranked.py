@@ -14,27 +14,27 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
-from cartl_cli.core.configure import configure
-from cartl_cli.core.data.batches import Part
+from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import Split
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.adversarial_training import EpsWarmup
+from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.randomness import seeded
-from cartl_cli.core.ranks import ALONE, Ranks, current, joined
-from cartl_cli.core.records.manifest import Position
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs.manifest import Position
+from cartl_cli.core.runtime.randomness import seeded
+from cartl_cli.core.runtime.ranks import ALONE, Ranks, current, joined
 from cartl_cli.core.training import loop
-from cartl_cli.core.training.averaging import averaged
-from cartl_cli.core.training.loop import fit, part_of_step, sgd
-from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss
-from cartl_cli.core.training.progress import Progress
-from cartl_cli.core.training.recipe import LossOfBatch
-from cartl_cli.core.training.transferring import lwf_loss, prepare
+from cartl_cli.core.training.gradient_averaging import averaged
+from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training.source_model import adversarial_training
+from cartl_cli.core.training.target_model import prepare
+from tests.fitting import fitted
 from tests.processes import SERVER, Ended, Sabotage, _child, finish
 
 STEPS = 20
 HEAD_STEPS = 8
 SETTINGS = {"batch_size": 10, "epochs": 5}  # an epoch: 10 + 10 + 10 + 5 images
-RECIPES = ("pretrain", "neft", "lwf")
+METHODS = ("pretrain", "neft", "lwf")
 
 
 @contextmanager
@@ -95,16 +95,18 @@ def train_split() -> Split:
     return Split(pixels, torch.arange(35) % 3)
 
 
-def losses(recipe: str, ranks: Ranks = ALONE, frozen: bool = True) -> list[float]:
+def losses(method: str, ranks: Ranks = ALONE, frozen: bool = True) -> list[float]:
     """The loss of each of the first steps, of the whole batch; batch norm frozen or not."""
     split = train_split()
     with seeded(0, "source weights"):
         model = build_model("wrn-10-1", 3).to(memory_format=torch.channels_last).train()
-    config, loss = _recipe(recipe, model, len(split), ranks)
+    config, objective = _objective(method, model)
     for module in model.modules():
         if frozen and isinstance(module, _BatchNorm):
             module.eval()
-    loss = averaged(model, loss, ranks, torch.device("cpu"), HEAD_STEPS if recipe == "lwf" else 0)
+    if ranks.size > 1:
+        head_steps = HEAD_STEPS if method == "lwf" else 0
+        objective = averaged(model, objective, ranks, torch.device("cpu"), head_steps)
     found: list[float] = []
     before = Position()
 
@@ -116,46 +118,27 @@ def losses(recipe: str, ranks: Ranks = ALONE, frozen: bool = True) -> list[float
         found.append(total / (now.seen - (0 if begins else before.seen)))
         before = now
 
-    fit(
-        model,
-        sgd(model, config),
-        split,
-        config,
-        ("crop", "flip", "rotate"),
-        loss,
-        torch.autocast("cpu", enabled=False),
-        Position(),
-        look,
-        ranks=ranks,
-    )
+    fitted(model, split, config, objective, look, ("crop", "flip", "rotate"), ranks=ranks)
     return found
 
 
-def _recipe(
-    name: str, model: BlockModel, images: int, ranks: Ranks
-) -> tuple[TrainingConfig, LossOfBatch]:
+def _objective(name: str, model: BlockModel) -> tuple[TrainingConfig, Objective]:
     if name == "pretrain":
         # larger steps: signs of gradients near zero flip, and rounding grows to more than 1e-5
         given = {"lr": 0.005, "arch": "wrn-10-1", "k": 3, "fdm_lambda": 0.05, "pgd_steps": 2}
         config = configure(PretrainConfig, SETTINGS | given)
-
-        def part_of(step: int) -> Part:
-            return part_of_step(config, images, ranks, step)
-
-        return config, adversarial_loss(model, config, STEPS, part_of)
+        return config, adversarial_training(model, config, EpsWarmup(STEPS, config.eps_warmup))
     source = build_model("wrn-10-1", 3).eval()
     source.load_state_dict(model.state_dict())
     given = {"neft_beta": 0.4} if name == "neft" else {"lwf_lambda": 0.1, "head_epochs": 2}
     tuned = configure(TransferConfig, SETTINGS | given)
-    prepare(model, tuned, 3 if name == "neft" else 5, 3)
-    if name == "neft":
-        return tuned, natural_loss(model)
-    return tuned, lwf_loss(model, source, tuned, HEAD_STEPS)
+    k, head_steps = (3, 0) if name == "neft" else (5, HEAD_STEPS)
+    return tuned, prepare(model, source, tuned, k, 3, head_steps).objective
 
 
 def write_losses(folder: str) -> None:
-    """The losses of all recipes as this process has them, into a file."""
+    """The losses of all methods as this process has them, into a file."""
     with joined():
         ranks = current()
-        found = {recipe: losses(recipe, ranks) for recipe in RECIPES}
+        found = {method: losses(method, ranks) for method in METHODS}
         (Path(folder) / f"losses-{ranks.rank}.json").write_text(json.dumps(found))

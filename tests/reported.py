@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.records.manifest import DataRecord, Manifest, ModelSpec, Run, SourceRecord
-from cartl_cli.core.records.results import Added, AttackResults, EpsResults, TrainingResults
-from cartl_cli.core.records.storage import describe
-from cartl_cli.core.records.tensors import to_bytes
+from cartl_cli.core.runs.manifest import DataRecord, Manifest, ModelSpec, Run, SourceRecord
+from cartl_cli.core.runs.results import Added, AttackResults, Check, EpsResults, TrainingResults
+from cartl_cli.core.runs.weights import to_bytes
 from cartl_cli.core.statistics import accuracy_interval
-from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.storage import describe
 
 
 def outcomes(clean: Tensor, robust: Tensor, attacks: int = 3) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from cartl_cli.core.allocation import keep_freed_memory
+from cartl_cli.core.runtime.devices import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

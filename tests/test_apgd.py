@@ -6,12 +6,16 @@ from torch import Tensor, nn
 
 from cartl_cli.core.attacks import apgd as module
 from cartl_cli.core.attacks.apgd import Climb, apgd, apgd_targeted, checkpoints
-from cartl_cli.core.attacks.geometry import Norm, scatter, sizes
-from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, correct, counted_noise, predict
-from cartl_cli.core.losses import cross_entropy, dlr, margin
+from cartl_cli.core.attacks.contract import Outcome
+from cartl_cli.core.attacks.judged_pgd import correct, predict
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, dlr, margin
+from cartl_cli.core.method.norm_ball import scatter, sizes
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.weights import read_model
+from cartl_cli.core.runtime.randomness import counted_noise
 from tests.victims import Linear, linear, measured_split, trained_on_all_shapes, untouched
 
 NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5)])
@@ -32,7 +36,7 @@ def run(
     images: Tensor,
     labels: Tensor,
     given: Budget,
-    objective: Objective = cross_entropy,
+    objective: PerImageLoss = cross_entropy,
 ) -> Outcome:
     start = begun(images, given.eps, given.norm)
     return apgd(model, images, labels, start, given, objective)
@@ -58,7 +62,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
 @LINEAR_NORMS
 @pytest.mark.parametrize("objective", [cross_entropy, margin, dlr])
 def test_it_equals_the_closed_form_on_a_linear_model(
-    norm: Norm, eps: float, objective: Objective
+    norm: Norm, eps: float, objective: PerImageLoss
 ) -> None:
     model, images, labels = linear(classes=2)
     outcome = run(model, images, labels, budget(eps, norm), objective)

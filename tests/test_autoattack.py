@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from cartl_cli.core.attacks.autoattack import autoattack
-from cartl_cli.core.attacks.geometry import Norm, sizes
-from cartl_cli.core.attacks.pgd import Budget, correct, predict
-from cartl_cli.core.records.manifest import Run
+from cartl_cli.core.attacks.judged_pgd import correct, predict
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.norm_ball import sizes
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.runs.manifest import Run
 from tests.conftest import Command
 from tests.victims import linear, untouched
 

@@ -32,12 +32,12 @@ from PIL import ExifTags, Image
 from safetensors.torch import load_file, save
 
 from cartl_cli.app import main
+from cartl_cli.core import storage
 from cartl_cli.core.data import listings
-from cartl_cli.core.models import build_model
-from cartl_cli.core.records import storage
-from cartl_cli.core.records.runs import read_model, read_run
-from cartl_cli.core.records.tensors import to_bytes
-from cartl_cli.core.requirements import OLDEST_TORCH, check_torch
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.weights import read_model, to_bytes
+from cartl_cli.core.runtime.requirements import OLDEST_TORCH, check_torch
 from tests.catalogue import INAPPLICABLE, ROWS, rows_of
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
 
@@ -1110,7 +1110,7 @@ def test_t13_a_diverged_run_is_kept_and_says_so(cartl: Command) -> None:
 
 def test_t37_something_is_always_trained() -> None:
     """k ≥ 1, so that the head at least is trained, whatever batch norm is kept."""
-    from cartl_cli.core.training.surgery import freeze
+    from cartl_cli.core.method.batch_norm import freeze
 
     model = build_model("wrn-10-1", 3)
     freeze(model, 1, "all")
@@ -1394,12 +1394,7 @@ def test_r39_weights_that_shrink_while_they_are_read(
     ids=["D08-members", "D08-member"],
 )
 def test_archives_have_limits(
-    scene: Scene,
-    cartl: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    limit: str,
-    value: int,
-    says: str,
+    scene: Scene, cartl: Command, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, says: str
 ) -> None:
     monkeypatch.setattr(listings, limit, value)
     done = cartl(*archived(lambda archive: None)(scene))

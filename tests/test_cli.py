@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from cartl_cli import __version__
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.configure import is_positional
-from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.config.configure import is_positional
+from cartl_cli.core.runs.reader import read_run
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command, ImageFolder
 
 

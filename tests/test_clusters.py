@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from cartl_cli.core import storage
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.records import storage
-from cartl_cli.core.sweeps import clusters
-from cartl_cli.core.sweeps.clusters import Node, Sight, Task, carry_out, judge, with_room
-from cartl_cli.core.sweeps.specs import parse_spec
-from cartl_cli.core.sweeps.sweeping import plan
+from cartl_cli.core.sweeps import ray_executor
+from cartl_cli.core.sweeps.grid import plan
+from cartl_cli.core.sweeps.ray_executor import Node, Sight, Task, carry_out, judge, with_room
+from cartl_cli.core.sweeps.spec import parse_spec
 from tests import tiny
 from tests.clusters import ROOT, Cluster, cluster
 from tests.conftest import Command
@@ -182,7 +182,7 @@ def test_more_than_any_node_has_is_refused(nodes: list[Node], cpus: int, gpus: f
 
 
 def test_s29_other_versions_on_a_node_are_told_and_a_folder_of_its_own_is_refused() -> None:
-    here = clusters._versions()
+    here = ray_executor._versions()
     assert {"cartl", "torch", "torchvision"} == here.keys()
     same, other = Sight("token", here), Sight("token", here | {"torch": "2.10.0"})
     assert judge({NODES[1]: same}, "token", Path("runs")) == []
@@ -193,9 +193,9 @@ def test_s29_other_versions_on_a_node_are_told_and_a_folder_of_its_own_is_refuse
 
 
 def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
-    assert clusters.look(tmp_path / "none").token == ""
+    assert ray_executor.look(tmp_path / "none").token == ""
     (tmp_path / "shared").write_text("abc")
-    assert clusters.look(tmp_path / "shared") == Sight("abc", clusters._versions())
+    assert ray_executor.look(tmp_path / "shared") == Sight("abc", ray_executor._versions())
 
 
 # A job on the cluster, with answers of Ray that are not Ray's
@@ -293,7 +293,7 @@ def test_on_a_node_a_run_begins_once_the_lost_one_lets_go(
         seen.append(how[4])
         return Ended()
 
-    monkeypatch.setattr(clusters, "begin", begin)
+    monkeypatch.setattr(ray_executor, "begin", begin)
     held = iter([True, True, False])
     monkeypatch.setattr(storage, "is_locked", lambda folder: next(held))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")

@@ -1,7 +1,6 @@
 """Compiled passes: which are compiled, that they change nothing but rounding, how they fail."""
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,19 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
-from cartl_cli.core.attacks.pgd import ascent
-from cartl_cli.core.compiling import (
-    WORTHWHILE,
-    compilable,
-    compiled_passes,
-    graph_mode,
-    resolve_compile,
-)
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.losses import cross_entropy
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.losses import cross_entropy
+from cartl_cli.core.method.pgd import ascent
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.compiling import COMPILED, compilable, compiled_passes, graph_mode
 from cartl_cli.core.models.folding import folded
-from cartl_cli.core.ranks import Ranks
-from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.training import running
-from cartl_cli.core.training.running import check_division
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runtime import devices
+from cartl_cli.core.runtime.devices import WORTHWHILE, resolve_compile, resolve_device
+from cartl_cli.core.runtime.ranks import Ranks
+from cartl_cli.core.training.training_run import check_division
 from tests.conftest import TINY_PRETRAIN, Command
 
 FULL, CUT = 8, 2
@@ -68,6 +61,11 @@ def passing() -> Callable[[nn.Module, Tensor], Tensor]:
         return found
 
     return forward
+
+
+def fresh() -> dict[str, Any]:
+    """The passes of a network, as if none had been compiled yet."""
+    return {name: compilable(getattr(BlockModel, name)) for name in ("features", "classify")}
 
 
 def test_full_batches_with_gradients_are_compiled_and_no_others(
@@ -175,11 +173,8 @@ def test_a_compiled_step_differs_from_the_plain_one_by_rounding() -> None:
 def test_the_commands_compile_where_they_are_asked_to(
     cartl: Command, compiled_sizes: list[int]
 ) -> None:
-    fresh = [
-        compilable(inspect.unwrap(each)) for each in (BlockModel.features, BlockModel.classify)
-    ]
     small = "--attack pgd --pgd-steps 2 --checks off --limit 200 --batch-size 8 --json"
-    with mock.patch.multiple(BlockModel, features=fresh[0], classify=fresh[1]):
+    with mock.patch.dict(COMPILED, fresh()):
         for command in (f"pretrain {TINY_PRETRAIN}", "transfer --epochs 1", f"attack {small}"):
             assert cartl(*command.split()).code == 0
             assert compiled_sizes == []
@@ -198,11 +193,8 @@ def test_a_training_that_nobody_asked_to_compile_goes_on_without(
         raise TorchDynamoException("no compiler here")
 
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(running, "resolve_compile", lambda asked, *more: asked is not False)
-    fresh = [
-        compilable(inspect.unwrap(each)) for each in (BlockModel.features, BlockModel.classify)
-    ]
-    with mock.patch.multiple(BlockModel, features=fresh[0], classify=fresh[1]):
+    monkeypatch.setattr(devices, "resolve_compile", lambda asked, *more: asked is not False)
+    with mock.patch.dict(COMPILED, fresh()):
         done = cartl("pretrain", *TINY_PRETRAIN.split())
         assert done.code == 0
         assert done.err.count("torch.compile failed") == 1

@@ -3,12 +3,13 @@ from typing import Any
 
 import pytest
 
-from cartl_cli.commands.opening import layers
+from cartl_cli.commands.options import Request
+from cartl_cli.commands.session import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.configure import configure
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.config.presets import SETTINGS_FOLDER
+from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.presets import SETTINGS_FOLDER
-from cartl_cli.core.values import shown_pixels
 
 TYPES: dict[str, Any] = {
     "pretrain": PretrainConfig,
@@ -24,17 +25,17 @@ def test_every_preset_is_valid(preset: str) -> None:
     commands = tomllib.loads(text).keys()
     assert commands <= TYPES.keys()
     for command in commands:
-        (settings,) = layers(command, preset.removesuffix(".toml"), None)
+        settings, _ = layers(Request({}, preset.removesuffix(".toml")), command)
         configure(TYPES[command], settings)
 
 
 def test_a_preset_without_settings_for_a_command_is_refused() -> None:
     with pytest.raises(UsageError, match="--preset: 'paper-lwf' is for transfer, not pretrain"):
-        layers("pretrain", "paper-lwf", None)
+        layers(Request({}, "paper-lwf"), "pretrain")
 
 
 def test_the_paper_preset_has_the_official_settings() -> None:
-    config = configure(PretrainConfig, *layers("pretrain", "paper", None))
+    config = configure(PretrainConfig, *layers(Request({}, "paper"), "pretrain"))
     assert (config.epochs, config.batch_size, config.lr) == (100, 128, 0.1)
     assert (config.schedule, config.milestones, config.eps_warmup) == ("step", (40, 70, 90), 0)
     assert (config.momentum, config.weight_decay, config.pgd_steps) == (0.9, 5e-4, 7)

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.crashes import (
-    Undisturbed,
-    call,
-    fault,
-    power_cuts,
-    sync_sites,
-    undisturbed,
-)
+from tests.crashes import Undisturbed, call, fault, power_cuts, sync_sites, undisturbed
 from tests.disks import FAULTS, MODELS, FaultyDisk, Survives, disk
 
 NAMES = ("pretrain", "neft", "attack", "saving")

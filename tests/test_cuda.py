@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cartl_cli.core.attacks.pgd import Budget, attack, predict
-from cartl_cli.core.losses import margin
+from cartl_cli.core.attacks.judged_pgd import attack, predict
+from cartl_cli.core.method.losses import margin
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import eval_mode
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.weights import read_model
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command
 from tests.victims import linear
 

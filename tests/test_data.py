@@ -10,7 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from cartl_cli.core.data import folders
-from cartl_cli.core.data.registry import augmentation, load_data_set
+from cartl_cli.core.data.data_sets import augmentation, load_data_set
 from cartl_cli.core.data.shapes import PATTERN, shapes, shapes_target
 from cartl_cli.core.data.split import DataSet, Split, channel_statistics, shared_images
 from cartl_cli.core.errors import DataError, UsageError

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.evaluating.diagnostics import fall, feature_distances
+from cartl_cli.core.evaluation.diagnosis import fall, feature_distances
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model, read_run, read_source
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.weights import read_model, read_source
 from tests.conftest import Command
 from tests.victims import untouched
 

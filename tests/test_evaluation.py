@@ -1,31 +1,41 @@
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
-from cartl_cli.core.attacks import suite
 from cartl_cli.core.attacks.apgd import apgd_targeted
-from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
-from cartl_cli.core.config import AttackName
+from cartl_cli.core.attacks.contract import (
+    STANDS,
+    Attack,
+    AttackSetting,
+    Batch,
+    Outcome,
+    Targets,
+    by_batches,
+)
+from cartl_cli.core.attacks.judged_pgd import correct, pgd_cross_entropy, predict
 from cartl_cli.core.data.split import DataSet, Split, to_pixels
-from cartl_cli.core.evaluating.evaluation import UNTRIED, Plan, Verdicts, robustness, unattacked
-from cartl_cli.core.evaluating.summary import half_way, summary
+from cartl_cli.core.evaluation.summary import half_way, summary
+from cartl_cli.core.evaluation.verdicts import UNTRIED, Plan, Verdicts, robustness, unattacked
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.weights import read_model
+from cartl_cli.core.runtime.devices import autocast_for
 from tests.victims import measured_split
 
 CPU = torch.device("cpu")
 EPS = 8 / 255
-OURS: tuple[AttackName, ...] = tuple(name for name in suite.ATTACKS if name != "autoattack")
+OURS: tuple[str, ...] = tuple(name for name in EVALUATION_ATTACKS if name != "autoattack")
 
 
 def plan(
-    *attacks: AttackName,
+    *attacks: str,
     eps: tuple[float, ...] = (EPS / 2,),
     steps: int = 4,
     restarts: int = 1,
@@ -36,8 +46,21 @@ def plan(
 
 
 def measure(model: BlockModel, split: Split, chosen: Plan) -> Verdicts:
-    begun = unattacked(model, split, chosen)
-    return robustness(model, split, chosen, autocast_for(CPU, "fp32"), begun, lambda number: None)
+    verdicts = unattacked(model, split, chosen)
+    for _ in robustness(model, split, chosen, autocast_for(CPU, "fp32"), verdicts):
+        pass
+    return verdicts
+
+
+@contextmanager
+def running(name: str, attack: Attack) -> Iterator[None]:
+    """Another attack under the name of one."""
+    code = f"{__name__}:running.attack"
+    with (
+        mock.patch.object(running, "attack", attack, create=True),
+        mock.patch.dict(EVALUATION_ATTACKS, {name: replace(EVALUATION_ATTACKS[name], code=code)}),
+    ):
+        yield
 
 
 def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None:
@@ -124,31 +147,17 @@ def test_a_plan_that_was_interrupted_goes_on_to_the_same_verdicts(
     chosen = plan("pgd", "pgd-margin", "square", restarts=2, batch_size=5)
     whole = measure(model, data.evaluation, chosen)
     fp32 = autocast_for(CPU, "fp32")
-    left: list[int] = []
-    robustness(
-        model,
-        data.evaluation,
-        chosen,
-        fp32,
-        unattacked(model, data.evaluation, chosen),
-        left.append,
-    )
+    begun = unattacked(model, data.evaluation, chosen)
+    left = list(robustness(model, data.evaluation, chosen, fp32, begun))
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0
 
-    class EnoughError(Exception):
-        pass
-
     for stop in (left[0], left[len(left) // 2], left[-2]):
-
-        def until(waiting: int, stop: int = stop) -> None:
-            if waiting == stop:
-                raise EnoughError
-
         begun = unattacked(model, data.evaluation, chosen)
-        with pytest.raises(EnoughError):
-            robustness(model, data.evaluation, chosen, fp32, begun, until)
-        robustness(model, data.evaluation, chosen, fp32, begun, lambda waiting: None)
+        # as far as there, and no further
+        assert stop in robustness(model, data.evaluation, chosen, fp32, begun)
+        for _ in robustness(model, data.evaluation, chosen, fp32, begun):
+            pass
         assert torch.equal(begun.fell_at, whole.fell_at)
         assert torch.equal(begun.last, whole.last)
 
@@ -159,7 +168,7 @@ def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
     seen: list[list[int]] = []
 
     def every_other(
-        model: BlockModel, batch: suite.Batch, budget: Budget, setting: suite.Setting
+        model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting
     ) -> Outcome:
         seen.append(batch.indices.tolist())
         falls = batch.indices % 2 == 0 if setting.restart == 0 else batch.indices < 0
@@ -168,7 +177,7 @@ def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
 
     images = data.evaluation.images
     split = Split(images, predict(model.eval(), to_pixels(images)).argmax(1))
-    with mock.patch.dict(suite.ATTACKS, {"square": suite.by_batches(every_other)}):
+    with running("square", by_batches(every_other)):
         measured = measure(model, split, plan("square", restarts=2))
     assert seen == [list(range(12)), list(range(1, 12, 2))]
     assert measured.fell_at[0, 0].tolist() == [1, STANDS] * 6
@@ -178,7 +187,7 @@ def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
 def test_apgd_t_takes_a_third_of_the_steps_towards_each_class(
     model: BlockModel, data: DataSet, steps: int, each: int
 ) -> None:
-    with mock.patch(f"{suite.__name__}.apgd_targeted", side_effect=apgd_targeted) as walk:
+    with mock.patch(f"{apgd_targeted.__module__}.apgd_targeted", side_effect=apgd_targeted) as walk:
         measure(model, data.evaluation.take(torch.arange(3)), plan("apgd-t", steps=steps))
     budgets = [argument for argument in walk.call_args.args if isinstance(argument, Budget)]
     assert [budget.steps for budget in budgets] == [each]
@@ -187,19 +196,17 @@ def test_apgd_t_takes_a_third_of_the_steps_towards_each_class(
 def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
     model: BlockModel, data: DataSet
 ) -> None:
-    real = suite.ATTACKS["pgd"]
-
     def small(
-        model: BlockModel, targets: suite.Targets, budget: Budget, setting: suite.Setting
+        model: BlockModel, targets: Targets, budget: Budget, setting: AttackSetting
     ) -> Iterator[tuple[torch.Tensor, Outcome]]:
-        for some, outcome in real(model, targets, budget, setting):
+        for some, outcome in pgd_cross_entropy(model, targets, budget, setting):
             yield some, outcome
             if targets.size > 2:  # what is known by then is kept
                 raise torch.OutOfMemoryError("x")
 
     chosen = plan("pgd", eps=(EPS,), batch_size=12)
     whole = measure(model, data.evaluation, chosen)
-    with mock.patch.dict(suite.ATTACKS, {"pgd": small}):
+    with running("pgd", small):
         halved = measure(model, data.evaluation, chosen)
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, halved.tensors()[name])

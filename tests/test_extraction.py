@@ -2,7 +2,6 @@
 
 import copy
 import json
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -10,21 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from cartl_cli.core.choices import FreezeBatchNorm
 from cartl_cli.core.config import TransferConfig
-from cartl_cli.core.configure import configure
+from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.batch_norm import freeze, settled
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.training import extraction
-from cartl_cli.core.training.extraction import extracted, settled
-from cartl_cli.core.training.loop import fit, sgd
-from cartl_cli.core.training.pretraining import natural_loss
-from cartl_cli.core.training.progress import Progress
-from cartl_cli.core.training.surgery import FreezeBatchNorm, freeze
-from cartl_cli.core.training.transferring import prepare
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runtime.devices import autocast_for
+from cartl_cli.core.training import frozen_features
+from cartl_cli.core.training.frozen_features import extracted
+from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training.target_model import prepare
 from tests.conftest import Command, ImageFolder
+from tests.fitting import fitted
 
 CPU = torch.device("cpu")
 CASES: list[FreezeBatchNorm] = ["none", "affine", "stats", "all"]
@@ -68,24 +66,23 @@ def test_features_teach_what_images_teach(
 ) -> None:
     given = {"neft_beta": neft_beta, "freeze_bn": "all", "lr": 0.05, "batch_size": 8, "epochs": 2}
     config = configure(TransferConfig, given)
-    float32 = autocast_for(CPU, "fp32")
     ends, losses = [], []
     for once in (False, True):
-        tuned, sums = prepare(copy.deepcopy(model), config, k, 3), list[float]()
-        split = data.train
+        target, sums = copy.deepcopy(model), list[float]()
+        tuned = prepare(target, model, config, k, 3)
+        split, objective = data.train, tuned.objective
         if once:
-            features = extracted(tuned, k, data.train, 8, CPU)
+            features = extracted(target, k, data.train, 8, CPU)
             assert features is not None
             assert not features.images.requires_grad
-            split = features
-        loss = natural_loss(partial(tuned.classify, start=5 - k) if once else tuned)
+            assert tuned.on_features is not None
+            split, objective = features, tuned.on_features
 
         def look(progress: Progress, sums: list[float] = sums) -> None:
             sums.append(progress.position.loss_sum)
 
-        optimizer = sgd(tuned, config)
-        fit(tuned, optimizer, split, config, (), loss, float32, Position(), look)
-        ends.append(tuned.state_dict())
+        fitted(target, split, config, objective, look)
+        ends.append(target.state_dict())
         losses.append(sums)
     assert len(losses[0]) == 8
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -111,9 +108,9 @@ def test_features_are_those_of_each_image_in_the_forward_passs_own_precision(
 def test_features_without_room_are_not_taken(model: BlockModel, data: DataSet) -> None:
     freeze(model, 2, "all")
     size = 30 * 64 * 8 * 8 * 4  # bytes
-    with mock.patch.object(extraction, "ROOM", size):
+    with mock.patch.object(frozen_features, "ROOM", size):
         assert extracted(model, 2, data.train, 8, CPU) is not None
-    with mock.patch.object(extraction, "ROOM", size - 1):
+    with mock.patch.object(frozen_features, "ROOM", size - 1):
         assert extracted(model, 2, data.train, 8, CPU) is None
     with mock.patch.object(model, "features", side_effect=torch.OutOfMemoryError("x")):
         assert extracted(model, 2, data.train, 8, CPU) is None
@@ -132,7 +129,7 @@ def test_a_transfer_takes_features_once_where_it_can(
         ("crop", "--freeze-bn all", True),
         ("lwf", "--augment none --lwf-lambda 0.1 --k 3 --freeze-bn all", True),
     ):
-        with mock.patch.object(extraction, "ROOM", extraction.ROOM if at_once else 0):
+        with mock.patch.object(frozen_features, "ROOM", frozen_features.ROOM if at_once else 0):
             done = cartl(
                 *f"transfer --source {runs_dir / 'source'} --dataset {images} --epochs 2".split(),
                 *f"--batch-size 4 --precision fp32 --device cpu {flags} --name {name}".split(),

@@ -3,13 +3,17 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.attacks import feature as module
+from cartl_cli.core.attacks.contract import Outcome
 from cartl_cli.core.attacks.feature import feature_attack
-from cartl_cli.core.attacks.geometry import Norm, scatter, sizes
-from cartl_cli.core.attacks.pgd import Budget, Outcome, attack, correct, counted_noise, predict
-from cartl_cli.core.losses import cross_entropy, distances
+from cartl_cli.core.attacks.judged_pgd import attack, correct, predict
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.losses import cross_entropy, distances
+from cartl_cli.core.method.norm_ball import scatter, sizes
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.weights import read_model
+from cartl_cli.core.runtime.randomness import counted_noise
 from tests.victims import linear, measured_split, untouched
 
 NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5)])

@@ -3,18 +3,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from cartl_cli.core.attacks.pgd import Budget, attack, predict
-from cartl_cli.core.losses import cross_entropy
-from cartl_cli.core.models import build_model
-from cartl_cli.core.models.blocks import BlockModel, make_convex
-from cartl_cli.core.models.folding import Affine, FoldedCopy, Shift, folded
+from cartl_cli.core.attacks.judged_pgd import attack, predict
+from cartl_cli.core.method.losses import cross_entropy
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.models.blocks import Affine, BlockModel, Shift, make_convex
+from cartl_cli.core.models.folding import FoldedCopy, folded
+from cartl_cli.core.registry.architectures import build_model
 from tests.victims import untouched
 
 
 def lived_in(arch: str, positive: bool = False) -> BlockModel:
     """A model whose batch norm has statistics, and weights of every sign or ``positive`` ones."""
     torch.manual_seed(2)
-    model = build_model(arch, 5)
+    model: BlockModel = build_model(arch, 5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -131,7 +132,7 @@ def test_verdicts_of_an_attack_are_those_of_the_model_itself(
     opposite = lived_in("wrn-10-1")
     opposite.head.weight.data.neg_()
     opposite.head.bias.data.neg_()
-    monkeypatch.setattr("cartl_cli.core.attacks.pgd.folded", lambda _: opposite)
+    monkeypatch.setattr("cartl_cli.core.attacks.judged_pgd.folded", lambda _: opposite)
     outcome = attack(model, images, labels, images, Budget(0.0, 0.0, 2), cross_entropy, True)
     assert not outcome.fallen.any()
     assert not outcome.fallen_last.any()

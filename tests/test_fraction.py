@@ -2,17 +2,19 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-from cartl_cli.core.data.registry import load_data_set
+from cartl_cli.core.data.data_sets import load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.training.loop import fit
+from cartl_cli.core.runs.manifest import Position
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.training.loop import Step, Training, fit
 from tests import tiny
 from tests.conftest import TINY_TRANSFER, Command
 from tests.crashes import call
@@ -79,11 +81,11 @@ def test_a_run_is_trained_on_its_part_and_attacked_on_the_same_data(
     where = ("--source", runs_dir / "source", "--val-fraction", "0.2", "--augment", "flip")
     seen: dict[str, Split] = {}
 
-    def spy(model: object, optimizer: object, split: Split, *rest: object) -> object:
-        seen[str(len(seen))] = split
-        return fit(model, optimizer, split, *rest)  # type: ignore[arg-type]
+    def spy(training: Training, begun: Position) -> Iterator[Step]:
+        seen[str(len(seen))] = training.split
+        return fit(training, begun)
 
-    with mock.patch("cartl_cli.core.training.running.fit", spy):
+    with mock.patch("cartl_cli.core.training.training_run.fit", spy):
         whole = cartl(*TRANSFER, *where, "--name", "whole", "--json")
         half = cartl(*TRANSFER, *where, "--fraction", "0.5", "--name", "half")
     assert (whole.code, half.code) == (0, 0), half.err

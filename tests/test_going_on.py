@@ -13,7 +13,8 @@ from unittest import mock
 import pytest
 import torch
 
-from cartl_cli.core.records import checkpoints, storage
+from cartl_cli.core import storage
+from cartl_cli.core.runs import checkpoints
 from tests import tiny
 from tests.crashes import call
 from tests.processes import Sabotage, finish, run, start
@@ -144,8 +145,7 @@ REFUSED: list[Any] = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "edit", "code", "says"),
-    [pytest.param(*row[1:], id=row[0]) for row in REFUSED],
+    ("arguments", "edit", "code", "says"), [pytest.param(*row[1:], id=row[0]) for row in REFUSED]
 )
 def test_refused(folder: Path, arguments: list[str], edit: Edit, code: int, says: str) -> None:
     shutil.copytree(folder / "runs" / "source", folder / "runs" / "other")
@@ -300,7 +300,7 @@ def test_a30_two_attacks_at_once_have_folders_of_their_own(folder: Path) -> None
 def test_c37_a_disk_too_small_is_refused_before_the_work(folder: Path) -> None:
     shutil.rmtree(folder / "runs" / "vanilla", ignore_errors=True)
     usage = mock.Mock(return_value=mock.Mock(free=300_000))
-    with mock.patch("cartl_cli.core.records.storage.shutil.disk_usage", usage):
+    with mock.patch("cartl_cli.core.storage.shutil.disk_usage", usage):
         code, said = call(tiny.command("vanilla"), folder)
     assert code == 1
     assert "not enough disk space in 'runs': need about 2 MB, 1 MB free" in said

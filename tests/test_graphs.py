@@ -6,7 +6,6 @@ parameters by their addresses.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,24 +15,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core import compiling
-from cartl_cli.core.attacks.pgd import predict
-from cartl_cli.core.compiling import compilable, compiled_passes
+from cartl_cli.core.attacks.judged_pgd import predict
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.configure import configure
-from cartl_cli.core.data.batches import EVERYTHING
+from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.evaluating.evaluation import robustness, unattacked
-from cartl_cli.core.evaluating.setup import plan_of
-from cartl_cli.core.models import build_model
+from cartl_cli.core.evaluation.targets import plan_of
+from cartl_cli.core.evaluation.verdicts import robustness, unattacked
+from cartl_cli.core.models import compiling
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.training.loop import fit, sgd, steps_per_batch
-from cartl_cli.core.training.pretraining import natural_loss, recipe_of
-from cartl_cli.core.training.progress import Progress
-from cartl_cli.core.training.recipe import Recipe
-from cartl_cli.core.training.transferring import lwf_loss, prepare
+from cartl_cli.core.models.compiling import compilable, compiled_passes
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runtime.devices import autocast_for
+from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training.source_model import plan_of as training_plan
+from cartl_cli.core.training.target_model import prepare
+from cartl_cli.core.training.training_plan import TrainingPlan
+from tests.fitting import fitted
 
 BATCH, K, CLASSES = 8, 3, 3
 CPU = torch.device("cpu")
@@ -111,7 +108,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     monkeypatch.setattr(torch, "compile", found.compile)
     monkeypatch.setattr(compiling, "graph_mode", lambda device: "reduce-overhead")
     for name in ("features", "classify"):
-        monkeypatch.setattr(BlockModel, name, compilable(inspect.unwrap(getattr(BlockModel, name))))
+        monkeypatch.setitem(compiling.COMPILED, name, compilable(getattr(BlockModel, name)))
     yield found
     assert found.runs > 0
     assert found.pending == 0  # or torch could not tell where a step ends
@@ -129,32 +126,21 @@ def trained(
     model: BlockModel,
     split: Split,
     config: PretrainConfig | TransferConfig,
-    recipe: Recipe,
+    plan: TrainingPlan,
     batch_size: int,
 ) -> list[Tensor]:
     """Weights, statistics and what else is kept after two epochs, with such passes as graphs."""
 
     def look(progress: Progress) -> None:
-        recipe.epoch_done(progress.epoch, progress.position.step)
+        plan.epoch_done(progress.epoch, progress.position.step)
 
-    def step_done(step: int) -> bool:
-        recipe.step_done(step)
+    def wanted(step: int) -> bool:
+        plan.step_done(step)
         return False
 
     with compiled_passes(batch_size):
-        fit(
-            model,
-            sgd(model, config),
-            split,
-            config,
-            ("crop",),
-            recipe.loss_of_batch,
-            FP32,
-            Position(),
-            look,
-            step_done,
-        )
-    return [*model.state_dict().values(), *recipe.state.values()]
+        fitted(model, split, config, plan.objective, look, ("crop",), wanted)
+    return [*model.state_dict().values(), *plan.state.values()]
 
 
 @pytest.mark.parametrize(
@@ -185,10 +171,9 @@ def test_pretraining_on_graphs_learns_the_same(
     ends = []
     for model, batch_size in ((copy.deepcopy(plain), 0), (plain, BATCH)):
         setup = mock.Mock(device=CPU, split=split, autocast=FP32)
-        setup.part.return_value = EVERYTHING
-        setup.total_steps = 6 * steps_per_batch(config)
-        recipe = recipe_of(model, config, setup, pytest.fail)
-        ends.append(trained(model, split, config, recipe, batch_size))
+        setup.total_steps = 6 * config.steps_per_batch
+        plan = training_plan(model, config, setup, pytest.fail)
+        ends.append(trained(model, split, config, plan, batch_size))
     assert all(tensor.isfinite().all() for tensor in ends[1])
     torch.testing.assert_close(ends[1], ends[0])
     assert len(graphs.places) == models
@@ -207,11 +192,9 @@ def test_transfer_on_graphs_learns_the_same(
     original = build_model("wrn-10-1", CLASSES).train()
     ends = []
     for batch_size in (0, BATCH):
-        model = prepare(copy.deepcopy(original), config, K, CLASSES)
-        loss = natural_loss(model)
-        if config.lwf_lambda is not None:
-            loss = lwf_loss(model, copy.deepcopy(original).eval(), config, 3)
-        ends.append(trained(model, split, config, Recipe(loss), batch_size))
+        model, source = copy.deepcopy(original), copy.deepcopy(original).eval()
+        plan = TrainingPlan(prepare(model, source, config, K, CLASSES, head_steps=3).objective)
+        ends.append(trained(model, split, config, plan, batch_size))
     assert all(tensor.isfinite().all() for tensor in ends[1])
     torch.testing.assert_close(ends[1], ends[0])
     assert len(graphs.places) == 1
@@ -227,7 +210,8 @@ def test_attacks_on_graphs_give_the_same_verdicts(
     for batch_size in (0, BATCH):
         verdicts = unattacked(model, split, plan)
         with compiled_passes(batch_size):
-            robustness(model, split, plan, FP32, verdicts, lambda left: None)
+            for _ in robustness(model, split, plan, FP32, verdicts):
+                pass
         found.append(verdicts)
     plain, replayed = found
     assert plain.clean.all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.losses import cross_entropy, dlr, feature_distance, margin, targeted_dlr
+from cartl_cli.core.method.losses import cross_entropy, dlr, feature_distance, margin, targeted_dlr
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 
 

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cartl_cli.core.choices import FreezeBatchNorm
 from cartl_cli.core.config import TransferConfig
-from cartl_cli.core.configure import configure
+from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import DataSet
-from cartl_cli.core.losses import forgetting
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.adversarial_training import NaturalTraining
+from cartl_cli.core.method.losses import forgetting
+from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.training.loop import fit, sgd
-from cartl_cli.core.training.pretraining import natural_loss
-from cartl_cli.core.training.recipe import LossOfBatch
-from cartl_cli.core.training.surgery import FreezeBatchNorm
-from cartl_cli.core.training.transferring import lwf_loss, prepare
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runtime.ranks import EVERYTHING
+from cartl_cli.core.training.loop import sgd
+from cartl_cli.core.training.target_model import prepare
 from tests import tiny
 from tests.conftest import TINY_TRANSFER, Command
+from tests.fitting import fitted
 from tests.processes import Sabotage, run
 
 CASES: list[FreezeBatchNorm] = ["none", "affine", "stats", "all"]
@@ -39,13 +39,20 @@ def settings(**changes: Any) -> TransferConfig:
     )
 
 
-def fitted(
-    model: BlockModel, data: DataSet, config: TransferConfig, loss: LossOfBatch
+def prepared(
+    source: BlockModel, config: TransferConfig, k: int, head_steps: int = 0
+) -> tuple[BlockModel, Objective]:
+    """A target model of three classes, and what its training minimises."""
+    model = copy.deepcopy(source)
+    return model, prepare(model, source.eval(), config, k, 3, head_steps).objective
+
+
+def after(
+    model: BlockModel, data: DataSet, config: TransferConfig, objective: Objective
 ) -> dict[str, Tensor]:
     """The state after training in float32, and the momentum of what was trained."""
     optimizer = sgd(model, config)
-    float32 = autocast_for(torch.device("cpu"), "fp32")
-    fit(model, optimizer, data.train, config, (), loss, float32, Position(), lambda p: None)
+    fitted(model, data.train, config, objective, optimizer=optimizer)
     momentum = {
         f"momentum {name}": optimizer.state[parameter]["momentum_buffer"]
         for name, parameter in model.named_parameters()
@@ -85,12 +92,12 @@ def test_the_loss_is_that_of_the_paper_by_an_independent_formula(
 ) -> None:
     """CE in training mode, distance to the source's features in evaluation mode, in float64."""
     source = copy.deepcopy(model).eval()
-    tuned = prepare(copy.deepcopy(model), settings(), 5, 3)
+    tuned, objective = prepared(source, settings(lwf_lambda=0.3), 5)
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.mul_(1.1)
     twin = copy.deepcopy(tuned)
-    found = lwf_loss(tuned, source, settings(lwf_lambda=0.3), 0)(images, labels % 3, 0)
+    found = objective(images, labels % 3, 0, EVERYTHING)
 
     entered: list[Tensor] = []
     for network in (twin, copy.deepcopy(source)):
@@ -112,8 +119,8 @@ def test_the_source_gets_no_gradient_and_stays_as_it_is(
 ) -> None:
     source = copy.deepcopy(model).eval()
     before = copy.deepcopy(source.state_dict())
-    tuned = prepare(copy.deepcopy(model), settings(), 5, 3)
-    lwf_loss(tuned, source, settings(), 0)(images, labels % 3, 0).loss.backward()
+    tuned, objective = prepared(source, settings(), 5)
+    objective(images, labels % 3, 0, EVERYTHING).loss.backward()
     assert all(parameter.grad is None for parameter in source.parameters())
     assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
     assert not any(module.training for module in source.modules())
@@ -125,13 +132,13 @@ def test_the_first_phase_changes_the_classifier_and_not_a_bit_else(
     model: BlockModel, data: DataSet, freeze_bn: FreezeBatchNorm
 ) -> None:
     config = settings(freeze_bn=freeze_bn)
-    tuned = prepare(copy.deepcopy(model), config, 5, 3)
+    tuned, objective = prepared(model, config, 5, head_steps=1000)
     before = copy.deepcopy(tuned.state_dict())
-    after = fitted(tuned, data, config, lwf_loss(tuned, model.eval(), config, 1000))
-    changed = {name for name in before if not same_bytes(before[name], after[name])}
+    found = after(tuned, data, config, objective)
+    changed = {name for name in before if not same_bytes(before[name], found[name])}
     assert changed == {"blocks.4.linear.weight", "blocks.4.linear.bias"}
-    still = {name for name, t in after.items() if name.startswith("momentum") and not t.any()}
-    assert still == {n for n in after if n.startswith("momentum") and "linear" not in n}
+    still = {name for name, t in found.items() if name.startswith("momentum") and not t.any()}
+    assert still == {n for n in found if n.startswith("momentum") and "linear" not in n}
 
 
 def test_the_second_phase_tunes_the_last_k_blocks(model: BlockModel, data: DataSet) -> None:
@@ -139,10 +146,8 @@ def test_the_second_phase_tunes_the_last_k_blocks(model: BlockModel, data: DataS
     config = settings()
     states = []
     for head_steps in (4, 8):
-        tuned = prepare(copy.deepcopy(model), config, 3, 3)
-        states.append(
-            fitted(tuned, data, config, lwf_loss(tuned, model.eval(), config, head_steps))
-        )
+        tuned, objective = prepared(model, config, 3, head_steps)
+        states.append(after(tuned, data, config, objective))
     changed = {
         name.split(".")[1]
         for name in states[0]
@@ -156,10 +161,10 @@ def test_without_distance_and_first_phase_it_is_plain_fine_tuning_byte_for_byte(
     model: BlockModel, data: DataSet, freeze_bn: FreezeBatchNorm
 ) -> None:
     config = settings(lwf_lambda=0, freeze_bn=freeze_bn)
-    tuned = prepare(copy.deepcopy(model), config, 3, 3)
-    ours = fitted(tuned, data, config, lwf_loss(tuned, model.eval(), config, 0))
-    plain = prepare(copy.deepcopy(model), config, 3, 3)
-    theirs = fitted(plain, data, config, natural_loss(plain))
+    tuned, objective = prepared(model, config, 3)
+    ours = after(tuned, data, config, objective)
+    plain, _ = prepared(model, config, 3)
+    theirs = after(plain, data, config, NaturalTraining(plain))
     assert ours.keys() == theirs.keys()
     assert all(same_bytes(ours[name], theirs[name]) for name in ours)
 
@@ -171,21 +176,26 @@ def test_a_larger_weight_keeps_the_features_nearer_to_the_sources(
     found = []
     for weight in (0.0, 0.1, 10.0):
         config = settings(lwf_lambda=weight, epochs=8, lr=0.01)
-        tuned = prepare(copy.deepcopy(model), config, 5, 3)
-        fitted(tuned, data, config, lwf_loss(tuned, model.eval(), config, 0))
+        tuned, objective = prepared(model, config, 5)
+        after(tuned, data, config, objective)
         with torch.no_grad(), eval_mode(tuned):
             found.append(forgetting(tuned.embed(images), model.embed(images)).item())
     assert found[0] > found[1] > found[2]
     assert found[2] < 0.6 * found[0]
 
 
+def method_of(config: TransferConfig) -> str:
+    return config.tuning.look.label.lower()
+
+
 def test_defaults_are_those_of_the_method() -> None:
     config = configure(TransferConfig, {"lwf_lambda": "0.01"})
-    assert (config.method, config.frozen_bn, config.head_phase) == ("lwf", "none", 30)
+    assert (method_of(config), config.frozen_bn, config.head_phase) == ("lwf", "none", 30)
     assert settings(epochs=7).head_phase == 3
     assert settings(head_epochs=0).head_phase == 0
     assert TransferConfig().head_phase == TransferConfig(neft_beta=0.4).head_phase == 0
-    assert (TransferConfig().method, TransferConfig(neft_beta=0.4).method) == ("vanilla", "neft")
+    assert method_of(TransferConfig()) == "vanilla"
+    assert method_of(TransferConfig(neft_beta=0.4)) == "neft"
 
 
 def test_the_command_says_the_method_and_its_number(cartl: Command, runs_dir: Path) -> None:
@@ -277,9 +287,9 @@ def test_only_a_fixed_first_phase_can_be_extended(folder: Path) -> None:
 
 
 def test_cross_entropy_is_on_the_new_classes(model: BlockModel, images: Tensor) -> None:
-    tuned = prepare(copy.deepcopy(model), settings(), 5, 3)
+    tuned, objective = prepared(model, settings(lwf_lambda=0), 5, head_steps=1)
     labels = torch.arange(8) % 3
-    found = lwf_loss(tuned, model.eval(), settings(lwf_lambda=0), 1)(images, labels, 0)
+    found = objective(images, labels, 0, EVERYTHING)
     with torch.no_grad():
         logits = F.linear(model.embed(images), tuned.head.weight, tuned.head.bias)
         assert found.loss.item() == pytest.approx(F.cross_entropy(logits, labels).item())

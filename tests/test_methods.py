@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -12,26 +13,29 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core.attacks import inner
-from cartl_cli.core.attacks.geometry import normal
-from cartl_cli.core.attacks.pgd import uniform_noise
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.configure import configure
+from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.batches import epoch_batches
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.losses import feature_distance, kl_divergence, trades_loss
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.adversarial_training import EpsWarmup, FreeTraining
+from cartl_cli.core.method.losses import feature_distance, kl_divergence, trades_loss
+from cartl_cli.core.method.norm_ball import normal
+from cartl_cli.core.method.objective import StepLoss
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.training_attacks import TrainingAttack
+from cartl_cli.core.method.weight_perturbation import weight_perturbation
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.randomness import generator
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.sweeps.sweeping import source_method
-from cartl_cli.core.training import moving_average, overfitting
-from cartl_cli.core.training.loop import count_steps, fit, learning_rate, replayed, sgd
-from cartl_cli.core.training.pretraining import adversarial_loss, free_loss, outer_loss
-from cartl_cli.core.training.weight_perturbation import weight_perturbation
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
+from cartl_cli.core.runtime.devices import autocast_for
+from cartl_cli.core.runtime.randomness import generator, uniform_noise
+from cartl_cli.core.sweeps.grid import source_method
+from cartl_cli.core.training import catastrophic_overfitting, weight_average
+from cartl_cli.core.training.loop import count_steps, learning_rate, replayed
+from cartl_cli.core.training.source_model import adversarial_training, outer_loss
 from tests import tiny
 from tests.conftest import Command
+from tests.fitting import fitted
 from tests.victims import linear, untouched
 
 CPU = torch.device("cpu")
@@ -42,6 +46,38 @@ BASE = {"arch": "wrn-10-1", "k": 3, "pgd_steps": 3, "eps_warmup": 0}
 
 def config(**settings: object) -> PretrainConfig:
     return configure(PretrainConfig, BASE, settings)
+
+
+def budget_of(ours: PretrainConfig) -> Budget:
+    return Budget(ours.eps, ours.attack_step, ours.pgd_steps)
+
+
+def attack_of(model: BlockModel, ours: PretrainConfig) -> TrainingAttack:
+    code = TRAINING_ATTACKS[ours.method].code
+    assert code is not None
+    attack: TrainingAttack = resolve_name(code)(model, budget_of(ours))
+    return attack
+
+
+def warmup_of(ours: PretrainConfig, total: int = 10) -> EpsWarmup:
+    return EpsWarmup(total, ours.eps_warmup)
+
+
+def free_training(
+    model: BlockModel, ours: PretrainConfig, total: int, delta: Tensor
+) -> FreeTraining:
+    return FreeTraining(outer_loss(model, ours), ours.eps, warmup_of(ours, total), delta)
+
+
+def adversarial_step(
+    model: BlockModel,
+    ours: PretrainConfig,
+    images: Tensor,
+    labels: Tensor,
+    collapsed: Tensor | None = None,
+) -> StepLoss:
+    """What the fifth of ten steps of adversarial training makes of a batch."""
+    return adversarial_training(model, ours, warmup_of(ours), collapsed)(images, labels, 4)
 
 
 def noise(images: Tensor) -> Tensor:
@@ -72,10 +108,10 @@ def test_n_fgsm_by_hand(model: BlockModel, images: Tensor, labels: Tensor) -> No
 
     model.train()
     with untouched(model):
-        found = inner.n_fgsm(model, config(method="fast"))(images, labels, noise(images), 1.0)
+        found = attack_of(model, config(method="fast"))(images, labels, noise(images), 1.0)
     assert torch.allclose(found, expected, atol=1e-6)
     assert 2.5 * EPS < (found - images).abs().max() <= 3 * EPS + 1e-6  # no clipping to the ball
-    small = inner.n_fgsm(model, config(method="fast"))(images, labels, noise(images), 0.1)
+    small = attack_of(model, config(method="fast"))(images, labels, noise(images), 0.1)
     assert (small - images).abs().max() <= 0.3 * EPS + 1e-6  # it grows with the warm-up
 
 
@@ -87,7 +123,7 @@ def test_the_training_attack_is_pgd_on_the_model_itself(arch: str, labels: Tenso
     pixels = torch.rand(8, 3, 16, 16).double()
     model(pixels)
     with untouched(model):
-        found = inner.pgd(model, config())(pixels, labels, noise(pixels).double(), 1.0)
+        found = attack_of(model, config())(pixels, labels, noise(pixels).double(), 1.0)
     twin, start = copy.deepcopy(model).eval(), pixels + EPS * (2 * noise(pixels).double() - 1)
     adversarial = start.clamp(0, 1)
     for _ in range(config().pgd_steps):
@@ -112,13 +148,13 @@ def test_trades_is_the_authors_loop(model: BlockModel, images: Tensor, labels: T
     model.train()
     ours = config(method="trades", trades_beta=beta)
     with untouched(model):
-        found = inner.trades(model, ours)(images, labels, noise(images), 1.0)
+        found = attack_of(model, ours)(images, labels, noise(images), 1.0)
     assert torch.allclose(found, adversarial, atol=1e-6)
 
     twin.train()
     robust = criterion(F.log_softmax(twin(adversarial), dim=1), F.softmax(twin(images), dim=1))
     expected = F.cross_entropy(twin(images), labels) + beta * robust / len(images)
-    loss = adversarial_loss(model, ours, 10)(images, labels, 4).loss
+    loss = adversarial_step(model, ours, images, labels).loss
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     assert close(gradients(model, loss), gradients(twin, expected), 1e-5)
 
@@ -139,7 +175,7 @@ def test_free_training_is_algorithm_1(model: BlockModel, data: DataSet, warmup: 
     ours = config(
         method="free", replays=3, epochs=2, batch_size=16, momentum=0, weight_decay=0, lr=0.05
     ).model_copy(update={"eps_warmup": warmup})
-    total = count_steps(ours, len(data.train))
+    total = count_steps(ours, len(data.train), ours.steps_per_batch)
     assert total == 2 * 2 * 3
     twin, delta, step = copy.deepcopy(model).train(), torch.zeros(16, 3, 32, 32), 0
     for epoch in range(2):
@@ -159,18 +195,7 @@ def test_free_training_is_algorithm_1(model: BlockModel, data: DataSet, warmup: 
                 step += 1
 
     carried = torch.zeros(16, 3, 32, 32)
-    loss_of_batch = free_loss(model.train(), ours, total, carried)
-    end = fit(
-        model,
-        sgd(model, ours),
-        data.train,
-        ours,
-        (),
-        loss_of_batch,
-        FP32,
-        Position(),
-        lambda progress: None,
-    )
+    end = fitted(model, data.train, ours, free_training(model.train(), ours, total, carried))
     assert end.step == total
     assert torch.allclose(carried, delta, atol=1e-6)
     assert carried.abs().max().item() == pytest.approx(EPS)
@@ -216,21 +241,22 @@ def test_awp_takes_the_gradient_at_perturbed_weights(
     plain = ours.model_copy(update={"awp_gamma": 0.0})
     model.train()
     before = copy.deepcopy(model.state_dict())
-    adversarial = inner.INNER[method](model, ours)(images, labels, noise(images), 1.0)
+    adversarial = attack_of(model, ours)(images, labels, noise(images), 1.0)
     twin = copy.deepcopy(model)
     added = weight_perturbation(
-        twin, lambda: outer_loss(twin, plain, images, adversarial, labels).loss, 0.05
+        twin, lambda: outer_loss(twin, plain)(images, adversarial, labels).loss, 0.05
     )
     with torch.no_grad():
         for name, change in added.items():
             twin.get_parameter(name).add_(change)
-    expected = outer_loss(twin, plain, images, adversarial, labels).loss
+    expected = outer_loss(twin, plain)(images, adversarial, labels).loss
 
-    result = adversarial_loss(model, ours, 10)(images, labels, 4)
+    result = adversarial_step(model, ours, images, labels)
     assert result.loss.item() == pytest.approx(expected.item(), abs=1e-6)
     found = gradients(model, result.loss)
     assert close(found, gradients(twin, expected))
     assert not torch.equal(model.state_dict()["stem.weight"], before["stem.weight"])
+    assert result.backward_done is not None
     result.backward_done()
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
@@ -246,7 +272,7 @@ def test_awp_is_not_lost_in_bfloat16(model: BlockModel, images: Tensor, labels: 
         twin = copy.deepcopy(model).train()
         with BF16:
             ours = config(awp_gamma=gamma)
-            losses[gamma] = adversarial_loss(twin, ours, 10)(images, labels, 4).loss.item()
+            losses[gamma] = adversarial_step(twin, ours, images, labels).loss.item()
     assert losses[0.5] > losses[0] + 0.1
 
 
@@ -254,10 +280,10 @@ METHODS = ({"method": "at"}, {"method": "fast"}, {"method": "trades"}, {"method"
 
 
 def loss_of(model: BlockModel, ours: PretrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    delta = torch.zeros(8, 3, 32, 32)
-    free = ours.method == "free"
-    loss = free_loss(model, ours, 10, delta) if free else adversarial_loss(model, ours, 10)
-    return lambda images, labels: loss(images, labels, 4).loss
+    if ours.method == "free":
+        objective = free_training(model, ours, 10, torch.zeros(8, 3, 32, 32))
+        return lambda images, labels: objective(images, labels, 4).loss
+    return lambda images, labels: adversarial_step(model, ours, images, labels).loss
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -269,10 +295,9 @@ def test_feature_distance_is_added_to_every_method(
     if method["method"] == "free":
         adversarial = (images + 0.01).clamp(0, 1)
     else:
-        attack = inner.INNER[str(method["method"])](model, ours)
-        adversarial = attack(images, labels, noise(images), 1.0)
-    with_fdm = outer_loss(model, ours, images, adversarial, labels).loss
-    without = outer_loss(model, plain, images, adversarial, labels).loss
+        adversarial = attack_of(model, ours)(images, labels, noise(images), 1.0)
+    with_fdm = outer_loss(model, ours)(images, adversarial, labels).loss
+    without = outer_loss(model, plain)(images, adversarial, labels).loss
     distance = feature_distance(model.features(images, 2), model.features(adversarial, 2))
     assert (with_fdm - without).item() == pytest.approx(0.5 * distance.item(), rel=1e-4)
 
@@ -329,7 +354,7 @@ def test_after_a_collapse_the_attack_is_pgd(
         if collapsed is not None:
             flag = torch.tensor(collapsed)
         ours = config(method=method)
-        return adversarial_loss(twin, ours, 10, collapsed=flag)(images, labels, 4).loss.item()
+        return adversarial_step(twin, ours, images, labels, flag).loss.item()
 
     assert loss("fast", 3) == loss("at", None)
     assert loss("fast", 0) != loss("at", None)
@@ -346,7 +371,7 @@ class Overfitted(nn.Module):
 
 def test_the_guard_sees_catastrophic_overfitting() -> None:
     grey = Split(torch.full((40, 3, 16, 16), 128, dtype=torch.uint8), torch.zeros(40).long())
-    sign = overfitting.look(Overfitted(), grey, EPS, 0, 16, FP32)
+    sign = catastrophic_overfitting.look(Overfitted(), grey, EPS, 0, 16, FP32)
     assert (sign.fgsm, sign.pgd, sign.n) == (40, 0, 40)
     assert sign.collapsed
 
@@ -355,7 +380,7 @@ def test_the_guard_leaves_an_honest_model_alone() -> None:
     model, images, labels = linear(classes=3, side=16)
     split = Split((images * 255).round().to(torch.uint8), labels)
     with untouched(model):
-        sign = overfitting.look(model, split, 0.004, 0, 64, FP32)
+        sign = catastrophic_overfitting.look(model, split, 0.004, 0, 64, FP32)
     assert 0.2 < sign.pgd / sign.n < 0.9
     assert abs(sign.fgsm - sign.pgd) <= 4  # one step reaches the worst case of a linear model
     assert not sign.collapsed
@@ -366,20 +391,20 @@ def test_the_guard_leaves_an_honest_model_alone() -> None:
     [(80, 4, True), (40, 19, True), (40, 20, False), (10, 0, False), (11, 0, True), (9, 4, False)],
 )
 def test_when_a_model_has_collapsed(fgsm: int, pgd: int, collapsed: bool) -> None:
-    assert overfitting.Sign(fgsm, pgd, 100).collapsed == collapsed
+    assert catastrophic_overfitting.Sign(fgsm, pgd, 100).collapsed == collapsed
 
 
 def test_the_guard_always_looks_at_the_same_images(data: DataSet) -> None:
-    some = overfitting.watched(data.train, 0)
-    assert torch.equal(some.images, overfitting.watched(data.train, 0).images)
+    some = catastrophic_overfitting.watched(data.train, 0)
+    assert torch.equal(some.images, catastrophic_overfitting.watched(data.train, 0).images)
     assert len(some) == len(data.train)
     many = Split(torch.zeros(600, 3, 2, 2, dtype=torch.uint8), torch.arange(600) % 4)
-    assert overfitting.watched(many, 0).labels.bincount().tolist() == [32] * 4
+    assert catastrophic_overfitting.watched(many, 0).labels.bincount().tolist() == [32] * 4
 
 
 def test_the_average_of_weights_in_closed_form(model: BlockModel) -> None:
     decay, states = 0.8, []
-    average = moving_average.begin(model)
+    average = weight_average.begin(model)
     steps = torch.Generator().manual_seed(0)
     for step in range(1, 6):
         with torch.no_grad():
@@ -389,8 +414,8 @@ def test_the_average_of_weights_in_closed_form(model: BlockModel) -> None:
                 else:
                     tensor.fill_(step)
         states.append({n: t.double().clone() for n, t in model.state_dict().items()})
-        moving_average.follow(average, model, decay, step)
-    moving_average.take(average, model)
+        weight_average.follow(average, model, decay, step)
+    weight_average.take(average, model)
     factors = [decay ** (5 - step) for step in range(1, 6)]
     for name, found in model.state_dict().items():
         each = [factor * state[name] for factor, state in zip(factors, states, strict=True)]

@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.architectures import parse_architecture
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.models import build_model
+from cartl_cli.core.models.block_table import block_table
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum, eval_mode
-from cartl_cli.core.models.describe import block_table
+from cartl_cli.core.registry.architectures import build_model, parse_architecture
 
 
 @pytest.mark.parametrize(

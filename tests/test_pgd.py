@@ -4,20 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import Norm, scatter, sizes, uphill
-from cartl_cli.core.attacks.pgd import (
-    Budget,
-    Objective,
-    attack,
-    correct,
-    counted_noise,
-    perturb,
-    predict,
-    uniform_start,
-    walk,
-)
-from cartl_cli.core.losses import cross_entropy, margin
+from cartl_cli.core.attacks.judged_pgd import attack, correct, predict, walk
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, margin
+from cartl_cli.core.method.norm_ball import scatter, sizes, uniform_start, uphill
+from cartl_cli.core.method.pgd import Budget, pgd
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.runtime.randomness import counted_noise
 from tests.victims import linear, untouched
 
 CPU = torch.device("cpu")
@@ -32,7 +25,7 @@ def start(images: Tensor, eps: float = EPS) -> Tensor:
 @pytest.mark.parametrize("objective", [cross_entropy, margin])
 @pytest.mark.parametrize("to_the_end", [True, False])
 def test_attack_stays_in_the_ball_and_in_the_pixel_range(
-    model: BlockModel, images: Tensor, labels: Tensor, objective: Objective, to_the_end: bool
+    model: BlockModel, images: Tensor, labels: Tensor, objective: PerImageLoss, to_the_end: bool
 ) -> None:
     images = torch.cat([images[:4].round(), images[4:]])  # pixels on both ends of the range
     outcome = attack(model, images, labels, start(images), BUDGET, objective, to_the_end)
@@ -48,7 +41,7 @@ def test_training_attack_stays_in_the_ball_and_raises_the_loss(
 ) -> None:
     model.eval()
     labels = predict(model, images).argmax(1)
-    adversarial = perturb(model, images, labels, start(images), BUDGET)
+    adversarial = pgd(model, images, labels, start(images), BUDGET)
     assert (adversarial - images).abs().max() <= EPS + 1e-6
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
@@ -60,7 +53,7 @@ def test_training_attack_stays_in_the_ball_and_raises_the_loss(
 @pytest.mark.parametrize("objective", [cross_entropy, margin])
 @pytest.mark.parametrize(("norm", "eps", "steps"), [("linf", 0.01, 12), ("l2", 0.1, 40)])
 def test_attack_equals_the_closed_form_on_a_linear_model(
-    objective: Objective, norm: Norm, eps: float, steps: int
+    objective: PerImageLoss, norm: Norm, eps: float, steps: int
 ) -> None:
     model, images, labels = linear(classes=2)
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
@@ -168,7 +161,7 @@ def test_attacks_leave_the_model_as_they_found_it(
     model.train()
     model.blocks[0].eval()
     with untouched(model):
-        perturb(model, images, labels, start(images), BUDGET)
+        pgd(model, images, labels, start(images), BUDGET)
         attack(model, images, labels, start(images), BUDGET, cross_entropy, False)
 
 
@@ -188,11 +181,12 @@ def test_random_starts_are_drawn_per_image(images: Tensor) -> None:
 def test_random_starts_lie_in_the_ball_and_in_the_pixel_range(images: Tensor, norm: Norm) -> None:
     noise = counted_noise(images, 0, "start", 0, torch.arange(8))
     noise[0, 0, 0] = torch.linspace(0, 1, 32)  # both ends, where erfinv has no value
-    points = scatter(images, noise, 0.1, norm)
-    assert points.isfinite().all()
-    assert points.min() >= 0
-    assert points.max() <= 1
-    assert sizes(points - images, norm).max() <= 0.1 + 1e-6
+    drawn = uniform_start(images, 0.1, torch.Generator().manual_seed(0), norm)
+    for points in (scatter(images, noise, 0.1, norm), drawn):
+        assert points.isfinite().all()
+        assert points.min() >= 0
+        assert points.max() <= 1
+        assert sizes(points - images, norm).max() <= 0.1 + 1e-6
     inner = scatter(torch.full_like(images, 0.5), noise, 0.1, "l2") - 0.5
     assert torch.allclose(sizes(inner, "l2"), torch.tensor(0.1))
 

@@ -13,12 +13,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig
-from cartl_cli.core.records.manifest import Manifest, Run, SourceRecord
-from cartl_cli.core.records.moved import BlockMoved, Diagnosis, Moved
-from cartl_cli.core.records.results import Added, AttackResults, EpsResults
-from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.trust.checks import Check
-from cartl_cli.display.plots import (
+from cartl_cli.core.runs.manifest import Manifest, Run, SourceRecord
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.results import (
+    Added,
+    AttackResults,
+    BlockMoved,
+    Check,
+    Diagnosis,
+    EpsResults,
+    Moved,
+)
+from cartl_cli.display.attack_plots import (
     accuracy_over_eps,
     accuracy_over_steps,
     attack_plots,
@@ -258,8 +264,8 @@ def test_a_finished_attack_is_drawn_without_attacking_again(
     assert cartl(*ATTACK.split(), "--name", "a").code == 0
     before = (runs / "a" / "manifest.json").read_bytes()
     assert not list((runs / "a").glob("*.png"))
-    monkeypatch.setattr("cartl_cli.core.evaluating.attacking.robustness", None)
-    monkeypatch.setattr("cartl_cli.core.records.runs.read_model", None)
+    monkeypatch.setattr("cartl_cli.core.evaluation.attack_run.robustness", None)
+    monkeypatch.setattr("cartl_cli.core.runs.weights.read_model", None)
     assert cartl("attack", "--resume", "a", "--plot").code == 0
     assert (runs / "a" / "manifest.json").read_bytes() == before
     drawn = {path.name: path.read_bytes() for path in (runs / "a").glob("*.[ps][nv]g")}

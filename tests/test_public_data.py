@@ -22,16 +22,15 @@ from torchvision.datasets import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionM
 
 from cartl_cli import load_model
 from cartl_cli.core.config import AttackConfig, PretrainConfig
+from cartl_cli.core.config.configure import at_own_eps, configure
 from cartl_cli.core.config.fields import PUBLIC_DATA
-from cartl_cli.core.configure import at_own_eps, configure
-from cartl_cli.core.data import downloads, formats
+from cartl_cli.core.data import downloads, public_formats
+from cartl_cli.core.data.data_sets import augmentation, load_data_set
 from cartl_cli.core.data.downloads import Store
-from cartl_cli.core.data.public import public_data_set
-from cartl_cli.core.data.published import PUBLIC
-from cartl_cli.core.data.registry import augmentation, load_data_set
+from cartl_cli.core.data.public import PUBLIC, public_data_set
 from cartl_cli.core.data.split import DataSet, channel_statistics
 from cartl_cli.core.errors import CartlError, DataError, StorageError, UsageError
-from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.runs.reader import read_run
 from tests import publishing
 from tests.conftest import Command
 from tests.publishing import Answer, Files, Made, Pixels, Server, made, serving, tarred
@@ -336,7 +335,7 @@ def test_d08_a_bomb_is_not_unpacked(
     name: str, store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(name)
-    monkeypatch.setattr(formats, "MAX_MEMBER", 3000)
+    monkeypatch.setattr(public_formats, "MAX_MEMBER", 3000)
     if name == "gtsrb":
         bomb = {"GTSRB/Training/00000/1.ppm": bytes(20_000_000)}
         signs = publishing.gtsrb(FORMATS[name][0])

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cartl_cli.core.attacks.pgd import uniform_noise
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.configure import configure
-from cartl_cli.core.data.batches import EVERYTHING, epoch_batches
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.data.batches import epoch_batches, part_of_batch
 from cartl_cli.core.data.split import DataSet
-from cartl_cli.core.devices import resolve_device
 from cartl_cli.core.errors import UsageError
+from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.randomness import generator
-from cartl_cli.core.ranks import ALONE, Ranks
-from cartl_cli.core.training.pretraining import adversarial_loss
-from cartl_cli.core.training.running import check_division
+from cartl_cli.core.runtime.devices import resolve_device
+from cartl_cli.core.runtime.randomness import generator, uniform_noise
+from cartl_cli.core.runtime.ranks import ALONE, EVERYTHING, Ranks
+from cartl_cli.core.training.source_model import adversarial_training
+from cartl_cli.core.training.training_run import check_division
 from tests import ranked, tiny
 from tests.conftest import Command
 from tests.processes import Sabotage, finish, run
@@ -38,7 +38,7 @@ FOUR = [Ranks(rank, 4, rank) for rank in range(4)]
 def test_parts_of_a_batch_differ_by_one_and_weigh_what_they_are() -> None:
     for size in (2, 3, 4, 8):
         for count in range(2, 70):
-            parts = [Ranks(rank, size).part(count) for rank in range(size)]
+            parts = [part_of_batch(count, Ranks(rank, size)) for rank in range(size)]
             rows = [list(range(count))[part.rows] for part in parts]
             assert sum(part.weight for part in parts) == pytest.approx(1)
             assert all(len(r) == round(count * p.share) for r, p in zip(rows, parts, strict=True))
@@ -48,13 +48,13 @@ def test_parts_of_a_batch_differ_by_one_and_weigh_what_they_are() -> None:
                 assert max(map(len, rows)) - min(map(len, rows)) <= 1
             else:
                 assert rows == [list(range(count))] * size
-    assert ALONE.part(7) is EVERYTHING
+    assert part_of_batch(7, ALONE) is EVERYTHING
 
 
 def test_parts_of_an_epoch_are_its_images_with_the_same_augmentation(data: DataSet) -> None:
     def batches(ranks: Ranks) -> list[tuple[Tensor, Tensor]]:
         augment = ("crop", "flip", "rotate")
-        return list(epoch_batches(data.train, 9, augment, 0, 1, 1, ranks.part))
+        return list(epoch_batches(data.train, 9, augment, 0, 1, 1, ranks))
 
     for whole, *parts in zip(batches(ALONE), *map(batches, FOUR), strict=True):
         if len(whole[1]) < 8:
@@ -85,9 +85,9 @@ def test_weighted_losses_of_the_parts_are_the_loss_of_the_batch(
     model.eval()
 
     def gradient(ranks: Ranks) -> tuple[float, Tensor]:
-        part = ranks.part(count)
-        loss = adversarial_loss(model, config, 10, lambda step: ranks.part(count))
-        weighted = part.weight * loss(images[part.rows], labels[part.rows], 4).loss
+        part = part_of_batch(count, ranks)
+        objective = adversarial_training(model, config, EpsWarmup(10, config.eps_warmup))
+        weighted = part.weight * objective(images[part.rows], labels[part.rows], 4, part).loss
         (found,) = torch.autograd.grad(weighted, model.head.weight)
         return weighted.item(), found
 
@@ -142,13 +142,13 @@ def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return [json.loads((folder / f"losses-{rank}.json").read_text()) for rank in range(size)]
 
 
-@pytest.mark.parametrize("recipe", ranked.RECIPES)
-def test_losses_are_those_of_one_process(processes: Any, recipe: str) -> None:
-    alone = ranked.losses(recipe)
+@pytest.mark.parametrize("method", ranked.METHODS)
+def test_losses_are_those_of_one_process(processes: Any, method: str) -> None:
+    alone = ranked.losses(method)
     assert len(alone) == ranked.STEPS
     assert max(alone) - min(alone) > 0.01  # something is learnt
     for found in processes:
-        assert found[recipe] == pytest.approx(alone, abs=1e-5)
+        assert found[method] == pytest.approx(alone, abs=1e-5)
 
 
 # Commands
@@ -262,7 +262,7 @@ def test_what_cannot_be_divided_is_refused(setting: dict[str, object], said: str
 GROUP_ENDS = """
 import weakref
 from torch import distributed
-from cartl_cli.core.ranks import joined
+from cartl_cli.core.runtime.ranks import joined
 with joined():
     import torchvision
     group = weakref.ref(distributed.group.WORLD)

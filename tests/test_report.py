@@ -19,17 +19,17 @@ import torch
 from rich.console import Console
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.reports.finding import find_results
+from cartl_cli.core.reports.collection import find_results
 from cartl_cli.core.reports.paper import beside_paper, read_paper
-from cartl_cli.core.reports.reporting import paired_with, rows_of, sorted_rows
+from cartl_cli.core.reports.rows import paired_with, rows_of, sorted_rows
+from cartl_cli.core.runs.command_line import command_of
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.results import Check
 from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
-from cartl_cli.core.sweeps.commandlines import command_of
 from cartl_cli.core.sweeps.points import Point, Sweep, point_id, write_sweep
-from cartl_cli.core.trust.checks import Check
-from cartl_cli.display.formats import rich_table, widths
-from cartl_cli.display.latex import latex
-from cartl_cli.display.sheets import Report, results_sheet
+from cartl_cli.display.report_formats import rich_table, widths
+from cartl_cli.display.report_latex import latex
+from cartl_cli.display.report_sheets import Report, results_sheet
 from tests.conftest import Command
 from tests.reported import Runs, outcomes, paper_like
 
@@ -497,7 +497,7 @@ def test_the_paper_beside_ours_says_what_differs(cartl: Command, runs: Runs) -> 
 
 def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: Command) -> None:
     """What a command line is read as is what was stored: for the commands of real and odd runs."""
-    from cartl_cli.core.configure import configure
+    from cartl_cli.core.config.configure import configure
 
     runs = Runs(tmp_path / "odd")
     trained: Json = {"dataset": "a 'b' $c", "classes": ("x", "y"), "eps": 0.1 / 3, "augment": ()}
@@ -693,7 +693,7 @@ def test_z32_without_matplotlib_there_are_tables(
     cartl: Command, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair(runs)
-    for name in ("curves", "plots"):
+    for name in ("report_plots", "attack_plots"):
         monkeypatch.delitem(sys.modules, f"cartl_cli.display.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = cartl("report", "--format", "html")
@@ -880,7 +880,7 @@ def test_long_tables_for_a_paper_are_cut_into_pages(tmp_path: Path) -> None:
 
 
 def test_a_setting_with_one_point_is_left_out_where_there_are_lines(tmp_path: Path) -> None:
-    from cartl_cli.display.curves import over_k
+    from cartl_cli.display.report_plots import over_k
 
     runs = Runs(tmp_path / "runs")
     source = runs.pretrain("source")
@@ -896,7 +896,7 @@ def test_a_setting_with_one_point_is_left_out_where_there_are_lines(tmp_path: Pa
 
 
 def test_pictures_show_the_rows(tmp_path: Path) -> None:
-    from cartl_cli.display.curves import over_k, tradeoff
+    from cartl_cli.display.report_plots import over_k, tradeoff
 
     paper_like(tmp_path / "runs", seeds=2, ks=(4, 6, 8))
     rows, _ = rows_of(find_results([], tmp_path / "runs").results)

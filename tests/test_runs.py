@@ -8,21 +8,15 @@ import pytest
 import torch
 
 from cartl_cli import load_model
+from cartl_cli.core import storage
 from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
-from cartl_cli.core.records import storage
-from cartl_cli.core.records.manifest import Manifest, Run
-from cartl_cli.core.records.recording import Session, check_place, finish_training, written
-from cartl_cli.core.records.results import TrainingResults
-from cartl_cli.core.records.runs import (
-    find_run,
-    list_runs,
-    newest_run,
-    read_model,
-    read_run,
-    state,
-)
-from cartl_cli.core.records.tensors import to_bytes
+from cartl_cli.core.runs.manifest import Manifest, Run
+from cartl_cli.core.runs.parsing import parse_manifest
+from cartl_cli.core.runs.reader import find_run, list_runs, newest_run, read_run, state
+from cartl_cli.core.runs.results import TrainingResults
+from cartl_cli.core.runs.weights import read_model, to_bytes
+from cartl_cli.core.runs.writer import Session, check_place, finish_training, written
 from tests.conftest import Command
 
 UNFINISHED: dict[str, Any] = {"status": "running", "weights": None, "results": None}
@@ -39,8 +33,8 @@ def draft(source: Run) -> Manifest:
 
 
 def test_a_manifest_survives_the_round_trip(source: Run) -> None:
-    again = Manifest.model_validate_json(source.manifest.model_dump_json())
-    assert again == source.manifest
+    content = json.loads(source.manifest.model_dump_json())
+    assert parse_manifest(content, source.folder) == source.manifest
     assert source.manifest.status == "completed"
 
 
@@ -60,6 +54,13 @@ def test_a_neft_model_is_read_with_its_convex_residuals(runs_dir: Path) -> None:
     target = read_model(read_run(runs_dir / "target"))
     convex = {n for n, m in target.named_modules() if isinstance(m, ResidualSum) and m.convex}
     assert convex == {"blocks.2.add"}
+
+
+def test_an_attack_names_the_run_that_has_its_model(runs_dir: Path) -> None:
+    target = read_run(runs_dir / "target")
+    attack = target.manifest.model_copy(update={"kind": "attack", "weights": None})
+    with pytest.raises(RunError, match="is an attack; its model is that of 'source'"):
+        read_model(Run(target.folder, attack))
 
 
 def test_a_target_run_records_its_source(runs_dir: Path) -> None:
@@ -169,10 +170,7 @@ def test_going_on_needs_the_same_data_and_model(
     with written(session(tmp_path, "a"), draft, 0) as run:
         pass
     other = draft.model_copy(update=change(draft))
-    with (
-        pytest.raises(RunError, match=says),
-        written(session(tmp_path, resume=run), other, 0),
-    ):
+    with pytest.raises(RunError, match=says), written(session(tmp_path, resume=run), other, 0):
         pass
     assert read_run(run.folder) == run
 
@@ -203,7 +201,7 @@ def test_c55_file_modes_follow_the_umask(
         before = os.umask(mask)
         try:
             with written(session(tmp_path, f"m{mask}"), draft, 0) as run:
-                finish_training(run, model, results, 0)
+                finish_training(run, model, results)
         finally:
             os.umask(before)
         modes = {path.name: path.stat().st_mode & 0o777 for path in run.folder.iterdir()}

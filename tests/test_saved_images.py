@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from cartl_cli import load_model
+from cartl_cli.core import storage
 from cartl_cli.core.data.folders import image_folder as read_image_folder
 from cartl_cli.core.errors import StorageError
-from cartl_cli.core.evaluating import saving
-from cartl_cli.core.evaluating.gallery import ROWS, Gallery, Shown, chosen_rows
-from cartl_cli.core.records import storage
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_run
-from cartl_cli.core.records.tensors import to_bytes
-from cartl_cli.display.pictures import attack_grid
+from cartl_cli.core.evaluation import saved_images
+from cartl_cli.core.evaluation.gallery import ROWS, Gallery, Shown, chosen_rows
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.weights import to_bytes
+from cartl_cli.display.attack_grid import attack_grid
 from tests import tiny
 from tests.conftest import Command, ImageFolder
 from tests.crashes import call
@@ -153,7 +153,7 @@ def test_what_reads_back_otherwise_is_reported(cartl: Command, runs_dir: Path) -
 
     def darker(path: Path, data: bytes) -> None:
         real(path, data)
-        if path.name == saving.FILE:
+        if path.name == saved_images.FILE:
             held = load_file(path)
             held["adversarial"].zero_()
             spoiled.append(to_bytes(held))
@@ -161,7 +161,7 @@ def test_what_reads_back_otherwise_is_reported(cartl: Command, runs_dir: Path) -
     spoiled: list[bytes] = []
     with (
         mock.patch.object(storage, "write_whole", darker),
-        mock.patch.object(saving, "read_recorded", side_effect=lambda *file: spoiled[0]),
+        mock.patch.object(saved_images, "read_recorded", side_effect=lambda *file: spoiled[0]),
     ):
         done = cartl(
             *("attack", "source", "--save-adversarial", "--pgd-steps", 1, "--limit", 30),
@@ -201,7 +201,7 @@ def test_hostile_class_names_stay_inside(cartl: Command, image_folder: ImageFold
 
 @given(st.lists(st.text() | st.sampled_from(HOSTILE), min_size=2, max_size=12, unique=True))
 def test_every_class_gets_a_folder_of_its_own(names: list[str]) -> None:
-    folders = saving.folder_names(tuple(names))
+    folders = saved_images.folder_names(tuple(names))
     assert len(set(folders)) == len(names)
     for folder in folders:
         assert Path(folder).parts == (folder,)
@@ -211,7 +211,7 @@ def test_every_class_gets_a_folder_of_its_own(names: list[str]) -> None:
         assert folder.isprintable()
     if folders != tuple(names):
         assert list(folders) == sorted(folders)
-    assert saving.folder_names(("cat", "犬", "two-disks", "a b")) == (
+    assert saved_images.folder_names(("cat", "犬", "two-disks", "a b")) == (
         "cat",
         "犬",
         "two-disks",
@@ -233,7 +233,7 @@ def test_a40_images_that_find_no_room_leave_a_run_to_go_on_with(scene: Path) -> 
     real = storage.commit_folder
 
     def full(path: Path, contents: dict[str, bytes]) -> None:
-        if path.name == saving.FOLDER:
+        if path.name == saved_images.FOLDER:
             raise StorageError("cannot write: No space left on device")
         real(path, contents)
 
@@ -319,7 +319,7 @@ def test_no_text_of_the_picture_is_cut_off() -> None:
 def test_without_matplotlib_one_line_says_what_to_install(
     cartl: Command, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "cartl_cli.display.pictures")
+    monkeypatch.delitem(sys.modules, "cartl_cli.display.attack_grid")
     for name in [n for n in sys.modules if n.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     where = ("--runs-dir", runs_dir, "--name", "unpictured")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cartl_cli import load_model
-from cartl_cli.core.records.manifest import SCHEMA_VERSION
-from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.runs.manifest import SCHEMA_VERSION
+from cartl_cli.core.runs.reader import read_run
 from tests.conftest import Command
 
 DATA = Path(__file__).parent / "data"

@@ -20,16 +20,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cartl_cli.app import main
-from cartl_cli.core.records.runs import read_run, remarks
-from cartl_cli.core.records.storage import FileRecord
-from cartl_cli.display.text import printable
+from cartl_cli.core.runs.reader import read_run, remarks
+from cartl_cli.core.storage import FileRecord
+from cartl_cli.display.terminal import printable
 from tests import tiny
 from tests.conftest import Command, ImageFolder
 from tests.fuzzing import FIRST_RELEASE
 from tests.test_fuzzing import fuzzed
 
 ROOT = Path(__file__).parent.parent
-STORAGE = "cartl_cli/core/records/storage.py"
+STORAGE = "cartl_cli/core/storage.py"
 
 
 # Code: what it never does
@@ -128,11 +128,13 @@ def writes(call: ast.Call) -> bool:
 
 
 MAY_CHANGE = {
-    "cartl_cli/display/streams.py": {"os.open", "os.dup2", "os.close", "open"},  # the null device
-    "cartl_cli/core/stopping.py": {"os.write"},  # to stderr, from within a signal handler
-    "cartl_cli/core/sweeps/executing.py": {"os.close"},  # of a log that storage has opened
-    "cartl_cli/core/evaluating/saving.py": {"?.save"},  # a picture, into memory
-    "cartl_cli/display/plots.py": {"figure.savefig"},  # into memory
+    "cartl_cli/display/terminal.py": {"os.open", "os.dup2", "os.close", "open"},  # the null device
+    "cartl_cli/core/runtime/stopping.py": {"os.write"},  # to stderr, from within a signal handler
+    "cartl_cli/core/sweeps/executor.py": {"os.close"},  # of a log that storage has opened
+    "cartl_cli/core/evaluation/saved_images.py": {"?.save"},  # a picture, into memory
+    "cartl_cli/core/evaluation/attack_run.py": {"keeper.save"},  # a checkpoint, by storage
+    "cartl_cli/core/training/training_run.py": {"keeper.save"},  # likewise
+    "cartl_cli/display/attack_plots.py": {"figure.savefig"},  # into memory
 }
 
 

@@ -2,13 +2,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import Norm, sizes
-from cartl_cli.core.attacks.pgd import Budget, Outcome, correct, predict
+from cartl_cli.core.attacks.contract import Outcome
+from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.attacks.square import _bump, _share, counted_draws, square
-from cartl_cli.core.losses import margin
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.losses import margin
+from cartl_cli.core.method.norm_ball import sizes
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.weights import read_model
 from tests.victims import linear, measured_split, trained_on_all_shapes, untouched
 
 NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5)])

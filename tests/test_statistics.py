@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cartl_cli.core.data.split import stratified
-from cartl_cli.core.evaluating.evaluation import share
+from cartl_cli.core.evaluation.verdicts import share
 from cartl_cli.core.statistics import (
     accuracy_interval,
     clopper_pearson,

@@ -6,43 +6,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from cartl_cli.core.attacks.pgd import Budget, attack, uniform_start
+from cartl_cli.core.attacks.judged_pgd import attack
+from cartl_cli.core.choices import FreezeBatchNorm
 from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.evaluating.evaluation import clean_correct
-from cartl_cli.core.losses import cross_entropy
-from cartl_cli.core.models import build_model
+from cartl_cli.core.evaluation.verdicts import clean_correct
+from cartl_cli.core.method.adversarial_training import NaturalTraining
+from cartl_cli.core.method.batch_norm import freeze
+from cartl_cli.core.method.losses import cross_entropy
+from cartl_cli.core.method.neft import apply_neft, bake, weight_modules
+from cartl_cli.core.method.norm_ball import uniform_start
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.transfer_methods import replace_head
 from cartl_cli.core.models.blocks import BlockModel, extractor, sub_model
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.training.loop import fit, sgd
-from cartl_cli.core.training.pretraining import natural_loss
-from cartl_cli.core.training.surgery import (
-    FreezeBatchNorm,
-    apply_neft,
-    bake,
-    freeze,
-    replace_head,
-    weight_modules,
-)
+from cartl_cli.core.registry.architectures import build_model
+from tests.fitting import fitted
 
 CPU = torch.device("cpu")
 
 
 def train(model: BlockModel, data: DataSet, seed: int = 0) -> None:
     config = TransferConfig(epochs=1, batch_size=8, lr=0.05, seed=seed)
-    fit(
-        model,
-        sgd(model, config),
-        data.train,
-        config,
-        (),
-        natural_loss(model),
-        autocast_for(CPU, "fp32"),
-        Position(),
-        lambda p: None,
-    )
+    fitted(model, data.train, config, NaturalTraining(model))
 
 
 @pytest.mark.parametrize(
@@ -122,12 +108,7 @@ def test_neft_reaches_the_last_k_blocks_and_no_further(model: BlockModel) -> Non
     convex = {n for n, m in model.named_modules() if getattr(m, "convex", False)}
     assert convex == {"blocks.2.add"}
     touched = {n for n, m in model.named_modules() if parametrize.is_parametrized(m)}
-    assert touched == {
-        "blocks.2.conv1",
-        "blocks.2.conv2",
-        "blocks.2.shortcut",
-        "blocks.4.linear",
-    }
+    assert touched == {"blocks.2.conv1", "blocks.2.conv2", "blocks.2.shortcut", "blocks.4.linear"}
 
 
 def test_an_all_zero_weight_is_named(model: BlockModel) -> None:
@@ -166,12 +147,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[bool]:
 
 @pytest.mark.parametrize(
     ("freeze_bn", "statistics_change", "affine_changes"),
-    [
-        ("none", True, True),
-        ("affine", True, False),
-        ("stats", False, True),
-        ("all", False, False),
-    ],
+    [("none", True, True), ("affine", True, False), ("stats", False, True), ("all", False, False)],
 )
 @pytest.mark.parametrize("beta", [None, 0.4])
 def test_batch_norm_cases_bit_by_bit(
@@ -209,7 +185,7 @@ def test_batch_norm_cases_bit_by_bit(
         start = uniform_start(images, 8 / 255, torch.Generator().manual_seed(0))
         budget = Budget(8 / 255, 2 / 255, 2)
         attack(model, images, data.evaluation.labels, start, budget, cross_entropy, True)
-        clean_correct(model, data.evaluation, 4)
+        clean_correct(model, data.evaluation, 4, CPU)
         after = model.state_dict()
         assert all(torch.equal(tensor, after[name]) for name, tensor in trained.items())
 

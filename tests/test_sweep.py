@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.config import CONFIGS, AttackConfig, TransferConfig
+from cartl_cli.core.config.presets import sweep_presets
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.presets import sweep_presets
-from cartl_cli.core.sweeps.executing import State
+from cartl_cli.core.sweeps.executor import State
+from cartl_cli.core.sweeps.grid import chains, counts, plan, size
 from cartl_cli.core.sweeps.points import ADDED, MAX_POINTS, Point, Sweep, read_sweep, write_sweep
-from cartl_cli.core.sweeps.specs import Spec, open_spec, parse_spec
-from cartl_cli.core.sweeps.sweeping import chains, counts, plan, size
-from cartl_cli.display.sweeps import table
+from cartl_cli.core.sweeps.spec import Spec, open_spec, parse_spec
+from cartl_cli.display.sweep_tables import table
 from tests.conftest import Command
 
 RUNS = {
@@ -235,8 +235,9 @@ def test_the_documented_example_is_what_the_page_says() -> None:
 def test_ids_do_not_change_by_accident() -> None:
     """A change here makes every finished sweep run again: is it wanted?"""
     assert [p.id for p in planned("").points] == IDS
-    defaults = PretrainConfig().model_dump()
-    assert {name: defaults[name] for name in ADDED} == ADDED
+    for kind, config_type in CONFIGS.items():
+        defaults, added = config_type().model_dump(), ADDED.get(kind, {}) | {"compile": None}
+        assert {name: defaults[name] for name in added} == added
     for setting in ("ema = 0.9", "awp_gamma = 0.01", 'method = "free"\nreplays = 2'):
         assert planned(f"[base.pretrain]\n{setting}").points[0].id != IDS[0]
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from cartl_cli.core.records import storage
-from cartl_cli.core.sweeps.executing import (
+from cartl_cli.core import storage
+from cartl_cli.core.sweeps.executor import (
     State,
     ended_state,
     execute,
@@ -21,9 +22,9 @@ from cartl_cli.core.sweeps.executing import (
     log_path,
     stored_state,
 )
+from cartl_cli.core.sweeps.grid import plan
 from cartl_cli.core.sweeps.points import Point, Sweep, read_sweep
-from cartl_cli.core.sweeps.specs import parse_spec
-from cartl_cli.core.sweeps.sweeping import plan
+from cartl_cli.core.sweeps.spec import parse_spec
 from tests import tiny
 from tests.processes import Ended, finish, run, start
 
@@ -297,9 +298,11 @@ def a_plan() -> Sweep:
 
 
 def carried_out(
-    fake: Any, jobs: int, asked: Callable[[], int | None] = lambda: None
+    fake: Any, jobs: int, signal_now: Callable[[], int | None] = lambda: None
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """The states at the end, and everything that was reported."""
+    asked = mock.Mock()
+    type(asked).signal = mock.PropertyMock(side_effect=signal_now)
     sweep = a_plan()
     told: list[tuple[str, str]] = []
 
@@ -320,7 +323,7 @@ def carried_out(
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cartl_cli.core.sweeps.executing.PAUSE", 0.001)
+    monkeypatch.setattr("cartl_cli.core.sweeps.executor.PAUSE", 0.001)
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 100])
@@ -406,7 +409,7 @@ def test_a_job_shares_the_cores_unless_told(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        "cartl_cli.core.sweeps.executing.subprocess.Popen",
+        "cartl_cli.core.sweeps.executor.subprocess.Popen",
         lambda command, **how: seen.append((command, how)),
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

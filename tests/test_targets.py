@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.evaluating.targets import measured_on
-from cartl_cli.core.records.runs import read_run
+from cartl_cli.core.evaluation.targets import measured_on
+from cartl_cli.core.runs.reader import read_run
 from tests import tiny
 from tests.conftest import Command, Finished
 from tests.crashes import call

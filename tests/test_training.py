@@ -1,6 +1,6 @@
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,56 +10,27 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cartl_cli.core.attacks.inner import training_budget
-from cartl_cli.core.attacks.pgd import Budget
 from cartl_cli.core.config import PretrainConfig, TransferConfig
-from cartl_cli.core.configure import configure
-from cartl_cli.core.data.batches import (
-    EVERYTHING,
-    augmented,
-    batches_per_epoch,
-    crop,
-    epoch_batches,
-)
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.data.batches import augmented, batches_per_epoch, crop, epoch_batches
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.errors import DivergedError, UsageError
-from cartl_cli.core.models import build_model
+from cartl_cli.core.method.adversarial_training import EpsWarmup, NaturalTraining
+from cartl_cli.core.method.objective import StepLoss
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.training_attacks import grown_budget, ramp
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.randomness import generator, seeded
-from cartl_cli.core.records.checkpoints import Keeper
-from cartl_cli.core.records.manifest import Position, Run
-from cartl_cli.core.training import loop
-from cartl_cli.core.training.loop import count_steps, fit, learning_rate, one_cycle, ramp, sgd
-from cartl_cli.core.training.pretraining import adversarial_loss, natural_loss, recipe_of
-from cartl_cli.core.training.progress import Progress, Tally
-from cartl_cli.core.training.recipe import LossOfBatch, Recipe, StepLoss
-from cartl_cli.core.training.transferring import lwf_loss, prepare
-
-FP32 = autocast_for(torch.device("cpu"), "fp32")
-
-
-def fitted(
-    model: BlockModel,
-    data: DataSet,
-    config: PretrainConfig | TransferConfig,
-    loss: LossOfBatch,
-    look: Callable[[Progress], None],
-    augment: tuple[str, ...] = (),
-    step_done: Callable[[int], bool] = lambda step: True,
-) -> None:
-    fit(
-        model,
-        sgd(model, config),
-        data.train,
-        config,
-        augment,
-        loss,
-        FP32,
-        Position(),
-        look,
-        step_done,
-    )
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs.checkpoints import Keeper
+from cartl_cli.core.runs.manifest import Position, Run
+from cartl_cli.core.runtime.randomness import generator, seeded
+from cartl_cli.core.runtime.ranks import Part
+from cartl_cli.core.runtime.stopping import Asked
+from cartl_cli.core.training.loop import Progress, Tally, count_steps, learning_rate, one_cycle
+from cartl_cli.core.training.source_model import adversarial_training, plan_of
+from cartl_cli.core.training.target_model import prepare
+from cartl_cli.core.training.training_plan import TrainingPlan
+from tests.fitting import fitted
 
 
 def test_step_schedule_is_the_papers() -> None:
@@ -94,15 +65,16 @@ def test_eps_grows_over_the_warm_up() -> None:
 
 def test_the_training_attack_walks_as_far_as_eps_has_grown() -> None:
     config = PretrainConfig(pgd_steps=7)
-    full = training_budget(config, 1.0)
+    budget_of = partial(grown_budget, Budget(config.eps, config.attack_step, config.pgd_steps))
+    full = budget_of(1.0)
     assert (full.eps, full.steps) == (8 / 255, 7)
     assert full.step_size == pytest.approx(2 / 255)
     for grown in (0.001, 0.1, 0.5, 0.9):
-        budget = training_budget(config, grown)
+        budget = budget_of(grown)
         assert budget.eps == pytest.approx(grown * 8 / 255)
         assert budget.step_size * budget.steps == pytest.approx(grown * 14 / 255)
         assert budget.step_size <= 2 / 255 + 1e-9
-    assert [training_budget(config, g).steps for g in (0.001, 0.5, 0.9)] == [1, 4, 7]
+    assert [budget_of(g).steps for g in (0.001, 0.5, 0.9)] == [1, 4, 7]
 
 
 def test_an_epoch_uses_every_image_once_in_an_order_of_its_own(data: DataSet) -> None:
@@ -177,10 +149,10 @@ def test_the_same_seed_gives_the_same_weights_byte_for_byte(data: DataSet) -> No
             | {"pgd_steps": 2, "seed": seed},
         )
         with seeded(seed, "source weights"):
-            model = build_model(config.arch, 3).train()
+            model: BlockModel = build_model(config.arch, 3).train()
         steps = count_steps(config, len(data.train))
-        loss = adversarial_loss(model, config, steps)
-        fitted(model, data, config, loss, lambda p: None, ("crop",))
+        objective = adversarial_training(model, config, EpsWarmup(steps, config.eps_warmup))
+        fitted(model, data.train, config, objective, augment=("crop",))
         return model.state_dict()
 
     first, again, other = trained(0), trained(0), trained(1)
@@ -192,8 +164,9 @@ def test_fdm_adds_lambda_times_the_distance_of_two_separate_passes(
     model: BlockModel, images: Tensor, labels: Tensor
 ) -> None:
     """The loss of a step is recomputed here from its definition, Eq. 4 + Eq. 10."""
-    from cartl_cli.core.attacks.pgd import perturb, uniform_start
-    from cartl_cli.core.losses import feature_distance
+    from cartl_cli.core.method.losses import feature_distance
+    from cartl_cli.core.method.norm_ball import uniform_start
+    from cartl_cli.core.method.pgd import pgd
 
     config = configure(
         PretrainConfig,
@@ -201,9 +174,10 @@ def test_fdm_adds_lambda_times_the_distance_of_two_separate_passes(
     )
     model.train()
     twin = copy.deepcopy(model)  # batch-norm statistics move with every pass
-    loss = adversarial_loss(twin, config, 10)(images, labels, 4).loss.item()
+    objective = adversarial_training(twin, config, EpsWarmup(10, config.eps_warmup))
+    loss = objective(images, labels, 4).loss.item()
     start = uniform_start(images, config.eps, generator(config.seed, "training attack", 4))
-    adversarial = perturb(model, images, labels, start, Budget(config.eps, config.eps / 4, 2))
+    adversarial = pgd(model, images, labels, start, Budget(config.eps, config.eps / 4, 2))
     distance = feature_distance(model.features(images, 2), model.features(adversarial, 2))
     natural = torch.nn.functional.cross_entropy(model(adversarial), labels)
     assert loss == pytest.approx((natural + 0.5 * distance).item(), rel=1e-4)
@@ -215,21 +189,14 @@ def test_a_loss_that_is_not_finite_is_found_before_anybody_looks(
 ) -> None:
     looks: list[Progress] = []
 
-    def broken(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+    def broken(images: Tensor, labels: Tensor, step: int, part: Part) -> StepLoss:
         return StepLoss(model(images).mean() * (float("nan") if step == 2 else 1), {})
 
-    def step_done(step: int) -> bool:
+    def wanted(step: int) -> bool:
         return step % every == 0
 
     with pytest.raises(DivergedError, match="not finite at step 3"):
-        fitted(
-            model,
-            data,
-            TransferConfig(batch_size=8),
-            broken,
-            looks.append,
-            step_done=step_done,
-        )
+        fitted(model, data.train, TransferConfig(batch_size=8), broken, looks.append, wanted=wanted)
     assert [look.position.step for look in looks] == {1: [1, 2], 2: [2], 100: []}[every]
 
 
@@ -239,10 +206,10 @@ def test_how_often_somebody_looks_changes_nothing(model: BlockModel, data: DataS
     for every in (1, 3, 100):
         twin, seen = copy.deepcopy(model), list[Progress]()
 
-        def step_done(step: int, every: int = every) -> bool:
+        def wanted(step: int, every: int = every) -> bool:
             return step % every == 0
 
-        fitted(twin, data, config, natural_loss(twin), seen.append, step_done=step_done)
+        fitted(twin, data.train, config, NaturalTraining(twin), seen.append, wanted=wanted)
         ends.append((seen[-1].position.model_copy(update={"seconds": 0}), twin.state_dict()))
         looks.append([progress.position.step for progress in seen])
     assert looks == [[1, 2, 3, 4, 5, 6, 7, 8], [3, 4, 6, 8], [4, 8]]
@@ -255,15 +222,15 @@ def test_no_gradient_is_left_while_the_next_images_are_made(
     model: BlockModel, data: DataSet
 ) -> None:
     """They would take memory, and a graph that is run again overwrites them."""
-    loss = natural_loss(model)
+    objective = NaturalTraining(model)
     left: list[str] = []
 
-    def seen(images: Tensor, labels: Tensor, step: int) -> StepLoss:
+    def seen(images: Tensor, labels: Tensor, step: int, part: Part) -> StepLoss:
         left.extend(name for name, p in model.named_parameters() if p.grad is not None)
-        return loss(images, labels, step)
+        return objective(images, labels, step, part)
 
     looks: list[Progress] = []
-    fitted(model, data, TransferConfig(epochs=1, batch_size=8), seen, looks.append)
+    fitted(model, data.train, TransferConfig(epochs=1, batch_size=8), seen, looks.append)
     assert looks[-1].position.step > 1
     assert left == []
 
@@ -289,7 +256,7 @@ NOWHERE = torch.device("meta")
 def check_no_waiting(
     model: BlockModel,
     config: PretrainConfig | TransferConfig,
-    recipe: Recipe,
+    plan: TrainingPlan,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two epochs of three batches on a device that cannot be waited for, but at an epoch's ends."""
@@ -299,32 +266,27 @@ def check_no_waiting(
     )
     reads: list[int] = []
 
-    def read(tally: Tally, position: Position) -> Position:
+    def read(tally: Tally) -> Position:
         reads.append(len(tally.steps))
         tally.steps = []
-        return Position(step=position.step + reads[-1], seen=1)
+        tally.position = Position(step=tally.position.step + reads[-1], seen=1)
+        return tally.position
 
-    def step_done(step: int) -> bool:
-        recipe.step_done(step)
+    def wanted(step: int) -> bool:
+        plan.step_done(step)
         return False
 
     def on_its_way(noise: Tensor, device: torch.device) -> Tensor:
         return torch.empty_like(noise, device=device)  # a GPU takes it from pinned memory
 
     monkeypatch.setattr(Tally, "read", read)
-    monkeypatch.setattr("cartl_cli.core.attacks.pgd.sent", on_its_way)
+    monkeypatch.setattr("cartl_cli.core.runtime.randomness.sent", on_its_way)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown to it
     with Sent() as sent:  # type: ignore[no-untyped-call]
         fitted(
-            model,
-            DataSet("none", ("a", "b", "c"), split, split, "test"),
-            config,
-            recipe.loss_of_batch,
-            lambda progress: None,
-            ("crop", "flip", "rotate"),
-            step_done,
+            model, split, config, plan.objective, augment=("crop", "flip", "rotate"), wanted=wanted
         )
-    steps = 3 * loop.steps_per_batch(config)
+    steps = 3 * (config.steps_per_batch if isinstance(config, PretrainConfig) else 1)
     assert reads == [steps, steps]
     assert sent.count == 2 * 2  # of each epoch the order, and the draws of its augmentation
 
@@ -352,9 +314,8 @@ def test_pretraining_waits_for_the_device_at_the_end_of_an_epoch_alone(
         given,
     )
     model = build_model("wrn-10-1", 3).to(NOWHERE).to(memory_format=torch.channels_last).train()
-    setup = mock.Mock(device=NOWHERE, total_steps=6 * loop.steps_per_batch(config))
-    setup.part.return_value = EVERYTHING
-    check_no_waiting(model, config, recipe_of(model, config, setup, pytest.fail), monkeypatch)
+    setup = mock.Mock(device=NOWHERE, total_steps=6 * config.steps_per_batch)
+    check_no_waiting(model, config, plan_of(model, config, setup, pytest.fail), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -367,25 +328,25 @@ def test_transfer_waits_for_the_device_at_the_end_of_an_epoch_alone(
 ) -> None:
     config = configure(TransferConfig, {"batch_size": 8, "epochs": 2}, given)
     original = build_model("wrn-10-1", 3).train()
-    model = prepare(copy.deepcopy(original), config, 3, 3).to(NOWHERE)
-    loss = natural_loss(model)
-    if config.lwf_lambda is not None:
-        loss = lwf_loss(model, original.to(NOWHERE).eval(), config, 3)
-    check_no_waiting(model, config, Recipe(loss), monkeypatch)
+    model = copy.deepcopy(original)
+    tuned = prepare(model, original, config, 3, 3, head_steps=3)
+    model.to(NOWHERE)
+    original.to(NOWHERE).eval()
+    check_no_waiting(model, config, TrainingPlan(tuned.objective), monkeypatch)
 
 
 def test_a_long_training_is_looked_at_every_half_second(
     source: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = mock.Mock(return_value=100.0)
-    monkeypatch.setattr("cartl_cli.core.records.checkpoints.time.monotonic", clock)
-    keeper = Keeper(source, dict, Position(), lambda: None)
+    monkeypatch.setattr("cartl_cli.core.runs.checkpoints.time.monotonic", clock)
+    keeper = Keeper(source, Position(), Asked())
     wanted = []
     for step, seconds in enumerate((100.2, 100.4, 100.6, 100.8, 101.2), start=1):
         clock.return_value = seconds
         wanted.append(keeper.step_done(step))
         if wanted[-1]:
-            keeper.look(Position(step=step), 10)
+            assert not keeper.is_due(Position(step=step), 10)
     assert wanted == [False, False, True, False, True]
     assert keeper.saved == 0
 
@@ -393,7 +354,7 @@ def test_a_long_training_is_looked_at_every_half_second(
 def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data: DataSet) -> None:
     seen: list[Progress] = []
     config = TransferConfig(epochs=2, batch_size=8)
-    fitted(model, data, config, natural_loss(model), seen.append)
+    fitted(model, data.train, config, NaturalTraining(model), seen.append)
     assert [p.position.step for p in seen] == list(range(1, 9))
     assert [p.epoch_ended for p in seen] == [False, False, False, True] * 2
     assert seen[-1].total_steps == 8

@@ -10,22 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cartl_cli.core.attacks.contract import Outcome
 from cartl_cli.core.attacks.feature import feature_attack
-from cartl_cli.core.attacks.geometry import Norm, scatter
-from cartl_cli.core.attacks.pgd import Budget, Objective, Outcome, attack, correct, predict
-from cartl_cli.core.losses import cross_entropy, margin
+from cartl_cli.core.attacks.judged_pgd import attack, correct, predict
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, margin
+from cartl_cli.core.method.norm_ball import scatter
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.precision import autocast_for
-from cartl_cli.core.records.manifest import Run
-from cartl_cli.core.records.runs import read_model, read_run
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.results import Check, Verdict, headline
+from cartl_cli.core.runs.weights import read_model
+from cartl_cli.core.runtime.devices import autocast_for
 from cartl_cli.core.trust import gradients, invariants, rivals, strength
 from cartl_cli.core.trust.ceilings import ceiling
-from cartl_cli.core.trust.checks import Check, Verdict, headline, limited
+from cartl_cli.core.trust.checks import limited
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
 from cartl_cli.core.trust.planted import planted_adversary
 from cartl_cli.core.trust.probe import Probe, short
 from cartl_cli.core.trust.tiers import CHECKS, from_source
-from cartl_cli.core.trust.tiers import strength as run_checks
+from cartl_cli.core.trust.tiers import checks_of as run_checks
 from tests.victims import (
     after,
     backward_gradient,
@@ -46,14 +51,14 @@ from tests.victims import (
 CPU = torch.device("cpu")
 EPS = 6 / 255
 BUDGET = Budget(EPS, EPS / 4, 20)
-BOTH: tuple[Objective, ...] = (cross_entropy, margin)
+BOTH: tuple[PerImageLoss, ...] = (cross_entropy, margin)
 
 
 def probe_of(
     model: BlockModel,
     count: int = 36,
     budget: Budget = BUDGET,
-    losses: tuple[Objective, ...] = BOTH,
+    losses: tuple[PerImageLoss, ...] = BOTH,
 ) -> Probe:
     """A probe of the tiny source run's classes, and what a plain attack finds on it."""
     split = measured_split()

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cartl_cli.core.attacks.pgd import STANDS, Budget, predict
-from cartl_cli.core.evaluating import attacking, evaluation, trusting
-from cartl_cli.core.evaluating.evaluation import Plan, Verdicts
-from cartl_cli.core.evaluating.trusting import allowed
-from cartl_cli.core.records.runs import read_model, read_run, read_source
-from cartl_cli.core.trust.checks import Check
+from cartl_cli.core.attacks.contract import STANDS
+from cartl_cli.core.attacks.judged_pgd import predict
+from cartl_cli.core.evaluation import attack_run, trust_checks
+from cartl_cli.core.evaluation.trust_checks import allowed
+from cartl_cli.core.evaluation.verdicts import Plan, Verdicts, robustness
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.runs.weights import read_model, read_source
 from cartl_cli.core.trust.invariants import invariants
 from cartl_cli.core.trust.probe import Probe
 from cartl_cli.core.trust.tiers import CHECKS
@@ -39,9 +42,9 @@ def test_weights_that_change_while_they_are_attacked_void_the_number(
 ) -> None:
     def meddled(*arguments: object) -> object:
         damage(copied / "source" / "model.safetensors")
-        return evaluation.robustness(*arguments)  # type: ignore[arg-type]
+        return robustness(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attacking, "robustness", meddled)
+    monkeypatch.setattr(attack_run, "robustness", meddled)
     done = cartl("attack", "source", *QUICK, "--json", "--strict", "--name", "first")
     found = json.loads(done.out)
     assert (done.code, found["headline"]) == (1, "invalid")
@@ -107,7 +110,7 @@ def test_thorough_checks_are_made_on_more_images(
         seen.append((tier, probe.count, probe.k))
         return []
 
-    monkeypatch.setattr(trusting, "strength", watched)
+    monkeypatch.setattr(trust_checks, "checks_of", watched)
     for tier in ("fast", "thorough"):
         quick = ("--attack", "fgsm", "--pgd-steps", 2, "--precision", "fp32")
         assert cartl("attack", copied / "source", "--checks", tier, *quick).code == 0
@@ -141,7 +144,7 @@ def test_images_of_a_list_of_eps_are_checked_by_the_eps_they_fell_at(
         seen.append(probe)
         return invariants(probe, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trusting, "invariants", spied)
+    monkeypatch.setattr(trust_checks, "invariants", spied)
     done = cartl("attack", "source", *QUICK, "--eps", "8/255,128/255", "--json", "--name", "first")
     (probe,) = seen
     assert probe.allowed is not None

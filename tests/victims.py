@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core.attacks.geometry import Norm
+from cartl_cli.core.choices import Norm
 from cartl_cli.core.data.shapes import shapes
 from cartl_cli.core.data.split import Split
-from cartl_cli.core.losses import cross_entropy
+from cartl_cli.core.method.losses import cross_entropy
 from cartl_cli.core.models.blocks import BlockModel, initialize
-from cartl_cli.core.randomness import seeded
+from cartl_cli.core.runtime.randomness import seeded
 
 
 class Linear(nn.Module):

@@ -2,30 +2,19 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cartl_cli.commands.opening import layers, open_session
-from cartl_cli.commands.options import (
-    AsJson,
-    ConfigFile,
-    DataDir,
-    NoDownload,
-    Preset,
-    Resume,
-    RunName,
-    RunsDir,
-    flags_from,
-)
+from cartl_cli.commands.options import AsJson, Request, flags_from
+from cartl_cli.commands.session import open_session
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import CartlError
-from cartl_cli.core.requirements import check_matplotlib
+from cartl_cli.core.runtime.requirements import check_matplotlib
 
 if TYPE_CHECKING:
-    from cartl_cli.core.records.manifest import Run
-    from cartl_cli.core.records.results import AttackResults
+    from cartl_cli.core.runs.manifest import Run
+    from cartl_cli.core.runs.results import AttackResults
     from cartl_cli.core.statistics import Difference
 
     Differences = dict[float | None, Difference]
@@ -33,18 +22,12 @@ if TYPE_CHECKING:
 
 @flags_from(AttackConfig)
 def attack(
-    settings: dict[str, Any],
-    preset: Preset = None,
-    config: ConfigFile = None,
-    name: RunName = None,
-    runs_dir: RunsDir = Path("runs"),
-    resume: Resume = None,
+    request: Request,
     force: Annotated[
         bool, typer.Option("--force", help="Attack again though the same result is there.")
     ] = False,
     compare: Annotated[
-        str | None,
-        typer.Option("--compare", help="An attack to compare with, image by image."),
+        str | None, typer.Option("--compare", help="An attack to compare with, image by image.")
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if a check that the attack worked fails.")
@@ -52,38 +35,28 @@ def attack(
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw the results into the run folder, as PNG and SVG.")
     ] = False,
-    data_dir: DataDir = None,
-    no_download: NoDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's model with PGD and say how much accuracy is left."""
     if plot:
         check_matplotlib()
-    given = [*layers("attack", preset, config), settings]
-    opened = open_session(
-        AttackConfig,
-        "attack",
-        given,
-        runs_dir,
-        name,
-        resume,
-        data_dir=data_dir,
-        no_download=no_download,
-    )
-    from cartl_cli.commands.drawing import draw_grid, draw_plots
-    from cartl_cli.core.evaluating.attacking import attack as attack_run
-    from cartl_cli.core.evaluating.comparing import compare as compare_runs
-    from cartl_cli.core.records.runs import find_run
-    from cartl_cli.display.progress import attack_progress, say
+    opened = open_session(request, AttackConfig, "attack")
+    from cartl_cli.commands.attack_pictures import draw_grid, draw_plots
+    from cartl_cli.core.evaluation.attack_run import attack_model
+    from cartl_cli.core.evaluation.comparison import compare as compare_runs
+    from cartl_cli.core.runs.reader import find_run
+    from cartl_cli.display.terminal import attack_progress, say
 
     chosen, attacked = opened.config, opened.source
     other = (
         find_run(compare, opened.session.runs_dir, "--compare", ("attack",)) if compare else None
     )
     with attack_progress() as report:
-        run = opened.finished or attack_run(chosen, attacked, opened.session, report, force, other)
-    if not opened.session.ranks.first:
-        return
+        run = opened.finished or attack_model(
+            chosen, attacked, opened.session, report, force, other
+        )
+    if run is None:
+        return  # another process tells
     say(f"saved {run.folder}")
     differences = compare_runs(run, other) if other else {}
     if as_json:
@@ -102,7 +75,7 @@ def attack(
 def show(run: "Run", other: "Run | None", differences: "Differences") -> None:
     """The tables of a finished attack, and how it compares with another."""
     from cartl_cli.display import tables
-    from cartl_cli.display.progress import say
+    from cartl_cli.display.terminal import say
 
     results = run.attack_results
     tables.show(tables.attack_table(run))
@@ -122,8 +95,7 @@ def as_object(
     """What ``--json`` prints of a finished attack."""
     from cartl_cli.display.tables import in_words
 
-    config = run.manifest.config
-    assert isinstance(config, AttackConfig)
+    config = run.attack
     shown = {
         "run": attacked.name,
         "attack": run.name,
@@ -142,7 +114,7 @@ def as_object(
 
 def numbers(results: "AttackResults") -> dict[str, Any]:
     """The results as printed: those of the largest eps first, then of each."""
-    from cartl_cli.core.trust.checks import headline
+    from cartl_cli.core.runs.results import headline
 
     largest = results.by_eps[-1]
     return {

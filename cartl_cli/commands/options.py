@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -10,8 +11,8 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cartl_cli.core.configure import flag, is_positional
-from cartl_cli.core.values import shown_pixels
+from cartl_cli.core.config.configure import flag, is_positional
+from cartl_cli.core.config.values import shown_pixels
 
 Preset = Annotated[
     str | None,
@@ -25,8 +26,7 @@ ConfigFile = Annotated[
 ]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the new run folder.")]
 Resume = Annotated[
-    str | None,
-    typer.Option("--resume", help="Go on with an unfinished run: name, number or path."),
+    str | None, typer.Option("--resume", help="Go on with an unfinished run: name, number or path.")
 ]
 Extend = Annotated[
     bool, typer.Option("--extend", help="With --resume and more --epochs: train longer.")
@@ -40,36 +40,52 @@ NoDownload = Annotated[bool, typer.Option("--no-download", help="Download no dat
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the commands that make a run are asked for; ``settings`` is what was typed, as text."""
+
+    settings: dict[str, Any]
+    preset: Preset = None
+    config: ConfigFile = None
+    name: RunName = None
+    runs_dir: RunsDir = Path("runs")
+    resume: Resume = None
+    data_dir: DataDir = None
+    no_download: NoDownload = False
+
+
 def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
     """Give a command one flag for every field of ``config_type``.
 
     The command's parameter ``settings`` receives what was typed, as text by field name; parsing
-    and bounds are the config's. Help text and default come from the field.
+    and bounds are the config's. Help text and default come from the field. A command with a
+    ``request`` instead gets the options of ``Request``, too.
     """
 
     def decorate(command: Callable[..., None]) -> Any:
         fields = config_type.model_fields
+        own = dict(inspect.signature(command).parameters)
+        shared = dict(inspect.signature(Request).parameters) if "request" in own else {}
+        shared.pop("settings", None)
 
         @functools.wraps(command)
         def wrapper(**given: Any) -> None:
-            settings = {name: given.pop(name) for name in fields}
-            command({name: text for name, text in settings.items() if text is not None}, **given)
+            typed = {name: given.pop(name) for name in fields}
+            settings = {name: text for name, text in typed.items() if text is not None}
+            if "request" in own:
+                request = Request(settings, **{name: given.pop(name) for name in shared})
+                command(request, **given)
+            else:
+                command(settings, **given)
 
-        own = [
-            parameter
-            for name, parameter in inspect.signature(command).parameters.items()
-            if name != "settings"
-        ]
         made = [
             inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=_option(name, field),
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field)
             )
             for name, field in fields.items()
         ]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + made
+        kept = [p for name, p in (shared | own).items() if name not in ("settings", "request")]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept] + made
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         del wrapper.__wrapped__  # Typer would otherwise read the signature behind it

@@ -1,68 +1,38 @@
 """``cartl pretrain``."""
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cartl_cli.commands.opening import layers, open_session
-from cartl_cli.commands.options import (
-    AsJson,
-    ConfigFile,
-    DataDir,
-    Extend,
-    NoDownload,
-    Preset,
-    Resume,
-    RunName,
-    RunsDir,
-    flags_from,
-)
+from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
+from cartl_cli.commands.session import layers, open_session
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.configure import configure
+from cartl_cli.core.config.configure import configure
 
 
 @flags_from(PretrainConfig)
 def pretrain(
-    settings: dict[str, Any],
-    preset: Preset = None,
-    config: ConfigFile = None,
-    name: RunName = None,
-    runs_dir: RunsDir = Path("runs"),
-    resume: Resume = None,
+    request: Request,
     extend: Extend = False,
-    data_dir: DataDir = None,
-    no_download: NoDownload = False,
     as_json: AsJson = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Show the architecture's blocks, and stop.")
     ] = False,
 ) -> None:
     """Train a robust source model: adversarial training and feature distance minimization."""
-    given = [*layers("pretrain", preset, config), settings]
     if describe:
-        show_blocks(configure(PretrainConfig, *given))
+        show_blocks(configure(PretrainConfig, *layers(request, "pretrain")))
         return
-    opened = open_session(
-        PretrainConfig,
-        "pretrain",
-        given,
-        runs_dir,
-        name,
-        resume,
-        extend,
-        data_dir=data_dir,
-        no_download=no_download,
-    )
-    from cartl_cli.core.training.pretraining import pretrain as pretrain_run
+    opened = open_session(request, PretrainConfig, "pretrain", extend)
+    from cartl_cli.core.training.source_model import pretrain as pretrain_run
     from cartl_cli.display import tables
-    from cartl_cli.display.progress import say, training_progress
+    from cartl_cli.display.terminal import say, training_progress
 
     with training_progress() as report:
         run = opened.finished or pretrain_run(opened.config, opened.session, report)
-    if not opened.session.ranks.first:
-        return
+    if run is None:
+        return  # another process tells
     say(f"saved {run.folder}")
     results = run.results
     if results.clean_accuracy <= 1.5 / len(run.manifest.model.classes):
@@ -86,7 +56,7 @@ def pretrain(
 
 def show_blocks(config: PretrainConfig) -> None:
     """The blocks of the configured architecture, as a table."""
-    from cartl_cli.core.models.describe import block_table
+    from cartl_cli.core.models.block_table import block_table
     from cartl_cli.display import tables
 
     rows = block_table(config.arch, config.image_size)

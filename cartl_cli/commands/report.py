@@ -1,19 +1,20 @@
 """``cartl report``."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from cartl_cli.commands.options import AsJson, RunsDir
+from cartl_cli.core import storage
+from cartl_cli.core.config.values import parse_list
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.records import storage
-from cartl_cli.core.requirements import check_matplotlib
-from cartl_cli.core.values import parse_list
+from cartl_cli.core.runtime.requirements import check_matplotlib
 
 if TYPE_CHECKING:
     from cartl_cli.core.reports.paper import TableName
-    from cartl_cli.display.sheets import Report
+    from cartl_cli.display.report_sheets import Report
 
 ENDINGS = {
     "table": "txt",
@@ -84,8 +85,7 @@ def report(
     if out is not None:
         made = [f"{name}.{ending}" for name in pictures for ending in ("png", "svg", "pdf")]
         _check_place(out, [*files, *made], force)
-    from cartl_cli.display.progress import say
-    from cartl_cli.display.text import printable
+    from cartl_cli.display.terminal import printable, say
 
     found = _reported(runs or [], runs_dir, baseline, against, table, sort_by)
     contents = {
@@ -94,7 +94,7 @@ def report(
         if not (name == "table" and out is None)
     }
     if pictures:
-        from cartl_cli.display.curves import curves
+        from cartl_cli.display.report_plots import curves
 
         contents |= curves(found.rows, pictures)
     if out is not None:
@@ -103,7 +103,7 @@ def report(
             storage.write_whole(out / file, content)
         say(f"written {', '.join(contents)} into {out}")
     elif wanted == ["table"]:
-        from cartl_cli.display.formats import show
+        from cartl_cli.display.report_formats import show
 
         show(found)
     else:
@@ -163,7 +163,7 @@ def _check_place(out: Path, files: list[str], force: bool) -> None:
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "manifest.json").exists():
             raise UsageError(f"--out: would change run {folder.name!r}; give another folder")
-    there = [name for name in files if storage.exists(out / name)]
+    there = [name for name in files if os.path.lexists(out / name)]
     if there and not force:
         raise UsageError(f"--out: {str(out / there[0])!r} exists; --force to write over it")
 
@@ -176,10 +176,10 @@ def _reported(
     table: str | None,
     sort_by: str | None,
 ) -> "Report":
-    from cartl_cli.core.reports.finding import find_results
+    from cartl_cli.core.reports.collection import find_results
     from cartl_cli.core.reports.paper import beside_paper
-    from cartl_cli.core.reports.reporting import paired_with, rows_of, sorted_rows
-    from cartl_cli.display.sheets import Report
+    from cartl_cli.core.reports.rows import paired_with, rows_of, sorted_rows
+    from cartl_cli.display.report_sheets import Report
 
     found = find_results(runs, runs_dir)
     rows, repeats = rows_of(found.results)
@@ -195,27 +195,27 @@ def _reported(
 
 def _written(found: "Report", name: str) -> str:
     """The report in one format."""
-    from cartl_cli.display import formats
-    from cartl_cli.display.latex import latex
+    from cartl_cli.display import report_formats
+    from cartl_cli.display.report_latex import latex
 
     if name == "html":
         return _page(found)
     write = {
-        "table": formats.plain,
-        "markdown": formats.markdown,
+        "table": report_formats.plain,
+        "markdown": report_formats.markdown,
         "latex": latex,
-        "csv": formats.as_csv,
-        "json": formats.as_json,
+        "csv": report_formats.as_csv,
+        "json": report_formats.as_json,
     }[name]
     return write(found)
 
 
 def _page(found: "Report") -> str:
     """The page, with pictures if matplotlib is there."""
-    from cartl_cli.display.pages import page
+    from cartl_cli.display.report_page import page
 
     try:
-        from cartl_cli.display.curves import fitting
+        from cartl_cli.display.report_plots import fitting
     except ImportError:
         return page(found, {}, ("No pictures without matplotlib: pip install 'cartl[plot]'.",))
     return page(found, fitting(found.rows))

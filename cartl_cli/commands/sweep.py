@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cartl_cli.commands.opening import located
 from cartl_cli.commands.options import AsJson, DataDir, NoDownload, RunsDir, flags_from
+from cartl_cli.commands.session import located
+from cartl_cli.core import storage
 from cartl_cli.core.config import SweepConfig
-from cartl_cli.core.configure import configure
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.config.presets import sweep_presets
 from cartl_cli.core.errors import CartlError, InUseError, RunError, StoppedError, UsageError
-from cartl_cli.core.presets import sweep_presets
-from cartl_cli.core.records import storage
-from cartl_cli.core.requirements import check_ray, check_torch
-from cartl_cli.core.stopping import stop_signals
+from cartl_cli.core.runtime.requirements import check_ray, check_torch
+from cartl_cli.core.runtime.stopping import stop_signals
+from cartl_cli.core.sweeps.grid import counts, plan
 from cartl_cli.core.sweeps.points import FOLDER, Sweep, read_sweep, sweep_path, write_sweep
-from cartl_cli.core.sweeps.specs import open_spec
-from cartl_cli.core.sweeps.sweeping import counts, plan
+from cartl_cli.core.sweeps.spec import open_spec
 
 if TYPE_CHECKING:
-    from cartl_cli.core.sweeps.clusters import Node
-    from cartl_cli.core.sweeps.executing import Executor, States
+    from cartl_cli.core.sweeps.executor import Executor, States
+    from cartl_cli.core.sweeps.ray_executor import Node
 
 
 @flags_from(SweepConfig)
@@ -55,9 +55,9 @@ def sweep(
     if config.executor == "ray":
         check_ray()
     check_torch()
-    from cartl_cli.core.sweeps.executing import ended_state, execute, survey
-    from cartl_cli.display import sweeps, tables
-    from cartl_cli.display.progress import say
+    from cartl_cli.core.sweeps.executor import ended_state, execute, survey
+    from cartl_cli.display import sweep_tables, tables
+    from cartl_cli.display.terminal import say
 
     check_data(planned)
     if same:
@@ -67,7 +67,7 @@ def sweep(
         if as_json:
             print(json.dumps(summary(planned, states, runs_dir)))
         else:
-            sweeps.show_tree(planned, states)
+            sweep_tables.show_tree(planned, states)
         return
 
     flags = [*(["--data-dir", str(data_dir.expanduser().absolute())] if data_dir else [])]
@@ -76,24 +76,24 @@ def sweep(
         keep(planned, runs_dir, say)
         storage.make_folder(logs := folder / name)
         states = survey(planned, runs_dir)
-        say(f"sweep {name}: {sweeps.in_numbers(counts(planned.points))}")
-        say(f"{sweeps.standing(states.values())}; output of each run: {logs}/")
+        say(f"sweep {name}: {sweep_tables.in_numbers(counts(planned.points))}")
+        say(f"{sweep_tables.standing(states.values())}; output of each run: {logs}/")
         start, jobs = executor(config, nodes, runs_dir, logs, flags, say)
-        with stop_signals() as asked, sweeps.sweep_progress(planned, states) as report:
+        with stop_signals() as asked, sweep_tables.sweep_progress(planned, states) as report:
             states = execute(
                 planned,
                 states,
-                lambda point, code: ended_state(point, code, runs_dir, logs, bool(asked())),
+                lambda point, code: ended_state(point, code, runs_dir, logs, bool(asked.signal)),
                 start,
                 jobs,
                 asked,
                 report,
             )
-            signal = asked()
+            signal = asked.signal
     if as_json:
         print(json.dumps(summary(planned, states, runs_dir)))
     else:
-        tables.show(sweeps.table(planned, states))
+        tables.show(sweep_tables.table(planned, states))
     finish(planned, states, logs, signal)
 
 
@@ -124,7 +124,7 @@ def cluster(config: SweepConfig, say: Callable[[str], None]) -> Iterator["dict[N
     if config.executor == "local":
         yield {}
         return
-    from cartl_cli.core.sweeps.clusters import connected, with_room
+    from cartl_cli.core.sweeps.ray_executor import connected, with_room
 
     with connected(config.ray_address) as nodes:
         room = with_room(nodes, config.cpus, config.gpus)
@@ -142,11 +142,11 @@ def executor(
 ) -> "tuple[Executor, int]":
     """What starts the runs, and how many at a time. Raises CartlError where a node will not do."""
     if config.executor == "local":
-        from cartl_cli.core.sweeps.executing import local
+        from cartl_cli.core.sweeps.executor import local
 
         jobs = config.jobs or 1
         return local(runs_dir, logs, flags, threads(jobs, say)), jobs
-    from cartl_cli.core.sweeps.clusters import check_nodes, ray_tasks
+    from cartl_cli.core.sweeps.ray_executor import check_nodes, ray_tasks
 
     runs_dir, logs = runs_dir.absolute(), logs.absolute()
     for warning in check_nodes(nodes, logs):
@@ -158,7 +158,7 @@ def executor(
 @contextmanager
 def sweeps_folder(runs_dir: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """The folder of the sweeps, ours alone. Raises InUseError while another sweep runs here."""
-    from cartl_cli.core.records.recording import Session, check_place
+    from cartl_cli.core.runs.writer import Session, check_place
 
     check_place(Session(runs_dir, None, None, say))
     storage.make_folder(folder := runs_dir / FOLDER)
@@ -193,7 +193,7 @@ def keep(planned: Sweep, runs_dir: Path, say: Callable[[str], None]) -> None:
 
 def check_data(planned: Sweep) -> None:
     """Refuse a sweep that names a data set which is not there. Raises UsageError."""
-    from cartl_cli.core.data.registry import check_name
+    from cartl_cli.core.data.data_sets import check_name
 
     for point in planned.points:
         if point.config.dataset is not None:
@@ -234,7 +234,7 @@ def summary(planned: Sweep, states: "States", runs_dir: Path) -> dict[str, Any]:
 
 def show_list(as_json: bool) -> None:
     """The built-in sweeps, on stdout."""
-    from cartl_cli.display import sweeps, tables
+    from cartl_cli.display import sweep_tables, tables
 
     rows = []
     for name in sweep_presets():
@@ -248,4 +248,4 @@ def show_list(as_json: bool) -> None:
         ]
         print(json.dumps(shown))
     else:
-        tables.show(sweeps.list_table(rows))
+        tables.show(sweep_tables.list_table(rows))

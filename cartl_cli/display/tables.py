@@ -7,16 +7,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.choices import NORM_SIGNS
+from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
-from cartl_cli.core.trust.checks import Headline, headline
-from cartl_cli.core.values import shown_pixels
-from cartl_cli.display.text import printable
+from cartl_cli.display.terminal import printable
 
 if TYPE_CHECKING:
-    from cartl_cli.core.models.describe import BlockRow
-    from cartl_cli.core.records.manifest import Run
-    from cartl_cli.core.records.results import AttackResults
+    from cartl_cli.core.models.block_table import BlockRow
+    from cartl_cli.core.runs.manifest import Run
+    from cartl_cli.core.runs.results import AttackResults
     from cartl_cli.core.statistics import Difference
 
 
@@ -45,6 +46,18 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def titled(
+    title: str | Text, caption: str | Text, left: tuple[str, ...], right: tuple[str, ...]
+) -> Table:
+    """An empty table: columns of words, then columns of numbers, which end at the right."""
+    table = Table(title=title, caption=caption, min_width=72)
+    for heading in left:
+        table.add_column(cell(heading))
+    for heading in right:
+        table.add_column(cell(heading), justify="right")
+    return table
+
+
 def block_table(arch: str, rows: list["BlockRow"]) -> Table:
     """The blocks of an architecture, and the k that tunes each."""
     table = Table(title=f"{arch}: L = {rows[-1].number} blocks")
@@ -71,11 +84,11 @@ def training_table(run: "Run") -> Table:
         part = f"the model is the average of the weights, decay {config.ema:g}; "
     if results.collapsed_after is not None:
         part += f"N-FGSM overfitted catastrophically by epoch {results.collapsed_after}; "
-    table = _accuracy_table(
-        run.name,
+    caption = (
         f"n = {results.n} {data.measured} images of {data.name}; {part}seed {config.seed}; "
-        f"{results.seconds:.0f} s; 95 % intervals",
+        f"{results.seconds:.0f} s; 95 % intervals"
     )
+    table = titled(cell(run.name), cell(caption), ("accuracy",), ("", "95 %"))
     _add_row(table, "clean", results.clean_accuracy, results.n)
     if results.robust_accuracy is not None and isinstance(config, PretrainConfig):
         conditions = f"PGD-{results.pgd_steps}, cross-entropy, eps {shown_pixels(config.eps)}"
@@ -86,17 +99,17 @@ def training_table(run: "Run") -> Table:
     return table
 
 
-def tuned_table(run: "Run", blocks: int) -> Table:
+def tuned_table(run: "Run") -> Table:
     """The method, which blocks were frozen and tuned, and σ of every tuned weight."""
     config, k = run.manifest.config, run.manifest.k
     assert isinstance(config, TransferConfig)
+    blocks = max(int(name.split(".")[1]) + 1 for name in run.results.spectral_norms)
     beta, cut = config.neft_beta, blocks - k
     caption = "σ: largest singular value of the weight as a C_out × (C_in·K·K) matrix"
     title = f"frozen: stem, blocks 1–{cut}" if cut else "frozen: stem"
     title = f"{method(config)}\n{title}; tuned: blocks {cut + 1}–{blocks}"
-    table = Table(title=title, caption=caption, min_width=72)
-    table.add_column("weight")
-    table.add_column("σ" if beta is None else f"σ (β = {beta:g})", justify="right")
+    sigma = "σ" if beta is None else f"σ (β = {beta:g})"
+    table = titled(title, caption, ("weight",), (sigma,))
     for name, norm in run.results.spectral_norms.items():
         _, number, *layers = name.split(".")
         table.add_row(cell(f"block {int(number) + 1} {'.'.join(layers)}"), f"{norm:.4f}")
@@ -105,33 +118,30 @@ def tuned_table(run: "Run", blocks: int) -> Table:
 
 def method(config: TransferConfig) -> str:
     """How a target model was tuned, with the one number that belongs to the method."""
-    if config.neft_beta is not None:
-        return f"NEFT, β = {config.neft_beta:g}"
-    if config.lwf_lambda is None:
-        return "vanilla"
+    tuning = config.tuning
+    if tuning.chosen_by is None:
+        return tuning.look.label
     phase = f", first {config.head_phase} of {config.epochs} epochs the classifier alone"
-    return f"LwF, λ = {config.lwf_lambda:g}" + (phase if config.head_phase else "")
+    symbol = tuning.symbol.removesuffix(f" {tuning.look.label}")
+    number = f"{tuning.look.label}, {symbol} = {getattr(config, tuning.chosen_by):g}"
+    return number + (phase if config.head_phase else "")
 
 
 def attack_table(run: "Run") -> Table:
     """What each attack leaves at each eps, and what it added to those before it."""
-    manifest, results = run.manifest, run.attack_results
-    config, data = manifest.config, manifest.data
-    assert isinstance(config, AttackConfig)
-    assert manifest.source is not None
-    norm = "ℓ∞" if config.norm == "linf" else "ℓ₂"
+    config, results, data = run.attack, run.attack_results, run.manifest.data
+    norm = NORM_SIGNS[config.norm]
     half = f"half have fallen at eps {results.half_eps:.4f}; " if results.half_eps else ""
     caption = (
         f"n = {results.n} {data.measured} images of {data.name}; restarts {config.restarts}; seed "
         f"{config.seed}; {half}{results.seconds:.0f} s; robust accuracies are upper bounds under "
         "these attacks; 95 % intervals"
     )
-    title = f"{manifest.source.run}: {norm}, {config.pgd_steps} steps"
+    title = f"{run.source.run}: {norm}, {config.pgd_steps} steps"
     if (trusted := headline(results.trust)) != "ok":
         title += f" ({_loud(trusted)})"
-    table = Table(title=cell(title), caption=cell(caption), min_width=72)
-    for heading in ("attack", "alone", "fell", "accuracy left", "95 %"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    headings = ("alone", "fell", "accuracy left", "95 %")
+    table = titled(cell(title), cell(caption), ("attack",), headings)
     low, high = results.clean_interval
     clean = percent(results.clean_accuracy)
     table.add_row("none (clean)", "", "", clean, f"{100 * low:.1f}–{100 * high:.1f}")
@@ -158,8 +168,7 @@ def attack_table(run: "Run") -> Table:
 
 def in_words(run: "Run") -> str:
     """The robust accuracy at the largest eps as it may be cited, with its conditions."""
-    config, results = run.manifest.config, run.attack_results
-    assert isinstance(config, AttackConfig)
+    config, results = run.attack, run.attack_results
     found, trusted = results.by_eps[-1], headline(results.trust)
     marks = {"ok": "", "invalid": "INVALID: "}
     return (
@@ -174,23 +183,20 @@ def diagnosis_table(run: "Run") -> Table:
     """How far the adversarial images move what leaves each block; a line after block L−k."""
     diagnosis = run.attack_results.diagnosis
     assert diagnosis is not None
-    assert run.manifest.source is not None
     compared = any(row.source for row in diagnosis.blocks)
     last = len(diagnosis.blocks) - 1
-    table = Table(
-        title=cell(f"{run.manifest.source.run}: how far adversarial images move the features"),
-        caption=cell(
-            f"‖Δ‖/‖f‖: mean distance, relative to the clean features; growth: median of ‖Δ‖ over "
-            f"that of the block before; n = {diagnosis.n} images, right when clean, each where it "
-            "fell or was last led to"
-        ),
-        min_width=72,
+    caption = (
+        f"‖Δ‖/‖f‖: mean distance, relative to the clean features; growth: median of ‖Δ‖ over that "
+        f"of the block before; n = {diagnosis.n} images, right when clean, each where it fell or "
+        "was last led to"
     )
-    table.add_column("block")
-    table.add_column("in transfer")
-    for name in (*(["source"] if compared else []), "target"):
-        table.add_column(f"{name} ‖Δ‖/‖f‖" if compared else "‖Δ‖/‖f‖", justify="right")
-        table.add_column("growth", justify="right")
+    names = ("source ‖Δ‖/‖f‖", "growth", "target ‖Δ‖/‖f‖", "growth")
+    table = titled(
+        cell(f"{run.source.run}: how far adversarial images move the features"),
+        cell(caption),
+        ("block", "in transfer"),
+        names if compared else ("‖Δ‖/‖f‖", "growth"),
+    )
     for row in diagnosis.blocks:
         name = {0: "stem", last: f"{last} (logits)"}.get(row.block, str(row.block))
         boundary = row.block == last - run.manifest.k
@@ -198,26 +204,18 @@ def diagnosis_table(run: "Run") -> Table:
         table.add_row(
             f"{name} = L−k" if boundary else name,
             "tuned" if row.tuned else "frozen",
-            *(_ratio(value) for one in moved for value in (one.distance, one.growth)),
+            *("" if x is None else f"{x:.3g}" for one in moved for x in (one.distance, one.growth)),
             end_section=boundary,
         )
     return table
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
 def trust_table(results: "AttackResults") -> Table:
     """What the checks say that the attack worked; every one that did not pass, with its reason."""
     passed = [check.id for check in results.trust if check.verdict == "pass"]
-    table = Table(
-        title=f"Did the attack work? {_loud(headline(results.trust))}",
-        caption=cell(f"passed: {', '.join(passed)}"),
-        min_width=72,
-    )
-    for heading in ("check", "verdict", ""):
-        table.add_column(heading)
+    title = f"Did the attack work? {_loud(headline(results.trust))}"
+    caption = cell(f"passed: {', '.join(passed)}")
+    table = titled(title, caption, ("check", "verdict", ""), ())
     for check in results.trust:
         if check.verdict != "pass":
             table.add_row(check.id, check.verdict, cell(check.text))
@@ -228,14 +226,13 @@ def difference_table(
     ours: "Run", theirs: "Run", differences: "dict[float | None, Difference]"
 ) -> Table:
     """How two attacked models differ on the same images, at each eps."""
-    first, second = _attacked(ours), _attacked(theirs)
-    table = Table(
-        title=cell(f"{first} ({ours.name}) against {second} ({theirs.name}), image by image"),
-        caption="difference in points with its 95 % interval (Tango 1998); p: exact McNemar test",
-        min_width=72,
+    first, second = ours.source.run, theirs.source.run
+    table = titled(
+        cell(f"{first} ({ours.name}) against {second} ({theirs.name}), image by image"),
+        "difference in points with its 95 % interval (Tango 1998); p: exact McNemar test",
+        ("",),
+        (f"only {first}", f"only {second}", "difference", "95 %", "p"),
     )
-    for heading in ("", f"only {first}", f"only {second}", "difference", "95 %", "p"):
-        table.add_column(cell(heading), justify="right" if heading else "left")
     for eps, found in differences.items():
         table.add_row(
             "clean" if eps is None else f"eps {shown_pixels(eps)}",
@@ -250,19 +247,6 @@ def difference_table(
 
 def _loud(trusted: Headline) -> str:
     return "INVALID" if trusted == "invalid" else trusted
-
-
-def _attacked(run: "Run") -> str:
-    assert run.manifest.source is not None
-    return run.manifest.source.run
-
-
-def _accuracy_table(title: str, caption: str) -> Table:
-    table = Table(title=cell(title), caption=cell(caption), min_width=72)
-    table.add_column("accuracy")
-    table.add_column("", justify="right")
-    table.add_column("95 %", justify="right")
-    return table
 
 
 def _add_row(table: Table, name: str, accuracy: float, n: int) -> None:

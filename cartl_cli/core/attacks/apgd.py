@@ -5,32 +5,33 @@ on its best point so far, and its steps are halved.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import project, uphill
-from cartl_cli.core.attacks.pgd import (
+from cartl_cli.core.attacks.contract import (
     STANDS,
-    Budget,
-    Objective,
+    WRONG_CLASSES,
+    AttackSetting,
+    Batch,
     Outcome,
-    ascent,
-    confirm,
-    correct,
-    predict,
+    by_batches,
 )
-from cartl_cli.core.losses import targeted_dlr
-from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.attacks.judged_pgd import confirm, correct, predict, start
+from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, targeted_dlr
+from cartl_cli.core.method.norm_ball import project, uphill
+from cartl_cli.core.method.pgd import Budget, ascent
+from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
+from cartl_cli.core.registry.evaluation_attacks import steps_towards_each
 
 MOMENTUM = 0.25
 RHO = 0.75
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A point of each image (n, C, H, W), the loss there (n,) and its gradient (n, C, H, W)."""
 
     points: Tensor
@@ -38,8 +39,7 @@ class Place:
     gradient: Tensor
 
 
-@dataclass(frozen=True)
-class Climb:
+class Climb(NamedTuple):
     """How far each of n images has come. Every tensor has n rows: one of an image that has fallen
     can be taken out without a trace in the others.
 
@@ -60,13 +60,32 @@ class Climb:
     halved: Tensor
 
 
+@by_batches
+def apgd_ce(model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting) -> Outcome:
+    """Auto-PGD on the cross-entropy from a random start."""
+    begun = start(batch, budget, setting)
+    return apgd(model, batch.images, batch.labels, begun, budget, cross_entropy)
+
+
+@by_batches
+def apgd_t(model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting) -> Outcome:
+    """Auto-PGD on the targeted DLR loss, with a start of its own towards each class."""
+
+    def start_of(target: int, rows: Tensor) -> Tensor:
+        some = Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
+        return start(some, budget, setting, f"attack start towards {target}")
+
+    fewer = replace(budget, steps=steps_towards_each(budget.steps))
+    return apgd_targeted(model, batch.images, batch.labels, start_of, fewer, WRONG_CLASSES)
+
+
 def apgd(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     start: Tensor,
     budget: Budget,
-    objective: Objective,
+    loss: PerImageLoss,
 ) -> Outcome:
     """Auto-PGD; an image has fallen if *any* iterate is misclassified in float32, and leaves.
 
@@ -74,7 +93,7 @@ def apgd(
     more at its best point.
     """
     return _climb(
-        model, images, labels, start, budget, lambda logits, rows: objective(logits, labels[rows])
+        model, images, labels, start, budget, lambda logits, rows: loss(logits, labels[rows])
     )
 
 
@@ -100,14 +119,14 @@ def apgd_targeted(
         rows = (fell_at == STANDS).nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        outcome = _climb_towards(
-            model,
-            images[rows],
-            labels[rows],
-            wrong_classes[rows, number],
-            start_of(number, rows),
-            budget,
-        )
+        ours, wanted = labels[rows], wrong_classes[rows, number]
+
+        def towards(
+            logits: Tensor, some: Tensor, ours: Tensor = ours, to: Tensor = wanted
+        ) -> Tensor:
+            return targeted_dlr(logits, ours[some], to[some])
+
+        outcome = _climb(model, images[rows], ours, start_of(number, rows), budget, towards)
         found[rows], fell_at[rows] = outcome.adversarial, outcome.fell_at
     return Outcome(found, fell_at, fell_at != STANDS)
 
@@ -127,36 +146,22 @@ def checkpoints(steps: int) -> dict[int, int]:
     return found
 
 
-def _climb_towards(
-    model: nn.Module, images: Tensor, labels: Tensor, wanted: Tensor, start: Tensor, budget: Budget
-) -> Outcome:
-    """Auto-PGD on the targeted DLR loss; ``wanted`` (B,) are the target classes."""
-    return _climb(
-        model,
-        images,
-        labels,
-        start,
-        budget,
-        lambda logits, rows: targeted_dlr(logits, labels[rows], wanted[rows]),
-    )
-
-
 def _climb(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     start: Tensor,
     budget: Budget,
-    objective: Objective,
+    loss: PerImageLoss,
 ) -> Outcome:
-    """Algorithm 1. ``objective`` is told the rows of the batch its logits belong to."""
+    """Algorithm 1. ``loss`` is told the rows of the batch its logits belong to."""
     found, fell_at = start.clone(), torch.full_like(labels, STANDS)
     marks, light = checkpoints(budget.steps), folded(model)
 
     def look(points: Tensor, rows: Tensor) -> tuple[Place, Tensor]:
-        logits, gradient = ascent(light, points, rows, objective)
+        logits, gradient = ascent(light, points, rows, loss)
         wrong = ~correct(confirm(model, points, labels[rows], logits), labels[rows])
-        return Place(points, objective(logits, rows), gradient), wrong
+        return Place(points, loss(logits, rows), gradient), wrong
 
     with eval_mode(model):
         rows = torch.arange(len(labels), device=labels.device)
@@ -196,8 +201,7 @@ def _moved(climb: Climb, budget: Budget, momentum: float) -> Tensor:
 
 
 def _arrived(climb: Climb, here: Place) -> Climb:
-    return replace(
-        climb,
+    return climb._replace(
         here=here,
         previous=climb.here.points,
         best=_either(here.loss > climb.best.loss, here, climb.best),
@@ -213,8 +217,7 @@ def _checked(climb: Climb, steps: int) -> Climb:
     """
     unchanged = ~climb.halved & (climb.best.loss == climb.best_then)
     halved = (climb.rises < RHO * steps) | unchanged
-    return replace(
-        climb,
+    return climb._replace(
         here=_either(halved, climb.best, climb.here),
         step_size=torch.where(_wide(halved, climb.step_size), climb.step_size / 2, climb.step_size),
         rises=torch.zeros_like(climb.rises),
@@ -225,11 +228,8 @@ def _checked(climb: Climb, steps: int) -> Climb:
 
 def _either(which: Tensor, one: Place, other: Place) -> Place:
     """Image by image ``one`` where ``which`` (n,), else ``other``."""
-    return Place(
-        torch.where(_wide(which, one.points), one.points, other.points),
-        torch.where(which, one.loss, other.loss),
-        torch.where(_wide(which, one.gradient), one.gradient, other.gradient),
-    )
+    pairs = zip(one, other, strict=True)
+    return Place(*(torch.where(_wide(which, a), a, b) for a, b in pairs))
 
 
 def _wide(which: Tensor, like: Tensor) -> Tensor:
@@ -239,18 +239,8 @@ def _wide(which: Tensor, like: Tensor) -> Tensor:
 
 def _rows_of(climb: Climb, which: Tensor) -> Climb:
     """What ``which`` (n,) keeps of the images."""
-    return Climb(
-        climb.rows[which],
-        climb.images[which],
-        _places_of(climb.here, which),
-        climb.previous[which],
-        _places_of(climb.best, which),
-        climb.step_size[which],
-        climb.rises[which],
-        climb.best_then[which],
-        climb.halved[which],
-    )
-
-
-def _places_of(place: Place, which: Tensor) -> Place:
-    return Place(place.points[which], place.loss[which], place.gradient[which])
+    kept: list[Any] = [
+        part[which] if isinstance(part, Tensor) else Place(*(tensor[which] for tensor in part))
+        for part in climb
+    ]
+    return Climb(*kept)

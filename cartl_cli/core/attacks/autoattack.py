@@ -5,7 +5,6 @@ on the targeted DLR loss, FAB towards nine classes, and Square with 5,000 querie
 """
 
 import copy
-import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,17 +13,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, correct, predict
-from cartl_cli.core.errors import UsageError
-from cartl_cli.core.precision import float32
+from cartl_cli.core.attacks.contract import (
+    STANDS,
+    WRONG_CLASSES,
+    AttackSetting,
+    Batch,
+    Outcome,
+    by_batches,
+)
+from cartl_cli.core.attacks.judged_pgd import correct, predict
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.runtime.devices import float32
 
-EXTRA = "pip install 'cartl[autoattack]'"
 
-
-def require_autoattack() -> None:
-    """Raise UsageError where the package is not installed."""
-    if importlib.util.find_spec("pyautoattack") is None:
-        raise UsageError(f"--attack: autoattack needs the package pyautoattack; {EXTRA}")
+@by_batches
+def autoattack_ensemble(
+    model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting
+) -> Outcome:
+    """The ensemble with a seed of each restart."""
+    return autoattack(model, batch.images, batch.labels, budget, WRONG_CLASSES, setting.own_seed)
 
 
 def autoattack(

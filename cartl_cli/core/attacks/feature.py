@@ -10,15 +10,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cartl_cli.core.attacks.geometry import project, uphill
-from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, ascent, attack, confirm, correct
-from cartl_cli.core.losses import cross_entropy, distances
+from cartl_cli.core.attacks.contract import STANDS, AttackSetting, Batch, Outcome, by_batches
+from cartl_cli.core.attacks.judged_pgd import attack, confirm, correct, start
+from cartl_cli.core.method.losses import cross_entropy, distances
+from cartl_cli.core.method.norm_ball import project, uphill
+from cartl_cli.core.method.pgd import Budget, ascent
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
 
 
+@by_batches
+def feature(model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting) -> Outcome:
+    """The attack at block L − k, from a random start."""
+    begun = start(batch, budget, setting)
+    boundary = len(model.blocks) - setting.k
+    return feature_attack(model, batch.images, batch.labels, begun, budget, boundary)
+
+
 def feature_attack(
-    model: BlockModel, images: Tensor, labels: Tensor, start: Tensor, budget: Budget, boundary: int
+    model: BlockModel, images: Tensor, labels: Tensor, begun: Tensor, budget: Budget, boundary: int
 ) -> Outcome:
     """A third of the steps raise ‖f(x) − f(x̃)‖₂ of what leaves block ``boundary`` = L − k.
 
@@ -27,12 +37,12 @@ def feature_attack(
     both parts. The start must not be the clean image, where the distance has no gradient.
     """
     away, light = budget.steps // 3, folded(model)
-    found, fell_at = start.clone(), torch.full_like(labels, STANDS)
+    found, fell_at = begun.clone(), torch.full_like(labels, STANDS)
     rows = torch.arange(len(labels), device=labels.device)
     with eval_mode(model):
         with torch.no_grad():
             clean = light.features(images, boundary)
-        points = best = start
+        points = best = begun
         farthest = torch.zeros(labels.shape, device=labels.device)
         for step in range(away + 1):
             features, gradient = ascent(

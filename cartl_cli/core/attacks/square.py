@@ -5,16 +5,19 @@ square of the image and is kept if it raises the margin loss.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import Norm, project, sizes, uphill
-from cartl_cli.core.attacks.pgd import STANDS, Budget, Outcome, confirm, correct, predict
-from cartl_cli.core.losses import margin
-from cartl_cli.core.models.blocks import eval_mode
-from cartl_cli.core.randomness import generator
+from cartl_cli.core.attacks.contract import STANDS, AttackSetting, Batch, Outcome, by_batches
+from cartl_cli.core.attacks.judged_pgd import confirm, correct, predict
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.losses import margin
+from cartl_cli.core.method.norm_ball import project, sizes, uphill
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.runtime.randomness import generator
 
 P_INIT = 0.8
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -48,10 +51,20 @@ def counted_draws(images: Tensor, seed: int, indices: Tensor, queries: int, norm
     )
 
 
+@by_batches
+def square_attack(
+    model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting
+) -> Outcome:
+    """Square with the queries of the setting, drawn for each image and restart."""
+    queries = replace(budget, steps=setting.queries)
+    draws = counted_draws(batch.images, setting.own_seed, batch.indices, queries.steps, budget.norm)
+    return square(model, batch.images, batch.labels, draws, queries)
+
+
 def square(
     model: nn.Module, images: Tensor, labels: Tensor, draws: Draws, budget: Budget
 ) -> Outcome:
-    """``budget.steps`` queries after the start; ``budget.step_size`` has no say.
+    """``budget.steps`` queries after the start, for which ``draws`` are: see ``counted_draws``.
 
     Queries may run under the caller's autocast, verdicts are float32: an image that falls leaves
     the batch, one that stands is judged once more at its best point. ``fell_at`` is the query.
@@ -66,7 +79,8 @@ def square(
             else:
                 draw = draws.then[rows, query - 1]
                 points = _proposed(best, images[rows], draw, budget, _share(query - 1))
-            logits = _ask(model, points, labels[rows])
+            with torch.no_grad():
+                logits = confirm(model, points, labels[rows], model(points))
             reached = margin(logits, labels[rows])
             better = reached > highest
             best = torch.where(better.view(-1, 1, 1, 1), points, best)
@@ -81,11 +95,6 @@ def square(
         wrong = ~correct(predict(model, best), labels[rows])
         fell_at[rows[wrong]] = budget.steps
     return Outcome(found, fell_at, fell_at != STANDS)
-
-
-def _ask(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return confirm(model, points, labels, model(points))
 
 
 def _share(query: int) -> float:

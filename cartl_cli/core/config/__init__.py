@@ -1,26 +1,26 @@
 """Every setting, its default, its bounds and its description: the only place that has them.
 
 The command line is made from these models (field → flag, description → help text), a stored
-configuration is a valid ``--config`` file, and a preset is a partial one.
+configuration is a valid ``--config`` file, and a preset is a partial one. Names of methods, attacks
+and architectures come from ``registry``.
 """
 
 from typing import Literal
 
-from cartl_cli.core.config.attacking import POSITIONAL, AttackConfig, AttackName, Norm, SplitName
-from cartl_cli.core.config.pretraining import PretrainConfig
-from cartl_cli.core.config.shared import SETTINGS, own_eps
-from cartl_cli.core.config.sweeping import SweepConfig
-from cartl_cli.core.config.transferring import FreezeBatchNorm, TransferConfig
+from cartl_cli.core.config.attack_settings import POSITIONAL, AttackConfig, SplitName
+from cartl_cli.core.config.pretrain_settings import PretrainConfig
+from cartl_cli.core.config.sweep_settings import SweepConfig
+from cartl_cli.core.config.transfer_settings import TransferConfig
+from cartl_cli.core.config.values import SETTINGS, own_eps
 
 __all__ = [
+    "CONFIGS",
     "POSITIONAL",
     "SETTINGS",
     "AttackConfig",
-    "AttackName",
-    "FreezeBatchNorm",
     "Kind",
-    "Norm",
     "PretrainConfig",
+    "RunConfig",
     "SplitName",
     "SweepConfig",
     "TrainingConfig",
@@ -30,3 +30,10 @@ __all__ = [
 
 Kind = Literal["pretrain", "transfer", "attack"]
 TrainingConfig = PretrainConfig | TransferConfig
+RunConfig = PretrainConfig | TransferConfig | AttackConfig
+CONFIGS: dict[Kind, type[PretrainConfig] | type[TransferConfig] | type[AttackConfig]] = {
+    "pretrain": PretrainConfig,
+    "transfer": TransferConfig,
+    "attack": AttackConfig,
+}
+"""The settings of each kind of run."""

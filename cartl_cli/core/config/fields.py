@@ -3,31 +3,40 @@
 Defaults are where they are used, in ``config``.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from cartl_cli.core.values import (
-    check_interval,
-    parse_list,
-    parse_number,
-    parse_pixels,
-    parse_whole,
-)
+from cartl_cli.core.choices import Precision
+from cartl_cli.core.config import values
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
+from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
+from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
 
 BUILT_IN_DATA = ("shapes", "shapes-target")
 PUBLIC_DATA = ("cifar10", "cifar100", "svhn", "gtsrb", "mnist", "fashion-mnist", "stl10")
 
 
-Whole = Annotated[int, BeforeValidator(parse_whole)]
-Number = Annotated[float, BeforeValidator(parse_number)]
-Pixels = Annotated[float, BeforeValidator(parse_pixels)]
-Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]
+if TYPE_CHECKING:
+    TrainingAttackName = str
+    TransferMethodName = str
+    AttackName = str
+    AttackOrGroup = str
+else:  # what is in the registries when the settings are made
+    TrainingAttackName = Literal[*TRAINING_ATTACKS]
+    TransferMethodName = Literal[
+        *(name for name, method in TRANSFER_METHODS.items() if method.chosen_by is None)
+    ]
+    AttackName = Literal[*EVALUATION_ATTACKS]
+    AttackOrGroup = Literal[*EVALUATION_ATTACKS, "strong"]
+
+Whole = Annotated[int, BeforeValidator(values.parse_whole)]
+Number = Annotated[float, BeforeValidator(values.parse_number)]
+Pixels = Annotated[float, BeforeValidator(values.parse_pixels)]
+Names = Annotated[tuple[str, ...], BeforeValidator(values.parse_list)]
 Augmentations = Annotated[
-    tuple[Literal["crop", "flip", "rotate"], ...],
-    BeforeValidator(parse_list),
+    tuple[Literal["crop", "flip", "rotate"], ...], BeforeValidator(values.parse_list)
 ]
-Precision = Literal["auto", "fp32", "bf16"]
 
 Dataset = Annotated[
     str,
@@ -73,7 +82,7 @@ Schedule = Annotated[
 ]
 Milestones = Annotated[
     tuple[Whole, ...],
-    BeforeValidator(parse_list),
+    BeforeValidator(values.parse_list),
     Field(description="Epochs after which --schedule step cuts the learning rate, as a,b,c."),
 ]
 WarmupEpochs = Annotated[
@@ -87,12 +96,12 @@ PrecisionField = Annotated[
 Compile = Annotated[
     bool | None,
     Field(
-        description="Compile the passes of full batches (torch.compile): half a minute at first, "
+        description="Compile the passes of full batches (torch.compile): 10 to 40 s at first, "
         "then faster; the same but for rounding (default: for long trainings on CUDA)."
     ),
 ]
 SaveEvery = Annotated[
     str,
-    AfterValidator(check_interval),
+    AfterValidator(values.check_interval),
     Field(description="Save the state every so many minutes (10m) or steps (500), to resume."),
 ]

@@ -1,33 +1,18 @@
 """Order and augmentation: batches are cut by index and augmented whole, on the device."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cartl_cli.core.data.split import Split, to_pixels
-from cartl_cli.core.randomness import generator
+from cartl_cli.core.runtime.randomness import generator
+from cartl_cli.core.runtime.ranks import ALONE, EVERYTHING, Part, Ranks
 
 PADDING = 4
 MAX_ROTATION = math.radians(15)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one of several processes takes of a batch: its ``rows``, and their ``share`` (0..1).
-
-    ``weight`` (0..1) is that of its mean in the mean over the batch: of all processes it sums to 1.
-    """
-
-    rows: slice
-    share: float
-    weight: float
-
-
-EVERYTHING = Part(slice(0, None), 1.0, 1.0)
 
 
 def batches_per_epoch(count: int, batch_size: int) -> int:
@@ -41,6 +26,21 @@ def images_of_batch(count: int, batch_size: int, batch: int) -> int:
     return min(batch_size, count - batch * batch_size)
 
 
+def part_of_batch(count: int, ranks: Ranks) -> Part:
+    """What this process takes of a batch of ``count`` images.
+
+    The parts differ by one image at most. Batch norm cannot use a part of one image: what is too
+    small to give everybody two is taken whole by everybody, with a part of the weight.
+    """
+    if ranks.size == 1:
+        return EVERYTHING
+    if count < 2 * ranks.size:
+        return Part(slice(0, count), 1.0, 1 / ranks.size)
+    first, end = (count * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    share = (end - first) / count
+    return Part(slice(first, end), share, share)
+
+
 def epoch_batches(
     split: Split,
     batch_size: int,
@@ -48,7 +48,7 @@ def epoch_batches(
     seed: int,
     epoch: int,
     first: int = 0,
-    part_of: Callable[[int], Part] = lambda count: EVERYTHING,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch from batch ``first`` on: images (B, C, H, W) in [0, 1] and labels (B,).
 
@@ -62,7 +62,7 @@ def epoch_batches(
     draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch)).to(device)
     for batch in range(first, batches_per_epoch(len(split), batch_size)):
         indices = order[batch * batch_size : (batch + 1) * batch_size]
-        indices = indices[part_of(len(indices)).rows]
+        indices = indices[part_of_batch(len(indices), ranks).rows]
         part = split.take(indices)
         images = part.images
         if images.dtype == torch.uint8:

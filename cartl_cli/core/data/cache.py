@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.errors import CartlError
-from cartl_cli.core.records.storage import make_cache, write_whole
+from cartl_cli.core.storage import make_cache, write_whole
 
 Content = tuple[dict[str, Tensor], tuple[str, ...]]
 """Images (N, 3, S, S) and labels (N,) of train and test by name, and notes."""

@@ -16,8 +16,8 @@ from urllib.error import HTTPError, URLError
 
 from torchvision.datasets.utils import download_url
 
+from cartl_cli.core import storage
 from cartl_cli.core.errors import DataError, StorageError
-from cartl_cli.core.records import storage
 
 TIMEOUT = 30.0  # seconds in which a server must say something
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
@@ -33,17 +33,13 @@ class Archive:
     urls: tuple[str, ...]
 
 
-def _silent(line: str) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Store:
     """Where archives are kept, whether missing ones may be fetched, and who is told of it."""
 
     folder: Path | None = None
     download: bool = True
-    say: Callable[[str], None] = _silent
+    say: Callable[[str], None] = lambda line: None
 
 
 NOWHERE = Store()

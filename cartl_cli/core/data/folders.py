@@ -47,11 +47,7 @@ def image_folder(
 
 
 def _data_set(
-    path: Path,
-    listing: Listing,
-    classes: tuple[str, ...],
-    image_size: int,
-    cache_dir: Path | None,
+    path: Path, listing: Listing, classes: tuple[str, ...], image_size: int, cache_dir: Path | None
 ) -> DataSet:
     kept, wanted = _choose(path, listing, classes)
     key = hashlib.sha256(f"{DECODER}/{image_size}/{listing.origin!r}".encode())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cartl_cli.core.errors import DataError
-from cartl_cli.core.records.storage import read
+from cartl_cli.core.storage import read
 
 MAX_BYTES = 200_000_000  # of one image file
 MAX_MEMBERS = 200_000  # of an archive

@@ -1,18 +1,48 @@
-"""Public data sets by name: downloaded once, verified, read in memory, kept decoded."""
+"""Public data sets by name: downloaded once, verified, read in memory, kept decoded.
+
+``data/public.json`` has what is published where, and what reads it. The sha256 of GTSRB's files are
+those that torchvision's own prototype data sets have, all others those of TensorFlow Datasets. An
+archive that differs is never opened.
+"""
 
 import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from cartl_cli.core.data import formats
+from cartl_cli.core.data import public_formats
 from cartl_cli.core.data.cache import Content, decoded_once
-from cartl_cli.core.data.downloads import Store, verified
-from cartl_cli.core.data.published import Published
+from cartl_cli.core.data.downloads import Archive, Store, verified
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DataError
 
 DECODER = "1"  # part of the cache key: raise it when decoding changes
+
+
+@dataclass(frozen=True)
+class Published:
+    """A public data set: its class names in the order of its labels, its archives, their reader."""
+
+    classes: tuple[str, ...]
+    archives: tuple[Archive, ...]
+    read: Callable[[public_formats.Files, int], tuple[public_formats.Images, public_formats.Images]]
+
+
+def _published(entry: dict[str, Any]) -> Published:
+    archives = (Archive(**one | {"urls": tuple(one["urls"])}) for one in entry["archives"])
+    read = getattr(public_formats, entry["read"])
+    return Published(tuple(entry["classes"]), tuple(archives), read)
+
+
+_FILE = resources.files("cartl_cli") / "data" / "public.json"
+PUBLIC = {
+    name: _published(entry) for name, entry in json.loads(_FILE.read_text(encoding="utf-8")).items()
+}
 
 
 def public_data_set(
@@ -49,7 +79,7 @@ def _read(name: str, published: Published, image_size: int, store: Store) -> Con
             notes.add("all images were grayscale, made RGB")
         if images.shape[2] != image_size:
             notes.add(f"all images were resized to {image_size}x{image_size}")
-        tensors[f"{split}_images"] = formats.resized(images, image_size)
+        tensors[f"{split}_images"] = public_formats.resized(images, image_size)
         tensors[f"{split}_labels"] = labels
     return tensors, tuple(sorted(notes))
 

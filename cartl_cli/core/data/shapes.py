@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.randomness import generator
+from cartl_cli.core.runtime.randomness import generator
 
 SIDE = 32
 PATTERN = 4 / 255

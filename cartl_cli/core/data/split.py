@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.randomness import generator
+from cartl_cli.core.runtime.randomness import generator
 
 
 @dataclass(frozen=True)

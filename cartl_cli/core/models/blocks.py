@@ -7,8 +7,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.compiling import compilable
-
 
 class Normalize(nn.Module):
     """(images − mean) / std per channel, as the model's first layer and saved with it."""
@@ -37,6 +35,40 @@ def spread(channels: Tensor, x: Tensor) -> Tensor:
     With few channels a CPU computes with it several times as fast: they do not fill its vectors.
     """
     return torch.empty_like(x[:1]).copy_(channels)
+
+
+class Affine(nn.Module):
+    """scale · x + shift per channel: what a batch norm does in evaluation mode."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - norm.running_mean * scale
+        self.register_buffer("scale", scale.detach().view(-1, 1, 1))
+        self.register_buffer("shift", shift.detach().view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → same shape and precision."""
+        return torch.addcmul(spread(self.shift, x), x, spread(self.scale, x))
+
+
+class Shift(nn.Module):
+    """x + shift per channel: what is left of an ``Affine`` whose scale the next layers take."""
+
+    shift: Tensor
+
+    def __init__(self, affine: Affine) -> None:
+        super().__init__()
+        self.register_buffer("shift", affine.shift / affine.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → same shape and precision."""
+        return x + spread(self.shift, x)
 
 
 class ResidualSum(nn.Module):
@@ -69,7 +101,6 @@ class BlockModel(nn.Module):
         """The linear classifier, at the end of the last block."""
         return cast(nn.Linear, self.blocks[-1].linear)
 
-    @compilable
     def features(self, images: Tensor, stop: int) -> Tensor:
         """(B, C, H, W) in [0, 1] → what leaves block ``stop`` (0: the stem), shape (B, …)."""
         activations = self.stem(self.normalize(images))
@@ -82,7 +113,6 @@ class BlockModel(nn.Module):
         last = cast(nn.Sequential, self.blocks[-1])
         return cast(Tensor, last[:-1](self.features(images, len(self.blocks) - 1)))
 
-    @compilable
     def classify(self, features: Tensor, start: int) -> Tensor:
         """What left block ``start`` → logits (B, classes) in float32."""
         for block in self.blocks[start:]:

@@ -4,49 +4,14 @@ import copy
 import itertools
 from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cartl_cli.core.models.blocks import BlockModel, spread
+from cartl_cli.core.models.blocks import Affine, BlockModel, Shift
 from cartl_cli.core.models.resnet import BasicBlock
 from cartl_cli.core.models.wide_resnet import PreActivationBlock
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class Affine(nn.Module):
-    """scale · x + shift per channel: what a batch norm does in evaluation mode."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        shift = norm.bias - norm.running_mean * scale
-        self.register_buffer("scale", scale.detach().view(-1, 1, 1))
-        self.register_buffer("shift", shift.detach().view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → same shape and precision."""
-        return torch.addcmul(spread(self.shift, x), x, spread(self.scale, x))
-
-
-class Shift(nn.Module):
-    """x + shift per channel: what is left of an ``Affine`` whose scale the next layers take."""
-
-    shift: Tensor
-
-    def __init__(self, affine: Affine) -> None:
-        super().__init__()
-        self.register_buffer("shift", affine.shift / affine.scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → same shape and precision."""
-        return x + spread(self.shift, x)
 
 
 def folded(model: Model) -> Model:

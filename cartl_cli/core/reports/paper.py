@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from cartl_cli.core.config import SETTINGS, FreezeBatchNorm
-from cartl_cli.core.reports.reporting import Row
-from cartl_cli.core.reports.results import MethodName
-from cartl_cli.core.values import shown_pixels
+from cartl_cli.core.choices import FreezeBatchNorm
+from cartl_cli.core.config import SETTINGS
+from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.registry.transfer_methods import symbols
+from cartl_cli.core.reports.rows import Row
 
 TableName = Literal["table1", "table2", "table3", "table4"]
 Accuracy = Annotated[float, Field(ge=0, le=1)]
@@ -25,7 +26,7 @@ class PublishedRow(BaseModel):
     source_data: str
     target_data: str
     arch: str | None = None
-    method: MethodName
+    method: str
     k: Annotated[int, Field(ge=1)]
     freeze_bn: FreezeBatchNorm | None = None
     fdm_lambda: float | None = None
@@ -87,10 +88,8 @@ def _repeats(row: Row, published: PublishedRow) -> bool:
         published.method,
         published.k,
     )
-    stated = (
-        getattr(published, name) in (None, getattr(setting, name))
-        for name in ("freeze_bn", "fdm_lambda", "neft_beta")
-    )
+    stated = [getattr(published, name, None) in (None, setting.number(name)) for name in symbols()]
+    stated.append(published.freeze_bn in (None, setting.freeze_bn))
     return same and all(stated) and row.conditions.data == published.target_data
 
 
@@ -112,14 +111,9 @@ def _differs(row: Row, published: PublishedRow, paper: Paper) -> tuple[str, ...]
         (f"{ours.restarts} restarts", f"{paper.restarts} restarts"),
     )
     differing = [f"{mine}, paper {theirs}" for mine, theirs in pairs if mine != theirs]
-    open_there = (
-        ("λ FDM", setting.fdm_lambda or None, published.fdm_lambda),
-        ("β", setting.neft_beta, published.neft_beta),
-        ("λ LwF", setting.lwf_lambda, None),
-    )
     untold = [
-        f"{name} {mine:g}, not told in the table"
-        for name, mine, theirs in open_there
-        if mine is not None and theirs is None
+        f"{symbol} {mine:g}, not told in the table"
+        for name, symbol in symbols().items()
+        if (mine := setting.number(name) or None) and getattr(published, name, None) is None
     ]
     return (*differing, *untold)

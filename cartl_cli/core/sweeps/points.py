@@ -11,11 +11,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cartl_cli.core.config import SETTINGS, AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.configure import HARMLESS
+from cartl_cli.core import storage
+from cartl_cli.core.config import CONFIGS, SETTINGS, Kind, RunConfig
+from cartl_cli.core.config.configure import HARMLESS
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.records import storage
-from cartl_cli.core.records.jsons import parse_json, read_json
+from cartl_cli.core.runs.parsing import parse_json, read_json
 
 FOLDER = "sweeps"  # in the folder of the runs
 MAX_POINTS = 500
@@ -23,17 +23,14 @@ SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
 PLACES = HARMLESS | {"source", "run", "sync_bn"}
 """Settings that say where a run is made or found, not what it is; each is made by one process."""
 
-ADDED = {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0, "compile": None}
+ADDED: dict[Kind, dict[str, object]] = {
+    "pretrain": {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0},
+    "transfer": {"method": "natural"},
+}
 """Settings that came later, as all was before them: such a value leaves an id as it was."""
 
 PointId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-PointConfig = PretrainConfig | TransferConfig | AttackConfig
 Label = str | int | float | bool | None
-CONFIGS: dict[str, type[PretrainConfig] | type[TransferConfig] | type[AttackConfig]] = {
-    "pretrain": PretrainConfig,
-    "transfer": TransferConfig,
-    "attack": AttackConfig,
-}
 
 
 class Point(BaseModel):
@@ -45,15 +42,15 @@ class Point(BaseModel):
     model_config = SETTINGS
 
     id: PointId
-    kind: Literal["pretrain", "transfer", "attack"]
-    config: PointConfig
+    kind: Kind
+    config: RunConfig
     needs: PointId | None = None
     labels: Annotated[dict[str, Label], Field(max_length=40)] = {}
 
     @property
     def run(self) -> str:
         """The name of its run folder."""
-        return run_name(self.kind, self.id)
+        return f"{self.kind}-{self.id}"
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
@@ -91,17 +88,13 @@ class Sweep(BaseModel):
         return self
 
 
-def point_id(kind: str, config: PointConfig, needs: str | None) -> str:
+def point_id(kind: Kind, config: RunConfig, needs: str | None) -> str:
     """12 hex digits that are the same wherever and whenever the same run is asked for."""
     dumped = config.model_dump(mode="json", exclude=PLACES)
-    settings = {name: v for name, v in dumped.items() if name not in ADDED or v != ADDED[name]}
+    added = {"compile": None, **ADDED.get(kind, {})}
+    settings = {name: v for name, v in dumped.items() if name not in added or v != added[name]}
     content = json.dumps([kind, settings, needs], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def run_name(kind: str, identity: str) -> str:
-    """The run folder of a point."""
-    return f"{kind}-{identity}"
 
 
 def sweep_path(runs_dir: Path, name: str) -> Path:

@@ -1,25 +1,27 @@
 """The one training loop. Learning rate and epsilon are functions of the step."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.config import PretrainConfig, TrainingConfig
+from cartl_cli.core.config import TrainingConfig
 from cartl_cli.core.data.batches import (
-    Part,
     batches_per_epoch,
     epoch_batches,
     images_of_batch,
+    part_of_batch,
 )
 from cartl_cli.core.data.split import Split
-from cartl_cli.core.errors import UsageError
-from cartl_cli.core.ranks import ALONE, Ranks
-from cartl_cli.core.records.manifest import Position
-from cartl_cli.core.training.progress import Progress, Tally
-from cartl_cli.core.training.recipe import LossOfBatch
+from cartl_cli.core.errors import DivergedError, UsageError
+from cartl_cli.core.method.objective import Objective, StepLoss
+from cartl_cli.core.runs.manifest import Position
+from cartl_cli.core.runtime.ranks import ALONE, Part, Ranks
 
 
 def one_cycle(step: int, total_steps: int) -> float:
@@ -42,24 +44,17 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
     return config.lr * step_decay(epoch, config.milestones, config.warmup_epochs)
 
 
-def ramp(step: int, total_steps: int, warmup: float) -> float:
-    """Factor of eps: rises linearly to 1 over the first ``warmup`` (0..1) of training."""
-    return min(1.0, (step + 1) / (warmup * total_steps)) if warmup > 0 else 1.0
+def count_steps(config: TrainingConfig, images: int, replays: int = 1) -> int:
+    """Steps of the whole training, ``replays`` in a row on each batch.
 
-
-def count_steps(config: TrainingConfig, images: int) -> int:
-    """Steps of the whole training. Raises UsageError if the batch is larger than the data."""
+    Raises UsageError if the batch is larger than the data.
+    """
     if config.batch_size > images:
         raise UsageError(
             f"--batch-size: {config.batch_size} is larger than the {images} training images; "
             f"use 2..{images}"
         )
-    return config.epochs * batches_per_epoch(images, config.batch_size) * steps_per_batch(config)
-
-
-def steps_per_batch(config: TrainingConfig) -> int:
-    """Steps in a row on each batch."""
-    return config.steps_per_batch if isinstance(config, PretrainConfig) else 1
+    return config.epochs * batches_per_epoch(images, config.batch_size) * replays
 
 
 def replayed(
@@ -70,17 +65,11 @@ def replayed(
     return itertools.islice(repeated, done, None)
 
 
-def part_of_step(config: TrainingConfig, images: int, ranks: Ranks, step: int) -> Part:
-    """What this process takes of the batch of a step, of ``images`` an epoch."""
-    batch = step % batches_per_epoch(images, config.batch_size)
-    return ranks.part(images_of_batch(images, config.batch_size, batch))
-
-
 def sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
     """The optimizer of everything in ``model`` that is to be trained.
 
     Momentum starts as zeros rather than at the first gradient, so that a checkpoint has it of every
-    parameter, of those too that a recipe leaves alone for a while (a gradient of None).
+    parameter, even of one that has no gradient (None) in the first steps.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
@@ -96,76 +85,199 @@ def sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
     return optimizer
 
 
-def fit(
-    model: nn.Module,
-    optimizer: torch.optim.SGD,
-    split: Split,
-    config: TrainingConfig,
-    augment: Sequence[str],
-    loss_of_batch: LossOfBatch,
-    autocast: torch.autocast,
-    begun: Position,
-    look: Callable[[Progress], None],
-    step_done: Callable[[int], bool] = lambda step: True,
-    ranks: Ranks = ALONE,
-) -> Position:
-    """Minimise ``loss_of_batch`` in place, from a position on to the last step.
+@dataclass(frozen=True)
+class Training:
+    """What is trained (``model``, by ``optimizer``), on what (``split``, augmented), to what end.
 
-    ``step_done`` is called after each step with the steps done so far, and says whether to ``look``
-    at the progress, as is done at the end of each epoch. Between two looks nothing waits for the
-    device.
+    Each batch is used for ``replays`` steps in a row. The caller has set each module's training
+    flag. Of many processes (``ranks``) each takes a part of every batch, and the mean of their
+    gradients is that of the whole batch.
+    """
 
-    Of many processes each takes a part of every batch, the mean of their gradients is that of the
-    whole batch, and position and progress count all images; all look after the same steps.
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    split: Split
+    config: TrainingConfig
+    objective: Objective
+    autocast: torch.autocast
+    augment: tuple[str, ...] = ()
+    ranks: Ranks = ALONE
+    replays: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after a step; loss and accuracies are those of the epoch so far.
+
+    ``accuracy`` has fractions, by what was predicted.
+    """
+
+    position: Position
+    epoch: int
+    epochs: int
+    total_steps: int
+    epoch_ended: bool
+    learning_rate: float
+    images_per_second: float
+    loss: float
+    accuracy: dict[str, float]
+
+    @property
+    def metrics(self) -> dict[str, int | float]:
+        """The line of ``metrics.jsonl`` at the end of an epoch."""
+        return {
+            "epoch": self.epoch,
+            "step": self.position.step,
+            "loss": self.loss,
+            **{f"{name}_accuracy": value for name, value in self.accuracy.items()},
+            "learning_rate": self.learning_rate,
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that has been taken, the ``done``-th of all. To ``look`` is to wait for the device.
+
+    ``look`` raises DivergedError if the loss of a step since the last look is not finite.
+    """
+
+    done: int
+    epoch_ended: bool
+    look: Callable[[], Progress]
+
+
+def fit(training: Training, begun: Position) -> Iterator[Step]:
+    """Minimise the objective in place, from a position on to the last step; yields each step.
+
+    The caller must look at the step that ends an epoch, and may look at any other. Between two
+    looks nothing waits for the device. Of many processes all must look after the same steps.
 
     Given the model and optimizer of that position, what follows does not depend on how it was
-    reached: every random draw and the learning rate are functions of epoch, batch and step. The
-    caller has set each module's training flag; nothing here changes it. Raises DivergedError
-    before anybody looks at what a loss that is not finite has led to.
+    reached: every random draw and the learning rate are functions of epoch, batch and step. No
+    module's training flag is changed here.
     """
-    total_steps = count_steps(config, len(split))
+    config, count, times = training.config, len(training.split.labels), training.replays
+    total_steps = count_steps(config, count, times)
     steps_per_epoch = total_steps // config.epochs
-    times = steps_per_batch(config)
-    position, tally, session = begun, Tally(ranks), time.monotonic()
+    tally = Tally(training.ranks, begun)
     for epoch in range(begun.step // steps_per_epoch, config.epochs):
-        first = position.step - epoch * steps_per_epoch
-        if first == 0:
-            position = Position(step=position.step, seconds=position.seconds)
-        epoch_began, seen_before = time.monotonic(), position.seen
+        first = max(0, begun.step - epoch * steps_per_epoch)
+        tally.begin_epoch(first)
         batch, replays = divmod(first, times)
         batches = epoch_batches(
-            split, config.batch_size, augment, config.seed, epoch, batch, ranks.part
+            training.split,
+            config.batch_size,
+            training.augment,
+            config.seed,
+            epoch,
+            batch,
+            training.ranks,
         )
         for step, (images, labels) in enumerate(
-            replayed(batches, times, replays), start=position.step
+            replayed(batches, times, replays), start=epoch * steps_per_epoch + first
         ):
-            part = part_of_step(config, len(split), ranks, step)
+            batch = step // times % batches_per_epoch(count, config.batch_size)
+            size = images_of_batch(count, config.batch_size, batch)
+            part = part_of_batch(size, training.ranks)
             rate = learning_rate(config, step, steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with autocast:
-                result = loss_of_batch(images, labels, step)
-            # over several processes the mean of the gradients is taken
-            (result.loss * (part.weight * ranks.size)).backward()
-            result.backward_done()
-            optimizer.step()
-            optimizer.zero_grad()  # gradients hold no memory while the next images are made
-            tally.add(result, len(labels), part)
-            epoch_ended = step + 1 == (epoch + 1) * steps_per_epoch
-            if step_done(step + 1) or epoch_ended:
-                position = tally.read(position)
-                now = time.monotonic()
-                position = position.model_copy(update={"seconds": begun.seconds + now - session})
-                look(
-                    Progress(
-                        position=position,
-                        epoch=epoch + 1,
-                        epochs=config.epochs,
-                        total_steps=total_steps,
-                        epoch_ended=epoch_ended,
-                        learning_rate=rate,
-                        images_per_second=(position.seen - seen_before)
-                        / max(now - epoch_began, 1e-9),
-                    )
+            tally.add(take_step(training, images, labels, step, part, rate), len(labels), part)
+            ended = step + 1 == (epoch + 1) * steps_per_epoch
+
+            yield Step(
+                step + 1, ended, partial(tally.progress, config, total_steps, epoch, ended, rate)
+            )
+
+
+def take_step(
+    training: Training, images: Tensor, labels: Tensor, step: int, part: Part, rate: float
+) -> StepLoss:
+    """One step of the optimizer on a batch, at a learning rate."""
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
+    with training.autocast:
+        result = training.objective(images, labels, step, part)
+    # over several processes the mean of the gradients is taken
+    (result.loss * (part.weight * training.ranks.size)).backward()
+    if result.backward_done is not None:
+        result.backward_done()
+    training.optimizer.step()
+    training.optimizer.zero_grad()  # gradients hold no memory while the next images are made
+    return result
+
+
+class Tally:
+    """Where training stands, and what its steps have left on the device since somebody looked."""
+
+    def __init__(self, ranks: Ranks, begun: Position) -> None:
+        self.ranks = ranks
+        self.position = begun
+        self.steps: list[tuple[Tensor, int, Part]] = []
+        self.names: tuple[str, ...] = ()
+        self.before = begun.seconds
+        self.session = time.monotonic()
+
+    def begin_epoch(self, steps_done: int) -> None:
+        """Begin an epoch, of which so many steps are done: at 0 its sums begin anew."""
+        if steps_done == 0:
+            self.position = Position(step=self.position.step, seconds=self.position.seconds)
+        self.epoch_began, self.seen_before = time.monotonic(), self.position.seen
+
+    def add(self, result: StepLoss, count: int, part: Part) -> None:
+        """What a step made of ``count`` images, this process's ``part`` of a batch."""
+        loss = result.loss.detach()
+        row = torch.stack([loss, *(right.to(loss) for right in result.correct.values())])
+        self.steps.append((row, count, part))
+        self.names = tuple(result.correct)
+
+    def progress(
+        self, config: TrainingConfig, total_steps: int, epoch: int, epoch_ended: bool, rate: float
+    ) -> Progress:
+        """Where training stands in an epoch, counted from 0, after a step at a learning rate."""
+        position, now = self.read(), time.monotonic()
+        seconds = max(now - self.epoch_began, 1e-9)
+        return Progress(
+            position=position,
+            epoch=epoch + 1,
+            epochs=config.epochs,
+            total_steps=total_steps,
+            epoch_ended=epoch_ended,
+            learning_rate=rate,
+            images_per_second=(position.seen - self.seen_before) / seconds,
+            loss=position.loss_sum / position.seen,
+            accuracy={name: count / position.seen for name, count in position.correct.items()},
+        )
+
+    def read(self) -> Position:
+        """The position with the steps added that were not looked at; then there are none.
+
+        Waits for the device. Raises DivergedError if one of their losses is not finite.
+        """
+        steps, self.steps = self.steps, []
+        rows = torch.stack([row for row, _, _ in steps]).tolist() if steps else []
+        shares = [
+            part.weight * value
+            for (loss, *right), (_, count, part) in zip(rows, steps, strict=True)
+            for value in (loss, *(number / count for number in right))
+        ]
+        means = iter(self.ranks.summed(shares))
+        position = self.position
+        for _, own, part in steps:
+            count, loss = round(own / part.share), next(means)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"loss: not finite at step {position.step + 1}; start a new run with a smaller "
+                    "--lr"
                 )
-    return position
+            correct = {
+                name: position.correct.get(name, 0) + round(next(means) * count)
+                for name in self.names
+            }
+            position = Position(
+                step=position.step + 1,
+                seen=position.seen + count,
+                loss_sum=position.loss_sum + loss * count,
+                correct=correct,
+            )
+        seconds = self.before + time.monotonic() - self.session
+        self.position = position.model_copy(update={"seconds": seconds})
+        return self.position

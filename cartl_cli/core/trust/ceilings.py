@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from cartl_cli.core.attacks.geometry import Norm
-from cartl_cli.core.attacks.pgd import Budget
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.method.pgd import Budget
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,8 @@
-"""What a check says, and what all of them together say."""
+"""How a check is made of a value and its limits."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
 
-from pydantic import BaseModel
-
-from cartl_cli.core.config import SETTINGS
-
-Verdict = Literal["pass", "warn", "fail"]
-Headline = Literal["ok", "upper bound, attack incomplete", "invalid"]
-
-
-class Check(BaseModel):
-    """One check: ``value`` is what was measured, where that is a number; ``text`` a sentence."""
-
-    model_config = SETTINGS
-
-    id: str
-    verdict: Verdict
-    value: float | None
-    text: str
+from cartl_cli.core.runs.results import Check, Verdict
 
 
 def limited(
@@ -41,11 +23,3 @@ def required(name: str, holds: bool, value: float, text: str) -> Check:
 def finite(value: float) -> float | None:
     """A value as it is stored: JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
-
-
-def headline(checks: Iterable[Check]) -> Headline:
-    """The worst that the checks say: a failed invariant (V…) voids the number."""
-    failed = [check.id for check in checks if check.verdict == "fail"]
-    if any(name.startswith("V") for name in failed):
-        return "invalid"
-    return "upper bound, attack incomplete" if failed else "ok"

@@ -5,11 +5,13 @@ import copy
 import torch
 from torch import Tensor
 
-from cartl_cli.core.attacks.geometry import scatter, sizes, uphill
-from cartl_cli.core.attacks.pgd import ascent, predict
-from cartl_cli.core.losses import cross_entropy, margin
+from cartl_cli.core.attacks.judged_pgd import predict
+from cartl_cli.core.method.losses import cross_entropy, margin
+from cartl_cli.core.method.norm_ball import scatter, sizes, uphill
+from cartl_cli.core.method.pgd import ascent
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.trust.checks import Check, limited
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.trust.checks import limited
 from cartl_cli.core.trust.probe import Probe, noise, share
 
 COMPARED = 8  # images of the finite differences

@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import sizes
-from cartl_cli.core.attacks.pgd import ascent, attack, correct, predict
-from cartl_cli.core.losses import cross_entropy, margin
+from cartl_cli.core.attacks.judged_pgd import attack, correct, predict
+from cartl_cli.core.method.losses import cross_entropy, margin
+from cartl_cli.core.method.norm_ball import sizes
+from cartl_cli.core.method.pgd import ascent
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.records.tensors import to_bytes
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.runs.weights import to_bytes
 from cartl_cli.core.statistics import paired_difference
-from cartl_cli.core.trust.checks import Check, limited, required
+from cartl_cli.core.trust.checks import limited, required
 from cartl_cli.core.trust.probe import Probe, share
 
 TOLERANCE = 1e-6  # of the budget

@@ -15,11 +15,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.geometry import scatter
-from cartl_cli.core.attacks.pgd import attack, predict
-from cartl_cli.core.losses import cross_entropy
-from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.trust.checks import Check, limited
+from cartl_cli.core.attacks.judged_pgd import attack, predict
+from cartl_cli.core.method.losses import cross_entropy
+from cartl_cli.core.method.norm_ball import scatter
+from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.trust.checks import limited
 from cartl_cli.core.trust.probe import Probe, corner, noise, share, short
 
 INNER = 15  # random points of each ball that must count as clean
@@ -54,7 +55,8 @@ def planted_adversary(probe: Probe) -> Check:
 
     B·(INNER + 2) passes to plant, at most B·22 to attack.
     """
-    features = headless(probe.model)
+    features = copy.deepcopy(probe.model)
+    features.blocks[-1].linear = nn.Identity()  # images → features (B, d)
     detectors = Detectors(features, *_fitted(probe, features))
     budget = short(probe.budget)
     rows = torch.arange(probe.count, device=probe.labels.device)
@@ -80,13 +82,6 @@ def planted_adversary(probe: Probe) -> Check:
         warn=0.01,
         fail=0.05,
     )
-
-
-def headless(model: BlockModel) -> BlockModel:
-    """A copy of the model without its last linear layer, images → features (B, d)."""
-    found = copy.deepcopy(model)
-    found.blocks[-1].linear = nn.Identity()
-    return found
 
 
 def _fitted(probe: Probe, features: nn.Module) -> tuple[Tensor, Tensor, Tensor]:

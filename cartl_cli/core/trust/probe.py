@@ -11,10 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cartl_cli.core.attacks.geometry import scatter
-from cartl_cli.core.attacks.pgd import Budget, Objective, attack
+from cartl_cli.core.attacks.judged_pgd import attack
+from cartl_cli.core.method.losses import PerImageLoss
+from cartl_cli.core.method.norm_ball import scatter
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.randomness import generator
+from cartl_cli.core.runtime.randomness import generator
 
 SHORT = 20  # steps of an attack within a check
 
@@ -36,7 +38,7 @@ class Probe:
     images: Tensor
     labels: Tensor
     budget: Budget
-    losses: tuple[Objective, ...]
+    losses: tuple[PerImageLoss, ...]
     seed: int
     k: int
     autocast: torch.autocast
@@ -97,7 +99,7 @@ def begun(probe: Probe, budget: Budget, restart: int = 0) -> Tensor:
 def falls(
     probe: Probe,
     budget: Budget,
-    losses: Sequence[Objective],
+    losses: Sequence[PerImageLoss],
     start: Tensor,
     before: Tensor | None = None,
 ) -> Tensor:

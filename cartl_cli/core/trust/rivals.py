@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.attacks.feature import feature_attack
-from cartl_cli.core.attacks.geometry import project, scatter, uphill
-from cartl_cli.core.attacks.pgd import ascent, correct, perturb, predict
+from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.attacks.square import counted_draws, square
-from cartl_cli.core.losses import cross_entropy
+from cartl_cli.core.method.losses import cross_entropy
+from cartl_cli.core.method.norm_ball import project, scatter, uphill
+from cartl_cli.core.method.pgd import ascent, pgd
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.trust.checks import Check, limited
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.trust.checks import limited
 from cartl_cli.core.trust.probe import Probe, corner, noise, share, short
 
 
@@ -87,7 +89,7 @@ def transfer(probe: Probe, source: BlockModel) -> Check:
         with eval_mode(source):
             labels = predict(source, images).argmax(1)
         with probe.autocast:
-            return perturb(source, images, labels, start, budget)
+            return pgd(source, images, labels, start, budget)
 
     return _rival("K10", probe, transferred, "Transfer from the source", 0.005)
 

@@ -5,11 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from cartl_cli.core.attacks.geometry import project, uphill
-from cartl_cli.core.attacks.pgd import Objective, ascent, correct, predict
+from cartl_cli.core.attacks.judged_pgd import correct, predict
+from cartl_cli.core.method.losses import PerImageLoss
+from cartl_cli.core.method.norm_ball import project, uphill
+from cartl_cli.core.method.pgd import ascent
 from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.runs.results import Check
 from cartl_cli.core.statistics import accuracy_interval
-from cartl_cli.core.trust.checks import Check, limited, required
+from cartl_cli.core.trust.checks import limited, required
 from cartl_cli.core.trust.probe import Probe, begun, falls, share, short, widened
 
 LADDER = (0.5, 2, 4, 8)  # multiples of eps, beside eps itself
@@ -164,5 +167,5 @@ def _losses(probe: Probe, rows: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def _scaled(loss: Objective, scale: float) -> Objective:
+def _scaled(loss: PerImageLoss, scale: float) -> PerImageLoss:
     return lambda logits, labels: loss(scale * logits, labels)

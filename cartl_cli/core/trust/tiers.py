@@ -16,73 +16,55 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
-from cartl_cli.core.trust.checks import Check
-from cartl_cli.core.trust.gradients import (
-    determinism,
-    finite_differences,
-    output_shape,
-    unstable_neighbours,
-    vanishing_gradient,
-)
-from cartl_cli.core.trust.planted import planted_adversary
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.trust import gradients, planted, rivals, strength
 from cartl_cli.core.trust.probe import Probe
-from cartl_cli.core.trust.rivals import adaptive, black_box, random_noise, single_step, transfer
-from cartl_cli.core.trust.strength import (
-    eight_bits,
-    logit_scale,
-    monotone,
-    more_steps,
-    plateau,
-    plausible,
-    restarts,
-    unbounded,
-)
 
 Tier = Literal["fast", "default", "thorough"]
 
 
 def from_source(probe: Probe) -> Check | None:
     """K10 where the probe has a source model."""
-    return None if probe.source is None else transfer(probe, probe.source)
+    return None if probe.source is None else rivals.transfer(probe, probe.source)
 
 
 def _fast(draws: int) -> tuple[Callable[[Probe], Check | None], ...]:
     return (
-        planted_adversary,
-        unbounded,
-        vanishing_gradient,
-        partial(random_noise, draws=draws),
-        single_step,
-        finite_differences,
-        determinism,
-        output_shape,
+        planted.planted_adversary,
+        strength.unbounded,
+        gradients.vanishing_gradient,
+        partial(rivals.random_noise, draws=draws),
+        rivals.single_step,
+        gradients.finite_differences,
+        gradients.determinism,
+        gradients.output_shape,
     )
 
 
 def _more(queries: int) -> tuple[Callable[[Probe], Check | None], ...]:
     return (
-        monotone,
-        partial(black_box, queries=queries),
-        more_steps,
-        plateau,
+        strength.monotone,
+        partial(rivals.black_box, queries=queries),
+        strength.more_steps,
+        strength.plateau,
         from_source,
-        restarts,
-        logit_scale,
-        unstable_neighbours,
-        plausible,
-        eight_bits,
+        strength.restarts,
+        strength.logit_scale,
+        gradients.unstable_neighbours,
+        strength.plausible,
+        strength.eight_bits,
     )
 
 
 CHECKS: Mapping[Tier, tuple[Callable[[Probe], Check | None], ...]] = {
     "fast": _fast(20),
     "default": (*_fast(100), *_more(500)),
-    "thorough": (*_fast(10_000), *_more(5000), adaptive),
+    "thorough": (*_fast(10_000), *_more(5000), rivals.adaptive),
 }
 """The checks of each tier; None says that a check does not apply."""
 
 
-def strength(
+def checks_of(
     probe: Probe, tier: Tier, before_pass: Callable[[], None] = lambda: None
 ) -> list[Check]:
     """What the checks of a tier say of a finished attack, with eps above 0.

@@ -1,0 +1,183 @@
+"""What a command begins with: its settings from all layers, its session, the run it starts from."""
+
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+from cartl_cli.commands.options import Request
+from cartl_cli.core.config import AttackConfig, Kind, PretrainConfig, TransferConfig
+from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure
+from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
+from cartl_cli.core.config.presets import read_preset
+from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.runtime.requirements import check_torch
+
+if TYPE_CHECKING:
+    from cartl_cli.core.runs.manifest import Run
+    from cartl_cli.core.runs.writer import Session
+
+SOURCE_KINDS: tuple[Kind, ...] = ("pretrain",)
+ATTACKED_KINDS: tuple[Kind, ...] = ("pretrain", "transfer")
+
+
+def layers(request: Request, command: str) -> list[dict[str, Any]]:
+    """Settings, a later layer over an earlier one: preset, file, flags. Raises UsageError."""
+    found = []
+    if request.preset is not None:
+        found.append(_read_preset(request.preset, command))
+    if request.config is not None:
+        found.append(_read_settings(request.config))
+    return [*found, request.settings]
+
+
+def _read_preset(name: str, command: str) -> dict[str, Any]:
+    content = read_preset(name)
+    if command not in content:
+        raise UsageError(f"--preset: {name!r} is for {' and '.join(content)}, not {command}")
+    return content[command]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"--config: no such file: {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config: cannot read {str(path)!r}: {error}") from None
+    try:
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--config: {str(path)!r}: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config: {str(path)!r} must hold settings by name")
+    settings = content.get("config", content)  # a run's manifest keeps its settings there
+    return settings if isinstance(settings, dict) else content
+
+
+def cache_dir() -> Path | None:
+    """Where decoded images are kept: ``$XDG_CACHE_HOME/cartl`` or ``~/.cache/cartl``, if any."""
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if place.startswith("~") else Path(place) / "cartl"
+
+
+def homely(path: Path) -> str:
+    """The absolute path with the home directory as ``~``: it can be read from any folder and
+    names no user.
+    """
+    absolute, home = path.resolve(), Path(os.path.expanduser("~")).resolve()
+    if len(home.parts) > 1 and absolute.is_relative_to(home):
+        return str("~" / absolute.relative_to(home))
+    return str(absolute)
+
+
+def located(config: Config) -> Config:
+    """The config with a data set that is given as a path made ``homely``."""
+    name = config.dataset
+    path = Path(os.path.expanduser(name or ""))
+    if name is None or name in (*BUILT_IN_DATA, *PUBLIC_DATA) or not path.exists():
+        return config
+    return config.model_copy(update={"dataset": homely(path)})
+
+
+def selector(run: "Run", runs_dir: Path) -> str:
+    """What a config keeps of a run: its name in ``runs_dir``, else its path."""
+    inside = run.folder.resolve().parent == runs_dir.resolve()
+    return run.folder.name if inside else homely(run.folder)
+
+
+@dataclass(frozen=True)
+class Opened(Generic[Config]):
+    """What a command begins with: settings, session, and the run whose model it takes.
+
+    ``finished`` is the run that was to be resumed, if there is nothing left to do.
+    """
+
+    config: Config
+    session: "Session"
+    taken: "Run | None"
+    finished: "Run | None"
+
+    @property
+    def source(self) -> "Run":
+        """The run whose model is taken, of the commands that take one."""
+        assert self.taken is not None
+        return self.taken
+
+
+def open_session(
+    request: Request, config_type: type[Config], kind: Kind, extend: bool = False
+) -> Opened[Config]:
+    """Settings from all layers on top of the defaults or of the run to go on with.
+
+    Raises UsageError for settings that are wrong or differ from the run's, RunError for a run
+    that cannot go on, CartlError for a torch that will not do.
+    """
+    given, runs_dir, resume = layers(request, kind), request.runs_dir, request.resume
+    if resume is None:
+        if extend:
+            raise UsageError("--extend: goes with --resume RUN")
+        base, stored = {}, None
+        configure(config_type, *given)  # what is wrong is said before torch is loaded
+    elif request.name is not None:
+        raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
+    check_torch()
+    from cartl_cli.core.data.downloads import Store
+    from cartl_cli.core.runs.reader import find_run, state
+    from cartl_cli.core.runs.writer import Session, tidy
+    from cartl_cli.core.runtime.ranks import current
+    from cartl_cli.display.terminal import say
+
+    if resume is not None:
+        stored = find_run(resume, runs_dir, "--resume", (kind,))
+        base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
+    config = located(configure(config_type, base, *given))
+    config, source = _with_source(config, runs_dir, say)
+    cache = cache_dir()
+    kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
+    store = Store(kept, not request.no_download, say)
+    session = Session(runs_dir, request.name, cache, say, stored, store, current())
+    if stored is None:
+        return Opened(config, session, source, None)
+    check_same(stored.manifest.config, config, extend)
+    same_length = stored.manifest.config.model_dump().get("epochs") == config.model_dump().get(
+        "epochs"
+    )
+    if stored.manifest.status == "diverged":
+        raise RunError(f"run {stored.name!r} diverged and would again; start a new run")
+    if stored.manifest.status == "completed" and same_length:
+        say(f"run {stored.name} is already complete")
+        tidy(stored)
+        return Opened(config, session, source, stored)
+    say(f"run {stored.name} was {state(stored).partition(';')[0]}; going on")
+    return Opened(config, session, source, None)
+
+
+def _with_source(
+    config: Config, runs_dir: Path, say: Callable[[str], None]
+) -> tuple[Config, "Run | None"]:
+    """The run whose model is taken: the one named, else the newest finished one, which is said."""
+    from cartl_cli.core.runs.reader import find_run, newest_run, remarks
+
+    if isinstance(config, PretrainConfig):
+        return config, None
+    if isinstance(config, TransferConfig):
+        field, shown, kinds = "source", "--source", SOURCE_KINDS
+    else:
+        field, shown, kinds = "run", "RUN", ATTACKED_KINDS
+    named: str = getattr(config, field)
+    if named:
+        run = find_run(named, runs_dir, shown, kinds)
+    else:
+        run = newest_run(runs_dir, kinds, "cartl pretrain")
+        which = "pretrain " if kinds == SOURCE_KINDS else ""
+        say(f"{field}: {run.folder} (the newest finished {which}run)")
+    for remark in remarks(run):
+        say(remark)
+    config = config.model_copy(update={field: selector(run, runs_dir)})
+    if isinstance(config, AttackConfig):
+        config = at_own_eps(config, config.dataset or run.training.dataset)
+    return config, run

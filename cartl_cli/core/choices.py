@@ -1,0 +1,12 @@
+"""Choices of one word that settings and tensors share; importing this loads no torch."""
+
+from typing import Literal
+
+Norm = Literal["linf", "l2"]
+NORM_SIGNS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ₂"}
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+FreezeBatchNorm = Literal["none", "affine", "stats", "all"]
+"""Which batch-norm parts stay as they are: the sub-model's affine parameters, the extractor's
+running statistics, both or neither (CARTL Section 6, Table 1)."""

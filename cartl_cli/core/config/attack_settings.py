@@ -1,0 +1,109 @@
+"""The settings of ``cartl attack``."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+
+from cartl_cli.core.choices import Norm
+from cartl_cli.core.config import fields, values
+from cartl_cli.core.config.fields import Number, Whole
+from cartl_cli.core.config.values import SETTINGS
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS, STRONG
+
+SplitName = Literal["test", "val", "train"]
+POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
+
+
+class AttackConfig(BaseModel):
+    """Attacks one after another, in the l-infinity or l2 ball, at one or more eps."""
+
+    model_config = SETTINGS
+
+    run: Annotated[
+        str,
+        Field(
+            description="Run: name, number or path (default: the newest finished run).",
+            json_schema_extra=POSITIONAL,
+        ),
+    ] = ""
+    dataset: Annotated[
+        str | None, Field(description="Data set to attack on (default: the run's own).")
+    ] = None
+    split: Annotated[
+        SplitName | None,
+        Field(description="Images to attack (default: those the run was measured on)."),
+    ] = None
+    attack: Annotated[
+        tuple[fields.AttackOrGroup, ...],
+        BeforeValidator(values.parse_list),
+        Field(
+            min_length=1,
+            description=f"Attacks, as a,b: {', '.join(EVALUATION_ATTACKS)}; strong: "
+            f"{' and '.join(STRONG)}.",
+        ),
+    ] = ("pgd", "strong")
+    norm: Annotated[Norm, Field(description="Norm of the ball.")] = "linf"
+    eps: Annotated[
+        tuple[Number, ...],
+        BeforeValidator(values.parse_eps),
+        Field(
+            min_length=1,
+            description="Radius of the ball; several, as 2/255,4/255, one curve (default: the data "
+            "set's own, see pretrain).",
+        ),
+    ] = Field(default_factory=lambda given: (values.own_eps(given.get("dataset")),))
+    step_size: fields.StepSize = None
+    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
+    restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
+    queries: Annotated[Whole, Field(ge=1, description="Queries of square for each image.")] = 1000
+    checks: Annotated[
+        Literal["off", "fast", "default", "thorough"],
+        Field(description="Checks that the attack worked, by what they may cost."),
+    ] = "fast"
+    diagnose: Annotated[
+        bool, Field(description="Say how far adversarial images move the features of each block.")
+    ] = False
+    limit: Annotated[
+        Whole | None, Field(ge=1, description="Attack a seeded stratified subset of this size.")
+    ] = None
+    save_adversarial: Annotated[
+        bool, Field(description="Keep the adversarial images of the largest eps, with a picture.")
+    ] = False
+    batch_size: fields.BatchSize = 64
+    seed: fields.Seed = 0
+    device: fields.Device = "auto"
+    precision: fields.PrecisionField = "auto"
+    compile: fields.Compile = None
+    save_every: fields.SaveEvery = "1m"
+
+    @property
+    def attacks(self) -> tuple[fields.AttackName, ...]:
+        """The attacks in order, ``strong`` spelled out, none twice."""
+        spelled = [a for name in self.attack for a in (STRONG if name == "strong" else (name,))]
+        return tuple(dict.fromkeys(spelled))
+
+    def step(self, eps: float) -> float:
+        """Step size at one eps: a quarter of it unless set."""
+        return eps / 4 if self.step_size is None else self.step_size
+
+    @field_validator("eps")
+    @classmethod
+    def _rising(cls, eps: tuple[float, ...]) -> tuple[float, ...]:
+        if min(eps) < 0:
+            raise ValueError("must be >= 0")
+        return tuple(sorted(set(eps)))
+
+    @model_validator(mode="after")
+    def _in_the_box(self) -> Self:
+        if self.norm == "linf":
+            try:
+                values.check_pixels(self.eps[-1])
+            except ValueError as error:
+                raise ValueError(f"eps: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for eps in self.eps if "eps" in self.model_fields_set else ():  # else see at_own_eps
+            values.check_step_size(eps, self.step_size)
+        return self

@@ -1,0 +1,129 @@
+"""The settings of ``cartl pretrain``."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from cartl_cli.core.config import fields, values
+from cartl_cli.core.config.fields import Number, Whole
+from cartl_cli.core.config.values import SETTINGS
+from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
+from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, owner
+
+_METHODS = "; ".join(f"{one.name}: {one.about}" for one in TRAINING_ATTACKS.values())
+
+
+class PretrainConfig(BaseModel):
+    """Adversarial training (Eq. 4) with feature distance minimization (Eq. 10)."""
+
+    model_config = SETTINGS
+
+    dataset: fields.Dataset = "shapes"
+    classes: fields.Classes = ()
+    image_size: Annotated[
+        Whole, Field(ge=8, le=512, description="Images are resized to this side in pixels.")
+    ] = 32
+    val_fraction: fields.ValFraction = 0.0
+    augment: fields.Augment = None
+    arch: Annotated[
+        str, Field(description=" or ".join(family.form for family in FAMILIES.values()) + ".")
+    ] = "wrn-16-1"
+    method: Annotated[
+        fields.TrainingAttackName, Field(description=f"How the model is trained. {_METHODS}.")
+    ] = "at"
+    replays: Annotated[
+        Whole | None,
+        Field(ge=1, description="Steps in a row on each batch of --method free (default: 4)."),
+    ] = None
+    trades_beta: Annotated[
+        Number | None,
+        Field(gt=0, description="Weight of the divergence of --method trades (default: 6)."),
+    ] = None
+    awp_gamma: Annotated[
+        Number,
+        Field(ge=0, description="Adversarial weight perturbation, part of their norm (0: off)."),
+    ] = 0.0
+    ema: Annotated[
+        Number,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of an average of the weights, then the run's model (0: off).",
+        ),
+    ] = 0.0
+    k: Annotated[
+        Whole, Field(ge=1, description="Blocks of the sub-model, counted from the end.")
+    ] = 6
+    fdm_lambda: Annotated[
+        Number,
+        Field(ge=0, description="Weight of feature distance minimization at block L-k (0: off)."),
+    ] = 0.0
+    eps: fields.Eps = Field(default_factory=lambda given: values.own_eps(given.get("dataset")))
+    step_size: fields.StepSize = None
+    pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the training attack.")] = 5
+    eps_warmup: Annotated[
+        Number, Field(ge=0, le=1, description="Part of training over which eps grows from 0.")
+    ] = 0.5
+    epochs: fields.Epochs = 6
+    batch_size: fields.BatchSize = 64
+    lr: fields.LearningRate = 0.2
+    momentum: fields.Momentum = 0.9
+    weight_decay: fields.WeightDecay = 5e-4
+    schedule: fields.Schedule = "onecycle"
+    milestones: fields.Milestones = (40, 70, 90)
+    warmup_epochs: fields.WarmupEpochs = 1.0
+    sync_bn: fields.SyncBatchNorm = False
+    seed: fields.Seed = 0
+    device: fields.Device = "auto"
+    precision: fields.PrecisionField = "auto"
+    compile: fields.Compile = None
+    save_every: fields.SaveEvery = "10m"
+
+    @property
+    def attack_step(self) -> float:
+        """Step size of the training attack: a quarter of eps unless set."""
+        return self.eps / 4 if self.step_size is None else self.step_size
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Steps in a row on each batch: one but with free training."""
+        return (self.replays or 4) if self.method == "free" else 1
+
+    @property
+    def divergence_weight(self) -> float | None:
+        """β of TRADES; None of other methods."""
+        if self.method != "trades":
+            return None
+        return 6.0 if self.trades_beta is None else self.trades_beta
+
+    @field_validator("arch")
+    @classmethod
+    def _known_architecture(cls, arch: str) -> str:
+        parse_architecture(arch)
+        return arch
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        blocks = parse_architecture(self.arch).block_count
+        if self.k > blocks:
+            raise ValueError(f"k: {self.arch} has {blocks} blocks, got {self.k}; use 1 to {blocks}")
+        if self.method != "natural" and self.eps == 0:
+            raise ValueError("eps: 0 means natural training; use --method natural")
+        self._check_method()
+        values.check_step_size(self.eps, self.step_size)
+        values.check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
+        values.check_batch(self.batch_size)
+        return self
+
+    def _check_method(self) -> None:
+        """Refuse what belongs to another method. Raises ValueError."""
+        method = TRAINING_ATTACKS[self.method]
+        for name, field in type(self).model_fields.items():
+            if getattr(self, name) == field.default:
+                continue
+            if (owned_by := owner(name)) not in (None, self.method):
+                raise ValueError(
+                    f"{name}: is of --method {owned_by}, not of {self.method}; drop it"
+                )
+            if name in method.refuses:
+                raise ValueError(f"{name}: {method.refuses[name]}")

@@ -1,0 +1,118 @@
+"""Values as people write them, ``8/255`` or ``a,b,c``, and checks that several settings share."""
+
+import itertools
+import re
+
+from pydantic import ConfigDict
+
+SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def parse_whole(value: object) -> object:
+    """``"12"`` → 12; ``"3.5"``, ``"1e3"`` and ``""`` are refused rather than rounded.
+
+    So is what has more than 18 digits: nothing is counted that far.
+    """
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("must be a whole number")
+    if isinstance(value, str):
+        if not re.fullmatch(r"[+-]?\d{1,18}", value):
+            raise ValueError("must be a whole number")
+        return int(value)
+    if isinstance(value, int) and abs(value) >= 10**18:
+        raise ValueError("must be a whole number of at most 18 digits")
+    return value
+
+
+def parse_number(value: object) -> object:
+    """``"8/255"`` or ``"0.03"`` → float. Nothing is evaluated."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\s*[+-]?\d+,\d+\s*", value):
+        raise ValueError(f"write {value.strip().replace(',', '.')}")
+    parts = value.split("/")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise ValueError("must be a number such as 0.03 or 8/255") from None
+    if len(numbers) > 2 or (len(numbers) == 2 and numbers[1] == 0):
+        raise ValueError("must be a number such as 0.03 or 8/255")
+    return numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0]
+
+
+def parse_pixels(value: object) -> object:
+    """A pixel fraction on the 0..1 scale, with a hint for those who think in 0..255."""
+    number = parse_number(value)
+    if isinstance(number, int | float):
+        check_pixels(number)
+    return number
+
+
+def check_pixels(number: float) -> None:
+    """Refuse what is above 1 on the 0..1 scale of pixels. Raises ValueError."""
+    if number > 1:
+        hint = f"; did you mean {number:g}/255?" if number <= 255 else ""
+        raise ValueError(f"is on a 0..1 scale, 8/255 = 0.0314{hint}")
+
+
+def parse_eps(value: object) -> object:
+    """``"2/255,4/255"`` → two numbers; a number alone is a list of one."""
+    if not isinstance(value, str):
+        return [value] if isinstance(value, int | float) else value
+    if re.fullmatch(r"\s*\d+,\d+\s*", value):  # 0,03 is no list
+        return [parse_number(value)]
+    return [parse_number(part) for part in value.split(",")]
+
+
+def parse_list(value: object) -> object:
+    """``"a,b"`` → ["a", "b"]; the empty text and ``"none"`` → []."""
+    if isinstance(value, str):
+        return [] if value in ("", "none") else [part.strip() for part in value.split(",")]
+    return value
+
+
+def shown_pixels(value: float) -> str:
+    """0.0314 → ``8/255`` where it is a whole number of 255ths, below 1."""
+    steps = value * 255
+    whole = abs(steps - round(steps)) < 1e-6 and value < 1
+    return f"{round(steps)}/255" if whole else f"{value:g}"
+
+
+def check_interval(text: str) -> str:
+    """``"10m"`` (minutes) or ``"500"`` (steps), above zero. Raises ValueError."""
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?m|\d{1,9}", text):
+        raise ValueError("must be minutes such as 10m, or a number of steps such as 500")
+    if float(text.removesuffix("m")) == 0:
+        raise ValueError("must be above 0, such as 10m or 500")
+    return text
+
+
+def own_eps(dataset: str | None) -> float:
+    """The radius that a data set is trained and attacked with unless another is given."""
+    return 0.15 if dataset in ("mnist", "fashion-mnist") else 8 / 255
+
+
+def check_step_size(eps: float, step_size: float | None) -> None:
+    """A step leads at most from one side of the ball to the other. Raises ValueError."""
+    if step_size is not None and eps > 0 and step_size > 2 * eps:
+        raise ValueError(f"step_size: must be at most 2 x eps = {2 * eps:g}, got {step_size:g}")
+
+
+def check_schedule(schedule: str, milestones: tuple[int, ...], warmup: float, epochs: int) -> None:
+    """Milestones rise and lie within the epochs, as the warm-up does. Raises ValueError."""
+    if schedule != "step":
+        return
+    rising = all(a < b for a, b in itertools.pairwise(milestones))
+    if not rising or any(not 0 < milestone < epochs for milestone in milestones):
+        shown = ",".join(map(str, milestones))
+        raise ValueError(f"milestones: must rise and be < epochs ({epochs}), got {shown}")
+    if warmup >= epochs:
+        raise ValueError(f"warmup_epochs: must be < epochs ({epochs}), got {warmup:g}")
+
+
+def check_batch(batch_size: int) -> None:
+    """A single image has no variance for batch norm. Raises ValueError."""
+    if batch_size < 2:
+        raise ValueError("batch_size: batch norm needs at least 2 images per batch, got 1")

@@ -1,0 +1,81 @@
+"""Two attacks on the same images: is one model more robust, or was it chance?"""
+
+import torch
+from torch import Tensor
+
+from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.runs.manifest import Manifest, Run
+from cartl_cli.core.runs.weights import from_bytes, read_recorded
+from cartl_cli.core.statistics import Difference, paired_difference
+
+SAME = ("attacks", "norm", "eps", "pgd_steps", "restarts", "queries")
+
+
+def compare(ours: Run, theirs: Run) -> dict[float | None, Difference]:
+    """By eps, and under None on clean images: our accuracy minus theirs, image by image.
+
+    Raises UsageError if the attacks, the data or the images differ: then only the intervals of
+    each can be compared.
+    """
+    first, second = read_outcomes(ours), read_outcomes(theirs)
+    check_comparable(ours.manifest, first["indices"], theirs)
+    found: dict[float | None, Difference] = {
+        None: paired_difference(first["clean"], second["clean"])
+    }
+    for number, by_eps in enumerate(ours.attack_results.by_eps):
+        found[by_eps.eps] = paired_difference(_worst(first, number), _worst(second, number))
+    return found
+
+
+def check_comparable(ours: Manifest, indices: Tensor, theirs: Run) -> None:
+    """Refuse attacks, data or images (``indices`` are ours) that differ from those of ``theirs``.
+
+    Raises UsageError naming what does, RunError if ``theirs`` is not complete.
+    """
+    mine, other = ours.config, theirs.attack
+    for name in SAME:
+        if getattr(mine, name) != getattr(other, name):
+            raise UsageError(
+                f"--compare: {theirs.name!r} has {name.replace('_', ' ')} "
+                f"{_shown(getattr(other, name))}, here {_shown(getattr(mine, name))}; "
+                "attack both alike"
+            )
+    here, there = ours.data, theirs.manifest.data
+    if here.measured != there.measured:
+        raise UsageError(
+            f"--compare: {theirs.name!r} was measured on {there.measured} images, here on "
+            f"{here.measured} images"
+        )
+    if here.fingerprint != there.fingerprint:
+        raise UsageError(f"--compare: {theirs.name!r} was measured on other data")
+    if not indices.equal(read_outcomes(theirs)["indices"]):
+        raise UsageError(f"--compare: {theirs.name!r} was measured on other images")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return shown_pixels(value) if isinstance(value, float) else str(value)
+
+
+def read_outcomes(run: Run) -> dict[str, Tensor]:
+    """The per-image outcomes of a finished attack, by name. Raises RunError."""
+    record, config = run.manifest.outcomes, run.manifest.config
+    if record is None or not isinstance(config, AttackConfig):
+        raise RunError(f"attack {run.name!r} is not complete ({run.manifest.status})")
+    n, eps, attacks = run.attack_results.n, len(config.eps), len(config.attacks)
+    with torch.device("meta"):
+        expected = {
+            "clean": torch.empty(n, dtype=torch.bool),
+            "margin": torch.empty(n),
+            "fell_at": torch.empty(eps, attacks, n, dtype=torch.int32),
+            "last": torch.empty(eps, n, dtype=torch.bool),
+            "indices": torch.empty(n, dtype=torch.int64),
+        }
+    return from_bytes(read_recorded(run.folder, record), expected, run.folder / record.name)
+
+
+def _worst(outcomes: dict[str, Tensor], eps: int) -> Tensor:
+    return outcomes["clean"] & ~(outcomes["fell_at"][: eps + 1] >= 0).flatten(0, 1).any(0)

@@ -1,0 +1,83 @@
+"""The checks of trust, made on a finished attack."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from cartl_cli.core.data.split import to_pixels
+from cartl_cli.core.errors import CartlError
+from cartl_cli.core.evaluation.targets import AttackSetup
+from cartl_cli.core.evaluation.verdicts import Plan, Verdicts, probe_images
+from cartl_cli.core.method import losses
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
+from cartl_cli.core.runs import weights
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.results import Check
+from cartl_cli.core.trust.ceilings import ceiling
+from cartl_cli.core.trust.invariants import (
+    CleanAccuracy,
+    Snapshot,
+    best_iterate,
+    invariants,
+    snapshot,
+)
+from cartl_cli.core.trust.probe import Probe
+from cartl_cli.core.trust.tiers import checks_of
+
+
+def checked(
+    run: Run,
+    setup: AttackSetup,
+    verdicts: Verdicts,
+    before: Snapshot,
+    clean: CleanAccuracy | None,
+    before_pass: Callable[[], None],
+) -> list[Check]:
+    """What the checks of the tier that ``run`` asks for say, at its largest eps, by number.
+
+    ``before`` is the model as it was when the attack began. ``before_pass`` is called before each
+    prediction while its strength is checked; that of an attack with eps 0 is not.
+    """
+    config, manifest, plan = run.attack, run.manifest, setup.plan
+    if config.checks == "off":
+        return []
+    rows, budget = probe_images(setup.split.labels, plan), plan.budgets[-1]
+    attacks = [EVALUATION_ATTACKS[name] for name in plan.attacks]
+    images = setup.split.take(rows)
+    device, classes = setup.device, len(manifest.model.classes)
+    source = None if config.checks == "fast" else weights.read_source(setup.attacked)
+    probe = Probe(
+        model=setup.model,
+        images=to_pixels(images.images).to(memory_format=torch.channels_last),
+        labels=images.labels,
+        budget=budget,
+        losses=tuple(dict.fromkeys(getattr(losses, attack.loss) for attack in attacks)),
+        seed=plan.seed,
+        k=plan.k,
+        autocast=setup.autocast,
+        adversarial=verdicts.adversarial_of(rows),
+        fallen=~verdicts.worst(len(plan.budgets) - 1)[rows],
+        source=source and source.to(device),
+        ceiling=ceiling(manifest.data.name, classes, budget),
+        allowed=allowed(plan, verdicts)[rows],
+    )
+    stored = None
+    with suppress(CartlError):
+        stored = weights.read_model(setup.attacked).to(device)
+    found = invariants(probe, before, snapshot(setup.model), stored, classes, clean)
+    if attacks[0].to_the_end:
+        alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
+        found.append(best_iterate(torch.stack(alone), verdicts.last))
+    if budget.eps > 0:
+        found += checks_of(probe, config.checks, before_pass)
+    return sorted(found, key=lambda check: (check.id[0] != "V", int(check.id[1:])))
+
+
+def allowed(plan: Plan, verdicts: Verdicts) -> Tensor:
+    """The eps at which each image (N,) fell, or the largest."""
+    fell = (verdicts.fell_at >= 0).any(1)  # (E, N)
+    first = torch.where(fell.any(0), fell.int().argmax(0), len(fell) - 1)
+    radii = torch.tensor([budget.eps for budget in plan.budgets], device=first.device)
+    return radii[first]

@@ -1,0 +1,103 @@
+"""Losses as pure functions of tensors."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PerImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, classes), labels (B,)) → the loss of each image (B,), which an attack raises."""
+
+
+def feature_distance(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Feature distance of Eq. 10 without its λ: Σ_batch ‖f(x) − f(x̃)‖₂ / √d, a scalar.
+
+    ``clean`` and ``adversarial`` are features (B, …) of the same images; d counts the elements of
+    one image. The sum over the batch is the paper's, so λ is tied to the batch size.
+    """
+    return distances(clean, adversarial).sum() / math.sqrt(clean[0].numel())
+
+
+def distances(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """‖f(x) − f(x̃)‖₂ of each image (B,), from features (B, …)."""
+    difference = (clean.float() - adversarial.float()).flatten(1)  # (B, d)
+    found: Tensor = torch.linalg.vector_norm(difference, dim=1)
+    return found
+
+
+def forgetting(features: Tensor, source: Tensor) -> Tensor:
+    """Distance of Learning without Forgetting, without its λ: mean_x ‖z(x) − z₀(x)‖₁, a scalar.
+
+    ``features`` z and ``source`` z₀ are (B, d), what enters the classifiers of the tuned and of the
+    source model for the same images (Shafahi et al. 2020, arXiv 1905.08232, with the ℓ1 norm of
+    their code).
+    """
+    return (features.float() - source.float()).abs().sum(1).mean()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image (B,), from logits (B, classes)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) ‖ softmax(logits)) of each image (B,), from logits (B, classes)."""
+    found = F.kl_div(logits.log_softmax(1), reference.softmax(1), reduction="none")  # (B, classes)
+    return found.sum(1)
+
+
+def trades_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """CE(f(x), y) + β · mean KL(f(x) ‖ f(x̃)), a scalar (Zhang et al. 2019, arXiv 1901.08573).
+
+    ``clean`` and ``adversarial`` are logits (B, classes) of the same images. The gradient goes
+    through both sides of the divergence, as in the authors' code.
+    """
+    return F.cross_entropy(clean, labels) + beta * kl_divergence(adversarial, clean).mean()
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max_{j≠y} z_j − z_y of each image (B,): positive exactly where the prediction is wrong.
+
+    Unlike cross-entropy it does not fade when all logits are small, as they are for a small β.
+    """
+    own = logits.gather(1, labels[:, None])  # (B, 1)
+    others = logits.scatter(1, labels[:, None], -math.inf)  # (B, classes)
+    return others.amax(1) - own.squeeze(1)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, Eq. 6) of each image (B,).
+
+    (max_{j≠y} z_j − z_y) / (z_π1 − z_π3), π the classes in falling order of z. Unlike the margin it
+    does not change when the logits are shifted or scaled, as β scales them. Two classes have no
+    π3, and the margin over z_π1 − z_π2 would be ±1 everywhere: of them the margin itself.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, labels)
+    top = logits.topk(3, dim=1).values  # (B, 3)
+    return margin(logits, labels) / _denominator(top[:, 0] - top[:, 2])
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """DLR towards class ``targets`` (B,) (Croce & Hein 2020, Eq. 7) of each image (B,).
+
+    −(z_y − z_t) / (z_π1 − (z_π3 + z_π4)/2). Fewer than four classes have no π4, and over
+    z_π1 − z_π3 the ratio would be −1 wherever y is first and t third: of them z_t − z_y itself.
+    """
+    own, wanted = (logits.gather(1, which[:, None]).squeeze(1) for which in (labels, targets))
+    if logits.shape[1] < 4:
+        return wanted - own
+    top = logits.topk(4, dim=1).values  # (B, 4)
+    return (wanted - own) / _denominator(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def _denominator(difference: Tensor) -> Tensor:
+    """A difference that is never negative (B,), kept away from zero, where logits are tied."""
+    return difference.clamp_min(1e-12)
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many predictions are right, 0-d."""
+    return (logits.argmax(1) == labels).sum()

@@ -1,0 +1,54 @@
+"""The command that makes a run again, from the settings it stored, or that goes on with it."""
+
+import shlex
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cartl_cli.core.config import own_eps
+from cartl_cli.core.config.configure import flag, is_positional
+from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.runs.manifest import Run
+
+
+def command_of(run: Run) -> str:
+    """``cartl pretrain …`` with every setting that is no default, quoted for a shell."""
+    config = run.manifest.config
+    words = ["cartl", run.manifest.kind]
+    fields = type(config).model_fields
+    for name, value in config:
+        if is_positional(fields[name]):
+            words += [value] if value else []
+        elif value != _default(config, name, fields[name]):
+            words += _words(name, value)
+    return shlex.join([*words, "--name", run.name])
+
+
+def _default(config: BaseModel, name: str, field: FieldInfo) -> object:
+    """What a setting is when nobody gives it; the eps of an attack is always told."""
+    if field.default_factory is None:
+        return field.default
+    return own_eps(dict(config)["dataset"]) if name == "eps" else None
+
+
+def _words(name: str, value: object) -> Iterator[str]:
+    if isinstance(value, bool):
+        yield flag(name) if value else flag("no_" + name)
+        return
+    yield flag(name)
+    values = value if isinstance(value, tuple) else (value,)
+    yield ",".join(_text(one) for one in values) or "none"
+
+
+def _text(value: object) -> str:
+    """A value as text that is read back as exactly that value."""
+    if not isinstance(value, float):
+        return str(value)
+    steps = shown_pixels(value)
+    return steps if "/" in steps and int(steps.removesuffix("/255")) / 255 == value else repr(value)
+
+
+def resuming(run: Run) -> str:
+    """The command that goes on with an unfinished run."""
+    return f"cartl {run.manifest.kind} --resume {shlex.quote(str(run.folder))}"

@@ -1,0 +1,137 @@
+"""Run folders: one config → one run → one folder with a manifest and what the run made.
+
+runs/001-pretrain/
+manifest.json         config, model, data, results, versions, sha256 of the weights
+model.safetensors     plain weights; normalization is the model's first layer
+metrics.jsonl         one line an epoch
+ckpt-000120/          the whole state after step 120 (``checkpoints``)
+.lock                 held by the process that writes the run
+
+An attack is a run too: ``003-attack/`` has ``outcomes.safetensors``, one verdict an image.
+Reading them loads no torch; ``weights`` does.
+"""
+
+import os
+import re
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from cartl_cli import __version__
+from cartl_cli.core import storage
+from cartl_cli.core.config import Kind
+from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.runs.command_line import resuming
+from cartl_cli.core.runs.manifest import Manifest, Run
+from cartl_cli.core.runs.parsing import parse_manifest, read_json
+
+MANIFEST = "manifest.json"
+
+
+def read_run(folder: Path) -> Run:
+    """Read and validate a run folder's manifest. Raises RunError with the reason if it is bad."""
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise RunError(f"{str(folder)!r} is not a cartl run (no {MANIFEST})")
+    manifest = parse_manifest(read_json(path, "manifest"), path)
+    return Run(folder, manifest)
+
+
+def state(run: Run) -> str:
+    """How a run stands, in words for a message, and how to go on with it."""
+    status = run.manifest.status
+    if storage.is_locked(run.folder):
+        return "being written now; wait for it"
+    if status in ("completed", "diverged"):
+        return status
+    ended = "crashed" if status == "running" else status
+    return f"{ended}; go on with: {resuming(run)}"
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """The readable runs under ``runs_dir``, oldest first."""
+    runs = []
+    folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
+    for folder in folders:
+        if not re.fullmatch(storage.TEMPORARY, folder.name):
+            with suppress(RunError):
+                runs.append(read_run(folder))
+    return sorted(runs, key=lambda run: run.manifest.number)
+
+
+def same_runs(runs_dir: Path, draft: Manifest) -> list[Run]:
+    """The runs of the same kind with the same settings, on the same data and source model."""
+
+    def key(manifest: Manifest) -> tuple[object, ...]:
+        source = manifest.source.sha256 if manifest.source else None
+        return manifest.kind, manifest.config, manifest.data.fingerprint, source
+
+    return [run for run in list_runs(runs_dir) if key(run.manifest) == key(draft)]
+
+
+def next_number(runs_dir: Path) -> int:
+    """One more than any run here has, or any folder's name begins with."""
+    numbers = [run.manifest.number for run in list_runs(runs_dir)]
+    for folder in runs_dir.iterdir():
+        if match := re.match(r"(\d{3,9})-", folder.name):
+            numbers.append(int(match[1]))
+    return max(numbers, default=0) + 1
+
+
+def find_run(selector: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...]) -> Run:
+    """The run that a name, number or path means.
+
+    Raises UsageError if there is none or it is of another kind, RunError if it is damaged.
+    """
+    if selector.endswith((".pt", ".pth", ".ckpt", ".pkl")):
+        raise UsageError(
+            f"{flag}: {selector!r} is a pickle file; pickle can run code and is never loaded; "
+            "give a run folder"
+        )
+    run = _look_up(selector, runs_dir, flag)
+    kind = run.manifest.kind
+    if kind in kinds:
+        return run
+    if kind == "attack" and run.manifest.source is not None:
+        attacked = run.manifest.source.run
+        raise UsageError(f"{flag}: {run.name!r} is an attack result; its run is {attacked!r}")
+    raise UsageError(f"{flag}: {run.name!r} is a {kind} run, not {' or '.join(kinds)}")
+
+
+def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
+    if selector.isdecimal():
+        runs = [run for run in list_runs(runs_dir) if run.manifest.number == int(selector)]
+        if len(runs) > 1:
+            names = ", ".join(run.name for run in runs)
+            raise UsageError(f"{flag}: run {selector} found twice: {names}; give a name")
+        if runs:
+            return runs[0]
+    for folder in (runs_dir / selector, Path(os.path.expanduser(selector))):
+        if folder.is_dir():
+            return read_run(folder)
+    names = ", ".join(run.name for run in list_runs(runs_dir)) or "none"
+    raise UsageError(f"{flag}: no such run: {selector!r}; runs in {str(runs_dir)!r}: {names}")
+
+
+def newest_run(runs_dir: Path, kinds: tuple[Kind, ...], command: str) -> Run:
+    """The finished run with the highest number. Raises UsageError if there is none."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.manifest.kind in kinds and run.manifest.status == "completed":
+            return run
+    raise UsageError(
+        f"no finished {' or '.join(kinds)} run in {str(runs_dir)!r}; run {command} first"
+    )
+
+
+def remarks(run: Run) -> list[str]:
+    """What a user should know about a run before its model is used."""
+    import torch
+
+    found = []
+    for name, here in (("cartl", __version__), ("torch", torch.__version__)):
+        there = run.manifest.versions.get(name, "?")
+        if there != here:
+            found.append(f"note: run {run.name} was made with {name} {there}, here is {here}")
+    if run.folder.stat().st_mode & stat.S_IWOTH:
+        found.append(f"warning: every user of this machine may write {run.folder}")
+    return found

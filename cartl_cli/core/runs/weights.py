@@ -1,0 +1,175 @@
+"""The tensors of a run as safetensors bytes; nothing is believed about bytes from a file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
+from safetensors.torch import save as format_
+from torch import Tensor
+
+from cartl_cli.core.errors import CartlError, RunError, UsageError
+from cartl_cli.core.models.blocks import BlockModel, make_convex
+from cartl_cli.core.registry.architectures import build_model, parse_architecture
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.parsing import parse_json
+from cartl_cli.core.runs.reader import MANIFEST, list_runs, state
+from cartl_cli.core.storage import FileRecord, read
+
+MAX_HEADER = 1_000_000
+MAX_TENSORS = 5_000
+DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
+FOREIGN = (
+    (b"version https://git-lfs", "a git-lfs pointer"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x80\x02", "a pickle file"),
+)
+
+
+def read_model(run: Run) -> BlockModel:
+    """The trained network of a finished run, in evaluation mode. Raises RunError.
+
+    Every byte is checked against the manifest before it is used, and every tensor against the
+    architecture before memory is given to it.
+    """
+    manifest = run.manifest
+    if manifest.kind == "attack":
+        raise RunError(f"run {run.name!r} is an attack; its model is that of {run.source.run!r}")
+    if manifest.status != "completed" or manifest.weights is None:
+        raise RunError(f"run {run.name!r} is not complete: {state(run)}")
+    where, arch = run.folder / MANIFEST, manifest.model.arch
+    try:
+        blocks = parse_architecture(arch).block_count
+    except UsageError as error:
+        raise RunError(f"manifest: {error}: {where}") from None
+    if max(manifest.k, manifest.model.convex_blocks) > blocks:
+        raise RunError(f"manifest: {arch} has only {blocks} blocks: {where}")
+    path = run.folder / manifest.weights.name
+    data = read_recorded(run.folder, manifest.weights)
+    with torch.device("meta"):
+        expected = build_model(manifest.model.arch, len(manifest.model.classes)).state_dict()
+    found = from_bytes(data, expected, path)
+    for name, tensor in found.items():
+        if name.endswith("weight") and tensor.dim() > 1 and not tensor.any():
+            raise RunError(f"checkpoint: {name} is all zero: {path}")
+    with torch.random.fork_rng(devices=[]):
+        model: BlockModel = build_model(manifest.model.arch, len(manifest.model.classes))
+    make_convex(model, manifest.model.convex_blocks)
+    model.load_state_dict(found)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def read_source(run: Run) -> BlockModel | None:
+    """The model that a target model started from, if its run is still beside it, byte for byte."""
+    record = run.manifest.source
+    for found in list_runs(run.folder.parent) if record else []:
+        weights = found.manifest.weights
+        if weights and record and (found.name, weights.sha256) == (record.run, record.sha256):
+            with suppress(CartlError):
+                return read_model(found)
+    return None
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Named tensors, of any memory layout and device, as one safetensors file."""
+    return format_({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+
+
+def read_recorded(folder: Path, record: FileRecord) -> bytes:
+    """The bytes of a file that is, byte for byte, the one its record describes.
+
+    Raises RunError with the most telling reason found.
+    """
+    path = folder / record.name
+    data, size = read(path, f"checkpoint {record.name}", record.size)
+    if size == record.size == 0:
+        return data
+    if size == 0:
+        raise RunError(f"checkpoint is empty: {path}")
+    for prefix, name in FOREIGN:
+        if data[: len(prefix)].lower() == prefix.lower():
+            raise RunError(f"checkpoint is {name}, not safetensors: {path}")
+    if data[257:262] == b"ustar":
+        raise RunError(f"checkpoint is a tar archive, not safetensors: {path}")
+    if not any(data):
+        raise RunError(f"checkpoint is all zeros (damaged by a crash): {path}")
+    if size > record.size:
+        raise RunError(f"checkpoint has {size - record.size} surplus bytes; not trusted: {path}")
+    if len(data) < record.size:
+        raise RunError(f"checkpoint is truncated ({len(data)} of {record.size} bytes): {path}")
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise RunError(f"checkpoint changed since it was written (sha256 differs): {path}")
+    return data
+
+
+def from_bytes(data: bytes, expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Exactly the ``expected`` tensors, each of its shape and dtype, and finite.
+
+    ``expected`` may hold meta tensors: the header is compared before any memory is given to what
+    it claims. Raises RunError naming the first tensors that do not fit.
+    """
+    header = _header(data, path)
+    missing, surplus = expected.keys() - header.keys(), header.keys() - expected.keys()
+    if missing or surplus:
+        raise RunError(
+            f"checkpoint does not fit the model: {_some(missing)} missing, "
+            f"{_some(surplus)} unexpected: {path}"
+        )
+    for name, like in expected.items():
+        entry = header[name] if isinstance(header[name], dict) else {}
+        shape, dtype = entry.get("shape"), entry.get("dtype")
+        if shape != list(like.shape):
+            raise RunError(
+                f"checkpoint: {name} is {_shape(shape)}, this model needs "
+                f"{_shape(list(like.shape))}: {path}"
+            )
+        if dtype != DTYPES[like.dtype]:
+            raise RunError(f"checkpoint: {name} is {dtype}, expected {DTYPES[like.dtype]}: {path}")
+    try:
+        found: dict[str, Tensor] = parse(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise RunError(f"checkpoint has a damaged header ({error}): {path}") from None
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise RunError(f"checkpoint: {count} non-finite values in {name}: {path}")
+        if name.endswith("running_var") and not (tensor > 0).all():
+            raise RunError(f"checkpoint: running_var <= 0 in {name}: {path}")
+    return found
+
+
+def _header(data: bytes, path: Path) -> dict[str, dict[str, object]]:
+    """Name → dtype, shape and place of every tensor, read by ourselves before anything else."""
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER:
+        raise RunError(f"checkpoint header too large: {path}")
+    try:
+        header = parse_json(data[8 : 8 + length], "checkpoint header", path)
+    except RunError as error:
+        raise RunError(f"checkpoint has a damaged header ({error})") from None
+    if not isinstance(header, dict):
+        raise RunError(f"checkpoint has a damaged header: {path}")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise RunError(f"checkpoint has too many tensors ({len(header)}): {path}")
+    return header
+
+
+def _shape(shape: object) -> str:
+    if not isinstance(shape, list):
+        return json.dumps(shape)
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _some(names: set[str]) -> str:
+    if not names:
+        return "0 tensors"
+    listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} tensors ({listed})"

@@ -1,0 +1,237 @@
+"""A grid → points: what a spec asks for, as runs that are each made once.
+
+Each combination of the grid is a chain of three points: a source model, its transfer, an attack on
+the result. Points that several chains share have one id and are one run.
+"""
+
+import itertools
+import json
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cartl_cli.core.config import AttackConfig, Kind, PretrainConfig, RunConfig, TransferConfig
+from cartl_cli.core.config.configure import Config, at_own_eps, configure
+from cartl_cli.core.config.presets import read_preset
+from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.errors import UsageError
+from cartl_cli.core.registry.architectures import parse_architecture
+from cartl_cli.core.registry.transfer_methods import strengths
+from cartl_cli.core.sweeps.points import MAX_POINTS, Label, Point, Sweep, point_id
+from cartl_cli.core.sweeps.spec import KINDS, Layer, Settings, Spec, is_axis
+
+SHOWN = 5  # wrong combinations that are told
+
+
+Locate = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The settings of one combination: of its source run, its transfer and its attack.
+
+    ``where`` says in words which combination it is.
+    """
+
+    method: str
+    settings: dict[Kind, Settings]
+    where: str
+
+
+def plan(name: str, spec: Spec, created: str, located: Locate) -> tuple[Sweep, int]:
+    """The sweep that a spec asks for, and how many combinations were the same as another.
+
+    ``located`` makes a config's path of a data set one that can be read from any folder. Raises
+    UsageError, before anything is run, with every combination that is wrong.
+    """
+    count = size(spec)
+    if count > MAX_POINTS:
+        raise UsageError(f"{count:,} combinations, but a sweep has at most {MAX_POINTS} runs")
+    points: dict[str, Point] = {}
+    wrong: dict[str, str] = {}
+    same = 0
+    for chain in chains(spec):
+        try:
+            made = _points(chain, located)
+        except UsageError as error:
+            wrong.setdefault(str(error), chain.where)
+            continue
+        same += made[-1].id in points
+        for point in made:
+            points.setdefault(point.id, point)
+    if wrong:
+        listed = [f"{error} ({where})" if where else error for error, where in wrong.items()]
+        more = f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+        raise UsageError(f"nothing was run, since {'; '.join(listed[:SHOWN])}{more}")
+    if len(points) > MAX_POINTS:
+        raise UsageError(f"{len(points):,} runs, but a sweep has at most {MAX_POINTS}")
+    try:
+        sweep = Sweep(name=name, created=created, points=tuple(points.values()), table=spec.table)
+    except ValueError:
+        raise UsageError(
+            f"SPEC: {name!r} is no name of a sweep; use letters, digits, '.', '_' and '-'"
+        ) from None
+    return sweep, same
+
+
+def counts(points: Iterable[Point]) -> dict[Kind, int]:
+    """The number of points of each kind."""
+    kinds = [point.kind for point in points]
+    return {kind: kinds.count(kind) for kind in KINDS}
+
+
+def size(spec: Spec) -> int:
+    """The number of combinations, without making any."""
+    rows = _rows(spec.zipped)
+    grids = [math.prod(len(a[2]) for a in _axes(s)) for _, s in _variants(spec, rows[0])]
+    return len(spec.seeds) * len(rows) * sum(grids)
+
+
+def chains(spec: Spec) -> Iterator[Chain]:
+    """Every combination: seeds, zipped rows, methods, and the grid, the last varying fastest."""
+    for seed, row in itertools.product(spec.seeds, _rows(spec.zipped)):
+        for method, settings in _variants(spec, row):
+            axes = _axes(settings)
+            for values in itertools.product(*(values for _, _, values in axes)):
+                chosen = {kind: settings[kind] | {"seed": seed} for kind in KINDS}
+                for (kind, name, _), value in zip(axes, values, strict=True):
+                    chosen[kind][name] = value
+                told = [method] if method else []
+                told += [f"{a[1]} {_text(v)}" for a, v in zip(axes, values, strict=True)]
+                told += [f"{n} {_text(v)}" for kind in row for n, v in row[kind].items()]
+                yield Chain(method, chosen, ", ".join(told))
+
+
+def _variants(spec: Spec, row: dict[Kind, Settings]) -> Iterator[tuple[str, dict[Kind, Settings]]]:
+    """Each method with its settings: preset < base < zipped < the method's preset < the method."""
+    base = [*_layers(spec.base), row]
+    for method, layer in (spec.methods or {"": Layer()}).items():
+        layers = [*base, *_layers(layer)]
+        yield (
+            method,
+            {
+                kind: dict(ChainMap(*(found.get(kind, {}) for found in reversed(layers))))
+                for kind in KINDS
+            },
+        )
+
+
+def _layers(layer: Layer) -> list[dict[Kind, Settings]]:
+    own: dict[Kind, Settings] = {kind: layer.of(kind) for kind in KINDS}
+    if layer.preset is None:
+        return [own]
+    preset = read_preset(layer.preset, "preset")
+    return [{kind: preset.get(kind, {}) for kind in KINDS}, own]
+
+
+def _rows(zipped: Layer) -> list[dict[Kind, Settings]]:
+    """The zipped lists, walked side by side; one empty row where there are none."""
+    length = max((len(v) for kind in KINDS for v in zipped.of(kind).values()), default=1)
+    return [
+        {kind: {name: values[i] for name, values in zipped.of(kind).items()} for kind in KINDS}
+        for i in range(length)
+    ]
+
+
+def _axes(settings: dict[Kind, Settings]) -> list[tuple[Kind, str, list[Any]]]:
+    return [
+        (kind, name, value)
+        for kind in KINDS
+        for name, value in settings[kind].items()
+        if is_axis(kind, name, value)
+    ]
+
+
+# One combination
+
+
+def _points(chain: Chain, located: Locate) -> list[Point]:
+    """The three points of a chain. Raises UsageError for settings that do not work."""
+    source = _configured(PretrainConfig, "pretrain", chain, located)
+    target = _configured(TransferConfig, "transfer", chain, located)
+    attack = _configured(AttackConfig, "attack", chain, located)
+    blocks = parse_architecture(source.arch).block_count
+    k = target.blocks_to_tune(source.k, blocks)
+    if k > blocks:
+        raise UsageError(f"transfer --k: {source.arch} has {blocks} blocks, got {k}")
+    if source.fdm_lambda == 0:  # k means nothing then: one source run for every k
+        usual = PretrainConfig.model_fields["k"].default
+        source = source.model_copy(update={"k": min(usual, blocks)})
+    target = target.model_copy(update={"k": k, "freeze_bn": target.frozen_bn})
+    attack = at_own_eps(attack, attack.dataset or target.dataset)
+
+    first = _point("pretrain", source, None, source_labels(source))
+    target = target.model_copy(update={"source": first.run})
+    labels = target_labels(source, target)
+    if chain.method not in ("", labels["method"]):
+        labels["variant"] = chain.method
+    second = _point("transfer", target, first.id, labels)
+    attack = attack.model_copy(update={"run": second.run})
+    return [first, second, _point("attack", attack, second.id, labels | attack_labels(attack))]
+
+
+def _configured(config: type[Config], kind: Kind, chain: Chain, located: Locate) -> Config:
+    try:
+        found: Config = located(configure(config, chain.settings[kind]))
+        return found
+    except UsageError as error:
+        raise UsageError(f"{kind} {error}") from None
+
+
+def _point(kind: Kind, config: RunConfig, needs: str | None, labels: dict[str, Label]) -> Point:
+    identity = point_id(kind, config, needs)
+    return Point(id=identity, kind=kind, config=config, needs=needs, labels=labels)
+
+
+def source_labels(config: PretrainConfig) -> dict[str, Label]:
+    """What distinguishes a source model."""
+    return {
+        "method": source_method(config),
+        "source_data": config.dataset,
+        "arch": config.arch,
+        "k": config.k if config.fdm_lambda else None,
+        "fdm_lambda": config.fdm_lambda,
+        "replays": config.replays,
+        "trades_beta": config.trades_beta,
+        "awp_gamma": config.awp_gamma,
+        "ema": config.ema,
+        "seed": config.seed,
+    }
+
+
+def source_method(config: PretrainConfig) -> str:
+    """How a source model is trained, as ``trades+fdm+awp``."""
+    added = {"fdm": config.fdm_lambda, "awp": config.awp_gamma, "ema": config.ema}
+    return "+".join([config.method, *(name for name, value in added.items() if value)])
+
+
+def target_labels(source: PretrainConfig, config: TransferConfig) -> dict[str, Label]:
+    """What distinguishes a target model."""
+    return {
+        "method": config.tuning.look_of(source.fdm_lambda).label.lower(),
+        "source_data": source.dataset,
+        "target_data": config.dataset,
+        "arch": source.arch,
+        "k": config.k,
+        "fdm_lambda": source.fdm_lambda,
+        **{name: getattr(config, name) for name in strengths()},
+        "freeze_bn": config.frozen_bn,
+        "fraction": config.fraction,
+        "seed": config.seed,
+    }
+
+
+def attack_labels(config: AttackConfig) -> dict[str, Label]:
+    """What distinguishes an attack."""
+    return {
+        "attack": ",".join(config.attacks),
+        "norm": config.norm,
+        "eps": ",".join(map(shown_pixels, config.eps)),
+        "pgd_steps": config.pgd_steps,
+    }
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,69 @@
+"""Catastrophic overfitting (Wong et al. 2020): FGSM training learns to withstand FGSM alone.
+
+Gradients at the images then point nowhere, accuracy under FGSM is high, under PGD near zero.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cartl_cli.core.attacks.judged_pgd import correct, predict
+from cartl_cli.core.data.split import Split, stratified, to_pixels
+from cartl_cli.core.method.norm_ball import uniform_start
+from cartl_cli.core.method.pgd import Budget, pgd
+from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.runtime.randomness import generator
+
+IMAGES = 128  # at most, of the training images
+PGD_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Sign:
+    """How many of ``n`` images are right under FGSM and under PGD-10, at their last iterates."""
+
+    fgsm: int
+    pgd: int
+    n: int
+
+    @property
+    def collapsed(self) -> bool:
+        """PGD leaves less than half of what FGSM leaves, and more than a tenth of the images less.
+
+        The second keeps a model that is near chance, or a few images, from raising the alarm.
+        """
+        return self.pgd < self.fgsm / 2 and self.fgsm - self.pgd > self.n / 10
+
+
+def watched(split: Split, seed: int) -> Split:
+    """The training images to look at after each epoch: seeded, stratified, always the same."""
+    return split.take(stratified(split.labels, min(IMAGES, len(split)), seed, "overfitting"))
+
+
+def look(
+    model: nn.Module,
+    images: Split,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    autocast: torch.autocast,
+) -> Sign:
+    """Attack the images with one step of ε from the image itself, and with PGD-10.
+
+    In evaluation mode; ``model`` is left as it was. Verdicts are float32.
+    """
+    one_step, many = Budget(eps, eps, 1), Budget(eps, eps / 4, PGD_STEPS)
+    draws = generator(seed, "overfitting start")
+    right = {one_step: 0, many: 0}
+    for pixels, labels in zip(
+        to_pixels(images.images).split(batch_size), images.labels.split(batch_size), strict=True
+    ):
+        clean = pixels.to(memory_format=torch.channels_last)
+        starts = {one_step: clean, many: uniform_start(clean, eps, draws)}
+        for budget, start in starts.items():
+            with autocast:
+                adversarial = pgd(model, clean, labels, start, budget)
+            with eval_mode(model):
+                right[budget] += int(correct(predict(model, adversarial), labels).sum())
+    return Sign(right[one_step], right[many], len(images))

@@ -1,0 +1,172 @@
+"""The source model: adversarial training (Eq. 4) plus feature distance minimization (Eq. 10)."""
+
+import time
+from collections.abc import Callable
+from pkgutil import resolve_name
+
+import torch
+
+from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.data.split import Split, channel_statistics
+from cartl_cli.core.evaluation.verdicts import Plan, robustness, share, unattacked
+from cartl_cli.core.method.adversarial_training import (
+    AdversarialTraining,
+    EpsWarmup,
+    FreeTraining,
+    NaturalTraining,
+    OuterLoss,
+)
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.training_attacks import pgd_attack
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
+from cartl_cli.core.runs.manifest import ModelSpec, Run
+from cartl_cli.core.runs.results import Accuracies, TrainingResults
+from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.runtime.randomness import seeded
+from cartl_cli.core.training import catastrophic_overfitting, weight_average
+from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
+from cartl_cli.core.training.training_run import TrainingRun, begun, set_up
+
+FINAL_PGD_STEPS = 20
+DELTA, COLLAPSED = "delta", "collapsed"  # of the plan's state
+
+
+def pretrain(
+    config: PretrainConfig, session: Session, report: Callable[[Progress], None]
+) -> Run | None:
+    """Train a source model into a run folder, new or to go on with, and measure it.
+
+    ``report`` gets the progress of each step. Of many processes the first alone gives the run.
+    Raises UsageError before any work, DataError for bad images, DivergedError if the loss is not
+    finite, StoppedError once a signal asked to stop and the state is saved.
+    """
+    setup = set_up(config, config.image_size, session, replays=config.steps_per_batch)
+    data, device = setup.data, setup.device
+    with seeded(config.seed, "source weights"):
+        model = build_model(config.arch, len(data.classes))
+    model.normalize.fix(*channel_statistics(data.train))
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    plan = plan_of(model, config, setup, session.say)
+
+    spec = ModelSpec(arch=config.arch, classes=data.classes, image_size=config.image_size)
+    with begun(session, setup, model, plan, spec, config.k) as training:
+        done = training.train(model, plan, setup, report)
+        if done is None:
+            return None
+        began = time.monotonic()
+        evaluation = data.evaluation.to(device)
+        found = last = measure(model, evaluation, config, setup.autocast, training)
+        if config.ema > 0:  # the average is the run's model; the last weights stay in a checkpoint
+            weight_average.take(plan.state, model)
+            found = measure(model, evaluation, config, setup.autocast, training)
+        results = TrainingResults(
+            clean_accuracy=found.clean_accuracy,
+            robust_accuracy=found.robust_accuracy,
+            pgd_steps=FINAL_PGD_STEPS,
+            n=len(data.evaluation),
+            seconds=done.seconds + time.monotonic() - began,
+            last_weights=last if config.ema > 0 else None,
+            collapsed_after=int(plan.state.get(COLLAPSED, 0)) or None,
+        )
+        return training.finish(model, results, done)
+
+
+def measure(
+    model: BlockModel,
+    split: Split,
+    config: PretrainConfig,
+    autocast: torch.autocast,
+    training: TrainingRun,
+) -> Accuracies:
+    """A first look at a finished model: PGD-20 under cross-entropy at the training eps."""
+    budget = Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
+    plan = Plan(("pgd",), (budget,), 1, 0, config.k, config.seed, config.batch_size, probe=0)
+    found = unattacked(model, split, plan)
+    for _ in robustness(model, split, plan, autocast, found):
+        training.stop_if_asked("while measuring, after the last step")
+    return Accuracies(clean_accuracy=share(found.clean), robust_accuracy=share(found.worst(0)))
+
+
+def plan_of(
+    model: BlockModel, config: PretrainConfig, setup: TrainingSetup, say: Callable[[str], None]
+) -> TrainingPlan:
+    """The objective of the configured method, with what it carries from step to step.
+
+    ``delta`` (batch, 3, H, W): the perturbation of free training. ``collapsed``: the epoch after
+    which N-FGSM was found to overfit catastrophically, 0 if it was not. The average of the weights.
+    """
+    plan, attack = TrainingPlan(NaturalTraining(model)), TRAINING_ATTACKS[config.method]
+    warmup = EpsWarmup(setup.total_steps, config.eps_warmup)
+    if config.method == "free":
+        shape = (config.batch_size, 3, config.image_size, config.image_size)
+        delta = torch.zeros(shape, device=setup.device)
+        objective = FreeTraining(outer_loss(model, config), config.eps, warmup, delta)
+        plan = TrainingPlan(objective, {DELTA: delta})
+    elif attack.single_step:
+        plan = guarded(model, config, setup, say)
+    elif attack.code is not None:
+        plan = TrainingPlan(adversarial_training(model, config, warmup))
+    if config.ema == 0:
+        return plan
+
+    average = weight_average.begin(model)
+
+    def step_done(step: int) -> None:
+        weight_average.follow(average, model, config.ema, step)
+
+    return TrainingPlan(plan.objective, plan.state | average, step_done, plan.epoch_done)
+
+
+def outer_loss(model: BlockModel, config: PretrainConfig) -> OuterLoss:
+    """What the weights minimise, given adversarial images."""
+    return OuterLoss(model, config.k, config.fdm_lambda, config.divergence_weight)
+
+
+def adversarial_training(
+    model: BlockModel,
+    config: PretrainConfig,
+    warmup: EpsWarmup,
+    collapsed: torch.Tensor | None = None,
+) -> AdversarialTraining:
+    """Adversarial training by the configured attack; by PGD once ``collapsed`` is not 0."""
+    budget = Budget(config.eps, config.attack_step, config.pgd_steps)
+    code = TRAINING_ATTACKS[config.method].code
+    assert code is not None
+    return AdversarialTraining(
+        outer=outer_loss(model, config),
+        attack=resolve_name(code)(model, budget),
+        warmup=warmup,
+        seed=config.seed,
+        awp_gamma=config.awp_gamma,
+        show_clean=config.method == "at" and config.fdm_lambda == 0,
+        fallback=pgd_attack(model, budget) if collapsed is not None else None,
+        collapsed=collapsed,
+    )
+
+
+def guarded(
+    model: BlockModel, config: PretrainConfig, setup: TrainingSetup, say: Callable[[str], None]
+) -> TrainingPlan:
+    """Training with N-FGSM, with a look after each epoch at whether it overfits."""
+    warmup, collapsed = EpsWarmup(setup.total_steps, config.eps_warmup), torch.tensor(0)
+    watched = catastrophic_overfitting.watched(setup.split, config.seed).to(setup.device)
+
+    def epoch_done(epoch: int, step: int) -> dict[str, float]:
+        eps = config.eps * warmup.grown(step - 1)
+        sign = catastrophic_overfitting.look(
+            model, watched, eps, config.seed, config.batch_size, setup.autocast
+        )
+        if sign.collapsed and collapsed == 0:
+            collapsed.fill_(epoch)
+            say(
+                f"warning: catastrophic overfitting after epoch {epoch}: of {sign.n} "
+                f"training images {sign.fgsm} are right under FGSM, {sign.pgd} under PGD-10; "
+                f"steps that follow train with PGD-{config.pgd_steps}"
+            )
+        return {"fgsm_accuracy": sign.fgsm / sign.n, "pgd_accuracy": sign.pgd / sign.n}
+
+    objective = adversarial_training(model, config, warmup, collapsed)
+    return TrainingPlan(objective, {COLLAPSED: collapsed}, epoch_done=epoch_done)
