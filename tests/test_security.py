@@ -132,8 +132,6 @@ MAY_CHANGE = {
     "cartl_cli/core/runtime/stopping.py": {"os.write"},  # to stderr, from within a signal handler
     "cartl_cli/core/sweeps/executor.py": {"os.close"},  # of a log that storage has opened
     "cartl_cli/core/evaluation/saved_images.py": {"?.save"},  # a picture, into memory
-    "cartl_cli/core/evaluation/attack_run.py": {"keeper.save"},  # a checkpoint, by storage
-    "cartl_cli/core/training/training_run.py": {"keeper.save"},  # likewise
     "cartl_cli/display/attack_plots.py": {"figure.savefig"},  # into memory
 }
 

@@ -302,7 +302,11 @@ BAD: list[tuple[str, str | bytes | None, str]] = [
     ("S06-preset", '[base]\npreset = "papr"', "preset: no preset 'papr'; known: paper, paper-lwf"),
     ("S07", "[base.transfer]\nneft_beta = []", "base.transfer.neft_beta: an empty list leaves"),
     ("S08", "seeds = [0]\n", "1,000,000,000 combinations, but a sweep has at most 500 runs"),
-    ("S10", "[base.pretrain]\nk = [6, 99]", r"pretrain --k: wrn-16-1 has 8 blocks, got 99 \(k 99"),
+    (
+        "S10",
+        "[base.pretrain]\nk = [6, 99]",
+        r"pretrain --k: wrn-16-1 has 8 blocks, got 99; use 1 to 8 \(k 99",
+    ),
     (
         "S10-transfer",
         '[base.transfer]\nk = [4, 9]\nneft_beta = [1.0, 2.0]\n[base.attack]\nattack = "pdg"',
@@ -311,7 +315,7 @@ BAD: list[tuple[str, str | bytes | None, str]] = [
     (
         "S10-blocks",
         "[base.pretrain]\nfdm_lambda = 0.1\n[base.transfer]\nk = 9",
-        "transfer --k: wrn-16-1 has 8 blocks, got 9",
+        "transfer --k: wrn-16-1 has 8 blocks, got 9; use 1 to 8",
     ),
     ("S28-empty", "seeds = []", "seeds: Tuple should have at least 1 item"),
     ("S28-repeated", "seeds = [0, 1, 0]", "seeds: 0 is there twice"),

@@ -21,8 +21,10 @@ from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.training_attacks import grown_budget, ramp
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runs import checkpoints
 from cartl_cli.core.runs.checkpoints import Keeper
 from cartl_cli.core.runs.manifest import Position, Run
+from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runtime.randomness import generator, seeded
 from cartl_cli.core.runtime.ranks import Part
 from cartl_cli.core.runtime.stopping import Asked
@@ -30,6 +32,7 @@ from cartl_cli.core.training.loop import Progress, Tally, count_steps, learning_
 from cartl_cli.core.training.source_model import adversarial_training, plan_of
 from cartl_cli.core.training.target_model import prepare
 from cartl_cli.core.training.training_plan import TrainingPlan
+from tests.conftest import TINY_PRETRAIN, Command
 from tests.fitting import fitted
 
 
@@ -349,6 +352,21 @@ def test_a_long_training_is_looked_at_every_half_second(
             assert not keeper.is_due(Position(step=step), 10)
     assert wanted == [False, False, True, False, True]
     assert keeper.saved == 0
+
+
+def test_no_checkpoint_is_removed_once_a_training_is_completed(
+    cartl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were that to fail, a run that has its weights would be marked as failed."""
+    standing = []
+
+    def watched(run: Run, newest_step: int) -> None:
+        standing.append(read_run(run.folder).manifest.status)
+
+    monkeypatch.setattr(checkpoints, "prune", watched)
+    assert cartl("pretrain", *TINY_PRETRAIN.split(), "--name", "kept").code == 0
+    assert set(standing) == {"running"}
+    assert read_run(Path("runs") / "kept").manifest.status == "completed"
 
 
 def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data: DataSet) -> None:

@@ -129,7 +129,7 @@ def search(
             keeper.step_done(step)
             if keeper.is_due(reached, last):
                 merge(verdicts, ranks)
-                keeper.save(reached, {VERDICTS: verdicts.tensors()})
+                keeper.keep(reached, {VERDICTS: verdicts.tensors()})
             keeper.stop_if_asked(f"at step {step} of {last}")
     merge(verdicts, ranks)
 

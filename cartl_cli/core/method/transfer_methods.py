@@ -135,4 +135,5 @@ class LearningWithoutForgetting:
 
 def _last_blocks(model: BlockModel, k: int) -> Callable[[Tensor], Tensor]:
     """Features at block L−k (B, …) → logits (B, classes)."""
-    return partial(model.classify, start=len(model.blocks) - k)
+    # ``classify`` is looked up at each call: by then it may be the compiled one
+    return lambda features: model.classify(features, len(model.blocks) - k)

@@ -146,7 +146,7 @@ class Keeper:
         wanted = self.due or self.signal is not None or position.step == total
         return wanted and position.step > self.saved
 
-    def save(self, position: Position, contents: Contents) -> None:
+    def keep(self, position: Position, contents: Contents) -> None:
         """Save the state. Raises StorageError if that cannot be done."""
         try:
             if self.ranks.rank == 0:

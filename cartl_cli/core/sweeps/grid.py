@@ -155,7 +155,9 @@ def _points(chain: Chain, located: Locate) -> list[Point]:
     blocks = parse_architecture(source.arch).block_count
     k = target.blocks_to_tune(source.k, blocks)
     if k > blocks:
-        raise UsageError(f"transfer --k: {source.arch} has {blocks} blocks, got {k}")
+        raise UsageError(
+            f"transfer --k: {source.arch} has {blocks} blocks, got {k}; use 1 to {blocks}"
+        )
     if source.fdm_lambda == 0:  # k means nothing then: one source run for every k
         usual = PretrainConfig.model_fields["k"].default
         source = source.model_copy(update={"k": min(usual, blocks)})

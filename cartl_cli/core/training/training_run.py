@@ -202,7 +202,7 @@ class TrainingRun:
                         writer.write_metrics(run, metrics)
                 report(progress)
                 if keeper.is_due(last, setup.total_steps):
-                    keeper.save(last, state.files(metrics))
+                    keeper.keep(last, state.files(metrics))
                 keeper.stop_if_asked(f"at step {last.step} of {setup.total_steps}")
         return last if ranks.rank == 0 else None
 
@@ -212,9 +212,8 @@ class TrainingRun:
 
     def finish(self, model: BlockModel, results: TrainingResults, last: Position) -> Run:
         """Keep the weights and the results; the run is complete."""
-        finished = writer.finish_training(self.run, model, results)
-        checkpoints.prune(finished, last.step)
-        return finished
+        checkpoints.prune(self.run, last.step)  # first: nothing may fail once the run is completed
+        return writer.finish_training(self.run, model, results)
 
     def _begin(self, state: "TrainingState", setup: TrainingSetup) -> tuple[Position, bytes]:
         """Where to begin, and the metrics so far: at the newest checkpoint, taken into ``state``.
