@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config.configure import flag, is_positional
@@ -97,6 +97,8 @@ def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., None]], 
 def _option(name: str, field: FieldInfo) -> Any:
     parts = _parts(field.annotation)
     choices = next((part for part in parts if get_origin(part) is Literal), None)
+    if int in parts or float in parts:  # or a number
+        choices = None
     if is_positional(field):
         return Annotated[str | None, typer.Argument(help=field.description, show_default=False)]
     if bool in parts:
@@ -110,12 +112,19 @@ def _option(name: str, field: FieldInfo) -> Any:
     return Annotated[
         kind | None,
         typer.Option(
-            flag(name),
+            *_flags(name, field),
             help=f"{field.description} (default: {shown})" if shown else field.description,
             show_default=False,
             metavar=_metavar(kind, parts),
         ),
     ]
+
+
+def _flags(name: str, field: FieldInfo) -> list[str]:
+    """The flag of a setting, and those of the names it had before."""
+    alias = field.validation_alias
+    names = alias.choices if isinstance(alias, AliasChoices) else [name]
+    return [flag(str(each)) for each in names]
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:

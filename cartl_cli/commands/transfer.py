@@ -5,7 +5,7 @@ import json
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
 from cartl_cli.commands.session import open_session
 from cartl_cli.core.config import TransferConfig
-from cartl_cli.core.registry.transfer_methods import strengths
+from cartl_cli.core.registry.transfer_methods import ADDITIONS, look_of
 
 
 @flags_from(TransferConfig)
@@ -29,10 +29,12 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
             "folder": str(run.folder),
             "source": source.name,
             "k": run.manifest.k,
-            "method": chosen.tuning.look.label.lower(),
-            **{name: getattr(chosen, name) for name in strengths()},
+            "method": look_of(chosen.tuning, chosen.additions, None).label.lower(),
+            **{name: getattr(chosen, name) for name in ADDITIONS},
+            "radius": run.manifest.radius,
             "freeze_bn": chosen.frozen_bn,
             "train_images": run.manifest.data.train_images,
+            "train_accuracy": results.train_accuracy,
             "clean_accuracy": results.clean_accuracy,
             "seconds": results.seconds,
         }

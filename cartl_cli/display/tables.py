@@ -10,6 +10,7 @@ from rich.text import Text
 from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.registry.transfer_methods import look_of
 from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.terminal import printable
@@ -107,7 +108,7 @@ def tuned_table(run: "Run") -> Table:
     beta, cut = config.neft_beta, blocks - k
     caption = "σ: largest singular value of the weight as a C_out × (C_in·K·K) matrix"
     title = f"frozen: stem, blocks 1–{cut}" if cut else "frozen: stem"
-    title = f"{method(config)}\n{title}; tuned: blocks {cut + 1}–{blocks}"
+    title = f"{method(run)}\n{title}; tuned: blocks {cut + 1}–{blocks}"
     sigma = "σ" if beta is None else f"σ (β = {beta:g})"
     table = titled(title, caption, ("weight",), (sigma,))
     for name, norm in run.results.spectral_norms.items():
@@ -116,15 +117,29 @@ def tuned_table(run: "Run") -> Table:
     return table
 
 
-def method(config: TransferConfig) -> str:
-    """How a target model was tuned, with the one number that belongs to the method."""
-    tuning = config.tuning
-    if tuning.chosen_by is None:
-        return tuning.look.label
-    phase = f", first {config.head_phase} of {config.epochs} epochs the classifier alone"
-    symbol = tuning.symbol.removesuffix(f" {tuning.look.label}")
-    number = f"{tuning.look.label}, {symbol} = {getattr(config, tuning.chosen_by):g}"
-    return number + (phase if config.head_phase else "")
+def method(run: "Run") -> str:
+    """How a target model was tuned, with the numbers that belong to the method."""
+    config, record = run.manifest.config, run.manifest.source
+    assert isinstance(config, TransferConfig)
+    look = look_of(config.tuning, config.additions, record.fdm_lambda if record else None)
+    numbers = {
+        **{one.symbol: getattr(config, one.setting) for one in config.additions},
+        "radius": run.manifest.radius,
+        "eps": config.attack_eps if "eps" in config.tuning.takes else None,
+        "β TRADES": config.divergence_weight,
+        "γ AWP": config.awp_gamma or None,
+        "EMA": config.ema or None,
+        "interpolated": config.interpolate,
+    }
+    shown = [
+        f"{name.removesuffix(f' {look.label}')} = "
+        + (shown_pixels(value) if name == "eps" else f"{value:.3g}")
+        for name, value in numbers.items()
+        if value is not None
+    ]
+    if config.head_phase:
+        shown.append(f"first {config.head_phase} of {config.epochs} epochs the classifier alone")
+    return ", ".join([look.label, *shown])
 
 
 def attack_table(run: "Run") -> Table:

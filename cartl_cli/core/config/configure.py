@@ -65,8 +65,8 @@ def _check_phases(stored: BaseModel, given: BaseModel) -> None:
         old, new = stored.head_phase, given.head_phase
         if old != new:
             raise UsageError(
-                f"--extend: LwF trains the classifier alone for half of --epochs, which would move "
-                f"from {old} to {new}; start a new run (one with --head-epochs can be extended)"
+                f"--extend: the classifier alone is trained for half of --epochs, which would move "
+                f"from {old} to {new}; start a new run (one with --head-first can be extended)"
             )
 
 

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     AttackOrGroup = str
 else:  # what is in the registries when the settings are made
     TrainingAttackName = Literal[*TRAINING_ATTACKS]
-    TransferMethodName = Literal[
-        *(name for name, method in TRANSFER_METHODS.items() if method.chosen_by is None)
-    ]
+    TransferMethodName = Literal[*TRANSFER_METHODS]
     AttackName = Literal[*EVALUATION_ATTACKS]
     AttackOrGroup = Literal[*EVALUATION_ATTACKS, "strong"]
 
@@ -61,8 +59,33 @@ Eps = Annotated[
         "and fashion-mnist 0.15).",
     ),
 ]
+OwnEps = Annotated[
+    Pixels | None,
+    Field(
+        ge=0,
+        description="Radius of the l-infinity ball of the training attack (default: the data set's "
+        "own, see pretrain).",
+    ),
+]
 StepSize = Annotated[
     Pixels | None, Field(gt=0, description="Step of the attack (default: a quarter of eps).")
+]
+OwnStepSize = Annotated[
+    Pixels | None,
+    Field(gt=0, description="Step of the training attack (default: 1.5 eps / its steps)."),
+]
+TradesBeta = Annotated[
+    Number | None,
+    Field(gt=0, description="Weight of the divergence of --method trades (default: 6)."),
+]
+AwpGamma = Annotated[
+    Number, Field(ge=0, description="Adversarial weight perturbation, part of their norm (0: off).")
+]
+Ema = Annotated[
+    Number,
+    Field(
+        ge=0, lt=1, description="Decay of an average of the weights, then the run's model (0: off)."
+    ),
 ]
 Epochs = Annotated[Whole, Field(ge=1, description="Passes over the training data.")]
 BatchSize = Annotated[Whole, Field(ge=1, description="Images in one batch.")]

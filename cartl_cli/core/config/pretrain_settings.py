@@ -35,22 +35,9 @@ class PretrainConfig(BaseModel):
         Whole | None,
         Field(ge=1, description="Steps in a row on each batch of --method free (default: 4)."),
     ] = None
-    trades_beta: Annotated[
-        Number | None,
-        Field(gt=0, description="Weight of the divergence of --method trades (default: 6)."),
-    ] = None
-    awp_gamma: Annotated[
-        Number,
-        Field(ge=0, description="Adversarial weight perturbation, part of their norm (0: off)."),
-    ] = 0.0
-    ema: Annotated[
-        Number,
-        Field(
-            ge=0,
-            lt=1,
-            description="Decay of an average of the weights, then the run's model (0: off).",
-        ),
-    ] = 0.0
+    trades_beta: fields.TradesBeta = None
+    awp_gamma: fields.AwpGamma = 0.0
+    ema: fields.Ema = 0.0
     k: Annotated[
         Whole, Field(ge=1, description="Blocks of the sub-model, counted from the end.")
     ] = 6
@@ -92,9 +79,7 @@ class PretrainConfig(BaseModel):
     @property
     def divergence_weight(self) -> float | None:
         """β of TRADES; None of other methods."""
-        if self.method != "trades":
-            return None
-        return 6.0 if self.trades_beta is None else self.trades_beta
+        return values.divergence_weight(self.method, self.trades_beta)
 
     @field_validator("arch")
     @classmethod

@@ -42,6 +42,16 @@ def parse_number(value: object) -> object:
     return numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0]
 
 
+def parse_blocks(value: object) -> object:
+    """``"6"`` → 6; ``"auto"`` is left as it is."""
+    return value if value == "auto" else parse_whole(value)
+
+
+def parse_radius(value: object) -> object:
+    """``"0.02"`` → 0.02; ``"auto"`` is left as it is."""
+    return value if value == "auto" else parse_number(value)
+
+
 def parse_pixels(value: object) -> object:
     """A pixel fraction on the 0..1 scale, with a hint for those who think in 0..255."""
     number = parse_number(value)
@@ -87,6 +97,20 @@ def check_interval(text: str) -> str:
     if float(text.removesuffix("m")) == 0:
         raise ValueError("must be above 0, such as 10m or 500")
     return text
+
+
+def check_blocks(text: str) -> str:
+    """``"last"``, ``"all"``, or numbers of blocks, counted from 1. Raises ValueError."""
+    if text not in ("last", "all") and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
+        raise ValueError("must be last, all, or numbers of blocks such as 5,6")
+    return text
+
+
+def divergence_weight(method: str, trades_beta: float | None) -> float | None:
+    """β of TRADES, 6 unless it is given; None of other methods."""
+    if method != "trades":
+        return None
+    return 6.0 if trades_beta is None else trades_beta
 
 
 def own_eps(dataset: str | None) -> float:

@@ -33,7 +33,7 @@ class OuterLoss:
     trades_beta: float | None = None
 
     def __call__(
-        self, images: Tensor, adversarial: Tensor, labels: Tensor, share: float = 1.0
+        self, images: Tensor, adversarial: Tensor, labels: Tensor, share: float = 1.0, /
     ) -> StepLoss:
         """Mean cross-entropy, or the loss of TRADES, + λ · feature distance.
 
@@ -91,16 +91,25 @@ class NaturalTraining:
         return StepLoss(F.cross_entropy(logits, labels), {"clean": right(logits, labels)})
 
 
+Outer = Callable[[Tensor, Tensor, Tensor, float], StepLoss]
+"""(images, adversarial, labels, share) → the loss at what an attack has made of the images.
+
+``share`` (0..1) is the part of the batch that the images are.
+"""
+
+
 @dataclass(frozen=True)
 class AdversarialTraining:
     """The outer loss on images that an attack has made; with AWP, at perturbed weights.
 
-    ``awp_gamma``: γ of adversarial weight perturbation, 0 for none. ``show_clean`` takes one more
-    pass for the clean accuracy, where the outer loss has none. Once ``collapsed`` is not 0,
-    ``fallback`` makes the images instead of ``attack``.
+    Where the batches are of features, so is what the attack makes of them. ``awp_gamma``: γ of
+    adversarial weight perturbation, 0 for none. ``show_clean`` takes one more pass for the clean
+    accuracy, where the outer loss has none. Once ``collapsed`` is not 0, ``fallback`` makes the
+    images instead of ``attack``.
     """
 
-    outer: OuterLoss
+    model: BlockModel
+    outer: Outer
     attack: TrainingAttack
     warmup: EpsWarmup
     seed: int
@@ -113,7 +122,7 @@ class AdversarialTraining:
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
-        model, attack = self.outer.model, self.attack
+        model, attack = self.model, self.attack
         noise = uniform_noise(
             images, generator(self.seed, "training attack", step), part.rows.start
         )

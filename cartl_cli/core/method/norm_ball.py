@@ -8,10 +8,10 @@ from cartl_cli.core.runtime.randomness import uniform_noise
 
 
 def sizes(delta: Tensor, norm: Norm) -> Tensor:
-    """‖δ‖ of each image (B, 1, 1, 1)."""
+    """‖δ‖ of each image or its features: δ (B, …) → (B, 1, …)."""
     flat = delta.flatten(1)
     found = flat.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
-    return found.view(-1, 1, 1, 1)
+    return found.view(-1, *[1] * (delta.dim() - 1))
 
 
 def project(points: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:

@@ -1,12 +1,13 @@
-"""How a target model is made of a source model: vanilla, LwF and NEFT, the methods of the paper.
+"""How a target model is made of a source model.
 
-Each method is one function: a copy of the source model with a new head and frozen parts comes in,
-what its training needs goes out.
+A method says on what the last k blocks are trained. To it come, as asked for, the constraint of
+NEFT, the distance to the source's features, and a phase of the classifier alone.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,16 +15,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cartl_cli.core.choices import FreezeBatchNorm
-from cartl_cli.core.method.adversarial_training import NaturalTraining
+from cartl_cli.core.errors import UsageError
+from cartl_cli.core.method.adversarial_training import (
+    AdversarialTraining,
+    EpsWarmup,
+    NaturalTraining,
+    OuterLoss,
+)
 from cartl_cli.core.method.batch_norm import freeze, settled
-from cartl_cli.core.method.losses import forgetting, right
+from cartl_cli.core.method.keeping import DISTANCES, Keeping, kept_blocks
+from cartl_cli.core.method.latent import worst_features
+from cartl_cli.core.method.losses import right
 from cartl_cli.core.method.neft import apply_neft, bake, spectral_norms
 from cartl_cli.core.method.objective import Objective, StepLoss
-from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.training_attacks import pgd_attack
+from cartl_cli.core.models.blocks import BlockModel, classifier_alone
+from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
 
-Settings = Mapping[str, Any]
-"""The settings of a method by their names, such as ``neft_beta``."""
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a method is given: a copy of the source model with a new head and frozen parts.
+
+    ``settings``: every setting of ``cartl transfer`` by its name, defaults filled in. The training
+    has ``total_steps``, the first ``head_steps`` for the classifier alone. Once ``collapsed`` is
+    not 0, a method that makes its images in a single step takes several.
+    """
+
+    model: BlockModel
+    source: BlockModel
+    k: int
+    settings: Mapping[str, Any]
+    total_steps: int
+    head_steps: int
+    collapsed: Tensor
+
+    @property
+    def warmup(self) -> EpsWarmup:
+        """How eps, or the radius, grows."""
+        return EpsWarmup(self.total_steps, self.settings["eps_warmup"])
 
 
 @dataclass(frozen=True)
@@ -51,25 +83,27 @@ def replace_head(model: BlockModel, num_classes: int) -> None:
 
 
 def prepare(
-    model: BlockModel,
-    source: BlockModel,
-    tune: Callable[[BlockModel, BlockModel, int, int, Settings], Tuned],
-    k: int,
-    freeze_bn: FreezeBatchNorm,
-    num_classes: int,
-    head_steps: int,
-    settings: Settings,
+    tuning: Tuning, method: Callable[[Tuning], Tuned], freeze_bn: FreezeBatchNorm, num_classes: int
 ) -> Tuned:
     """Make a copy of the source model ready to be tuned: a new head, frozen parts, a method's own.
 
-    ``tune`` is one of the methods below; the first ``head_steps`` steps are to train the classifier
-    alone. Draws from the global random state.
+    ``method`` is one of those below, or another of its kind. Draws from the global random state.
+    Raises UsageError for blocks to be kept that are not tuned, RunError for an all-zero weight
+    under NEFT.
     """
+    model, k, settings = tuning.model, tuning.k, tuning.settings
     replace_head(model, num_classes)
     model.to(memory_format=torch.channels_last)
     freeze(model, k, freeze_bn)
-    tuned = tune(model, source, k, head_steps, settings)
-    return tuned if settled(model, k) else replace(tuned, on_features=None)
+    if (beta := settings["neft_beta"]) is not None:
+        apply_neft(model, k, beta)
+    tuned = method(tuning)
+    if not settled(model, k):
+        tuned = replace(tuned, on_features=None)
+    tuned = head_first(tuning, tuned, kept_near(tuning, tuned))
+    if beta is not None:
+        tuned = replace(tuned, finish=partial(bake, model, k), convex_blocks=k)
+    return tuned
 
 
 def finish(model: BlockModel, tuned: Tuned, k: int) -> dict[str, float]:
@@ -79,58 +113,152 @@ def finish(model: BlockModel, tuned: Tuned, k: int) -> dict[str, float]:
     return spectral_norms(model, k)
 
 
-def vanilla(
-    model: BlockModel, source: BlockModel, k: int, head_steps: int, settings: Settings
-) -> Tuned:
-    """Plain fine-tuning of the last k blocks on clean images."""
-    return Tuned(NaturalTraining(model), NaturalTraining(_last_blocks(model, k)))
+# On what the sub-model is trained
 
 
-def non_expansive(
-    model: BlockModel, source: BlockModel, k: int, head_steps: int, settings: Settings
-) -> Tuned:
-    """NEFT: every weight of the last k blocks has spectral norm ``neft_beta`` (Eq. 11).
+def natural(tuning: Tuning) -> Tuned:
+    """Plain fine-tuning on clean images: vanilla transfer, and with NEFT that of the paper."""
+    model = tuning.model
+    return Tuned(NaturalTraining(model), NaturalTraining(_last_blocks(model, tuning.k)))
 
-    Raises RunError for an all-zero weight.
+
+def latent(tuning: Tuning) -> Tuned:
+    """The worst features within ``radius`` of the source's, by ``latent_steps`` of gradient."""
+    model, k, settings = tuning.model, tuning.k, tuning.settings
+
+    def outer(features: Tensor, worst: Tensor, labels: Tensor, share: float) -> StepLoss:
+        logits = model.classify(worst, len(model.blocks) - k)
+        return StepLoss(F.cross_entropy(logits, labels), {"latent": right(logits, labels)})
+
+    on_features = AdversarialTraining(
+        model,
+        outer,
+        worst_features(model, k, settings["radius"], settings["latent_steps"]),
+        tuning.warmup,
+        settings["seed"],
+        settings["awp_gamma"],
+    )
+    return Tuned(OnImages(model, k, on_features), on_features)
+
+
+def adversarial(tuning: Tuning) -> Tuned:
+    """Adversarial fine-tuning: what ``cartl pretrain`` does, with the last k blocks to train.
+
+    The frozen extractor takes part in each attack, but nothing of it gets a gradient.
     """
-    apply_neft(model, k, settings["neft_beta"])
-    last_blocks = NaturalTraining(_last_blocks(model, k))
-    return Tuned(NaturalTraining(model), last_blocks, partial(bake, model, k), convex_blocks=k)
-
-
-def learning_without_forgetting(
-    model: BlockModel, source: BlockModel, k: int, head_steps: int, settings: Settings
-) -> Tuned:
-    """LwF (Shafahi et al. 2020, arXiv 1905.08232), with the weight ``lwf_lambda``."""
-    return Tuned(LearningWithoutForgetting(model, source, settings["lwf_lambda"], head_steps))
+    model, settings = tuning.model, tuning.settings
+    attack = TRAINING_ATTACKS[settings["method"]]
+    assert attack.code is not None
+    budget = Budget(settings["eps"], settings["step_size"], settings["pgd_steps"])
+    return Tuned(
+        AdversarialTraining(
+            model,
+            OuterLoss(model, tuning.k, trades_beta=settings["trades_beta"]),
+            resolve_name(attack.code)(model, budget),
+            tuning.warmup,
+            settings["seed"],
+            settings["awp_gamma"],
+            fallback=pgd_attack(model, budget) if attack.single_step else None,
+            collapsed=tuning.collapsed,
+        )
+    )
 
 
 @dataclass(frozen=True)
-class LearningWithoutForgetting:
-    """Mean cross-entropy + λ · distance of the features to the source's (Shafahi et al. 2020).
-
-    In the first ``head_steps`` steps the classifier alone is trained, on the source's own features:
-    no other parameter has a gradient, and no batch-norm statistic is touched. ``source`` is in
-    evaluation mode.
-    """
+class OnImages:
+    """An objective of features, on the features that the extractor makes of images."""
 
     model: BlockModel
-    source: BlockModel
-    lwf_lambda: float
-    head_steps: int
+    k: int
+    on_features: Objective
 
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
         with torch.no_grad():
-            kept = self.source.embed(images)  # z₀ (B, d)
-        features = kept if step < self.head_steps else self.model.embed(images)  # z (B, d)
-        logits = self.model.head(features).float()  # (B, classes)
-        loss = F.cross_entropy(logits, labels)
-        if self.lwf_lambda:
-            loss = loss + self.lwf_lambda * forgetting(features, kept)
-        return StepLoss(loss, {"clean": right(logits, labels)})
+            features = self.model.features(images, len(self.model.blocks) - self.k)
+        return self.on_features(features, labels, step, part)
+
+
+# What is added to it
+
+
+def kept_near(tuning: Tuning, tuned: Tuned) -> Tuned:
+    """The same, with the distance of clean features to the source's in the loss, if asked for."""
+    settings, model, k = tuning.settings, tuning.model, tuning.k
+    weight, at, distance = settings["keep_lambda"], settings["keep_at"], settings["keep_distance"]
+    if settings["lwf_lambda"] is not None:
+        weight, at, distance = settings["lwf_lambda"], "last", "l1"
+    if weight is None:
+        return tuned
+    try:
+        kept = kept_blocks(model, k, at)
+    except ValueError as error:
+        raise UsageError(f"--keep-at: {error}") from None
+
+    def with_distance(objective: Objective, on_features: bool) -> Objective:
+        # clean training has the pass that the distance needs; others take one more
+        clean = isinstance(objective, NaturalTraining)
+        keeping = Keeping(
+            model, tuning.source, k, kept, DISTANCES[distance], weight, on_features, clean
+        )
+        return keeping if clean else Both(objective, keeping)
+
+    on_features = tuned.on_features and with_distance(tuned.on_features, True)
+    return replace(tuned, objective=with_distance(tuned.objective, False), on_features=on_features)
+
+
+@dataclass(frozen=True)
+class Both:
+    """The sum of two losses on one batch."""
+
+    first: Objective
+    second: Objective
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
+    ) -> StepLoss:
+        """See ``Objective``."""
+        one, two = (each(images, labels, step, part) for each in (self.first, self.second))
+        return StepLoss(one.loss + two.loss, two.correct | one.correct, one.backward_done)
+
+
+def head_first(tuning: Tuning, alone: Tuned, whole: Tuned) -> Tuned:
+    """``alone`` while the classifier alone is trained, then ``whole``.
+
+    What lies before the classifier does not move in that phase: its distance to the source would
+    only cost time.
+    """
+    if tuning.head_steps == 0:
+        return whole
+
+    def phased(first: Objective, then: Objective) -> Objective:
+        return HeadFirst(tuning.model, tuning.head_steps, first, then)
+
+    features = None
+    if alone.on_features is not None and whole.on_features is not None:
+        features = phased(alone.on_features, whole.on_features)
+    return replace(whole, objective=phased(alone.objective, whole.objective), on_features=features)
+
+
+@dataclass(frozen=True)
+class HeadFirst:
+    """``first`` for so many ``steps``, in which nothing but the classifier is trained or moves."""
+
+    model: BlockModel
+    steps: int
+    first: Objective
+    then: Objective
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
+    ) -> StepLoss:
+        """See ``Objective``."""
+        if step >= self.steps:
+            return self.then(images, labels, step, part)
+        with classifier_alone(self.model):
+            return self.first(images, labels, step, part)
 
 
 def _last_blocks(model: BlockModel, k: int) -> Callable[[Tensor], Tensor]:

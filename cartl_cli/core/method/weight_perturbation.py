@@ -12,10 +12,10 @@ def weight_perturbation(
     """v_l = γ · ‖w_l‖ · ∇_l / ‖∇_l‖ of every weight w_l, one step of ascent, by name.
 
     ∇_l is the gradient of ``loss``, a pass of ``model``; norms are of the whole tensor. Weights are
-    those of convolutions and linear layers: biases and batch norm are left alone, as in the
-    authors' code, and so are the batch-norm statistics, which the pass would move.
+    those of convolutions and linear layers that are trained: biases and batch norm are left alone,
+    as in the authors' code, and so are the batch-norm statistics, which the pass would move.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+    weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
     statistics = [buffer.clone() for buffer in model.buffers()]
     gradients = torch.autograd.grad(loss(), list(weights.values()))
     with torch.no_grad():

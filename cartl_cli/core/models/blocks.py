@@ -113,6 +113,17 @@ class BlockModel(nn.Module):
         last = cast(nn.Sequential, self.blocks[-1])
         return cast(Tensor, last[:-1](self.features(images, len(self.blocks) - 1)))
 
+    def stages(self, features: Tensor, start: int) -> list[Tensor]:
+        """What left block ``start`` → what leaves each block behind it; of the last block L what
+        enters the classifier, (B, d), in the place of the logits.
+        """
+        found = []
+        for block in self.blocks[start:-1]:
+            features = block(features)
+            found.append(features)
+        last = cast(nn.Sequential, self.blocks[-1])
+        return [*found, last[:-1](features)]
+
     def classify(self, features: Tensor, start: int) -> Tensor:
         """What left block ``start`` → logits (B, classes) in float32."""
         for block in self.blocks[start:]:
@@ -158,6 +169,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter in trained:
             parameter.requires_grad_()
+
+
+@contextmanager
+def classifier_alone(model: BlockModel) -> Iterator[None]:
+    """For a while the classifier alone is in training mode and takes gradients."""
+    with eval_mode(model):
+        model.head.train().requires_grad_()
+        yield
 
 
 def initialize(model: nn.Module) -> None:

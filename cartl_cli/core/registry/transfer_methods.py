@@ -1,6 +1,7 @@
-"""How a target model is tuned, and how a report calls it."""
+"""How a target model is tuned, and how a report calls it: a method, and what is added to it."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cartl_cli.core.choices import FreezeBatchNorm
@@ -17,100 +18,185 @@ class Look:
 
 @dataclass(frozen=True)
 class TransferMethod:
-    """A way to fine-tune the last k blocks.
+    """On what the last k blocks are trained: ``--method`` of ``cartl transfer``.
 
-    ``chosen_by``: the setting that asks for this method; one without is asked for by ``--method
-    NAME``, whose help says what it is ``about``. ``symbol``, ``column``: what tables and
-    ``--sort-by`` call that setting. ``takes``: further settings of this method alone, and what each
-    is in words. ``freeze_bn``: the batch-norm case unless another is given, that of the official
-    scripts. ``all_blocks``: it tunes all blocks unless k is given, not the source model's k.
-    ``head_first``: the part of the epochs, 0..1, that trains the classifier alone.
-
-    ``code`` names the function (model, source model, k, head steps, settings by name) → ``Tuned``
-    of ``method.transfer_methods``. ``with_fdm``: how it is called when the source model was trained
-    with feature distance minimization, where that makes another method of it.
+    ``code`` names the function ``Tuning`` → ``Tuned`` of ``method.transfer_methods``. ``takes``:
+    settings of this method, and of others that name them, but not of all. ``epochs`` and ``lr``
+    are its defaults. ``single_step``: may overfit catastrophically, so that training looks out for
+    it. ``one_process``: not for torchrun. ``seen``: the predictions that its training counts.
     """
 
     name: str
     look: Look
     code: str
-    chosen_by: str | None = None
     about: str = ""
-    symbol: str = ""
-    column: str = ""
+    takes: frozenset[str] = frozenset()
+    epochs: int = 60
+    lr: float = 0.02
+    freeze_bn: FreezeBatchNorm = "all"
+    single_step: bool = False
+    one_process: bool = False
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What is added to a method, by a number of its own: the ``setting`` that asks for it.
+
+    ``look``: how vanilla transfer with it is called and drawn; with another method its ``marker``.
+    ``symbol``, ``column``: what tables and ``--sort-by`` call the number. ``takes``: further
+    settings of this addition alone, and what each is in words. ``freeze_bn``: the batch-norm case
+    of the official scripts. ``all_blocks``: it tunes all blocks unless k is given, not the source
+    model's k. ``head_first``: the part of the epochs, 0..1, that trains the classifier alone.
+    ``excludes``: additions that do not go with it, each with the reason.
+    """
+
+    name: str
+    setting: str
+    look: Look
+    marker: str
+    symbol: str
+    column: str
     takes: Mapping[str, str] = field(default_factory=dict)
     freeze_bn: FreezeBatchNorm = "all"
     all_blocks: bool = False
     head_first: float = 0.0
-    with_fdm: Look | None = None
-
-    @property
-    def flag(self) -> str:
-        """What asks for it on the command line."""
-        return (
-            f"--{self.chosen_by.replace('_', '-')}" if self.chosen_by else f"--method {self.name}"
-        )
-
-    def look_of(self, fdm_lambda: float | None) -> Look:
-        """How it is called and drawn, by the λ of its source model's training."""
-        return self.with_fdm if self.with_fdm and fdm_lambda else self.look
+    excludes: Mapping[str, str] = field(default_factory=dict)
 
 
 _HERE = "cartl_cli.core.method.transfer_methods"
-# the colours are those of Okabe and Ito, which everybody can tell apart
+_ATTACKED = frozenset({"eps", "step_size", "pgd_steps", "eps_warmup", "awp_gamma"})
+# the colours are those of Okabe and Ito, which everybody can tell apart, and a few beside them
 SOURCE = Look("source", "#CC79A7", "P")
 TRANSFER_METHODS: dict[str, TransferMethod] = {
     method.name: method
     for method in (
         TransferMethod(
-            "natural", Look("vanilla", "#0072B2", "s"), f"{_HERE}:vanilla", about="on clean images"
+            "natural", Look("vanilla", "#0072B2", "s"), f"{_HERE}:natural", "on clean images"
         ),
         TransferMethod(
-            "lwf",
-            Look("LwF", "#E69F00", "v"),
-            f"{_HERE}:learning_without_forgetting",
-            chosen_by="lwf_lambda",
-            symbol="λ LwF",
-            column="lwf",
-            takes={"head_epochs": "is a phase of LwF"},
-            freeze_bn="none",
-            all_blocks=True,
-            head_first=0.5,
+            "latent",
+            Look("latent", "#000000", "*"),
+            f"{_HERE}:latent",
+            "on the worst features near those of the images",
+            takes=frozenset({"radius", "latent_steps", "eps_warmup", "awp_gamma"}),
         ),
         TransferMethod(
-            "neft",
-            Look("NEFT", "#009E73", "D"),
-            f"{_HERE}:non_expansive",
-            chosen_by="neft_beta",
-            symbol="β",
-            column="beta",
-            freeze_bn="affine",
-            with_fdm=Look("CARTL", "#D55E00", "o"),
+            "fast",
+            Look("fast", "#56B4E9", "X"),
+            f"{_HERE}:adversarial",
+            "on images of N-FGSM",
+            takes=_ATTACKED,
+            single_step=True,
+            one_process=True,
+        ),
+        TransferMethod(
+            "at",
+            Look("at", "#808080", "^"),
+            f"{_HERE}:adversarial",
+            "on images of PGD",
+            takes=_ATTACKED,
+        ),
+        TransferMethod(
+            "trades",
+            Look("trades", "#8C564B", "h"),
+            f"{_HERE}:adversarial",
+            "the loss of TRADES",
+            takes=_ATTACKED | {"trades_beta"},
         ),
     )
 }
+ADDITIONS: dict[str, Addition] = {
+    addition.setting: addition
+    for addition in (
+        Addition(
+            "neft",
+            "neft_beta",
+            Look("NEFT", "#009E73", "D"),
+            "d",
+            symbol="β",
+            column="beta",
+            freeze_bn="affine",
+            excludes={"interpolate": "mixed weights have other spectral norms than β"},
+        ),
+        Addition(
+            "lwf",
+            "lwf_lambda",
+            Look("LwF", "#E69F00", "v"),
+            "v",
+            symbol="λ LwF",
+            column="lwf",
+            freeze_bn="none",
+            all_blocks=True,
+            head_first=0.5,
+            excludes={
+                "keep_lambda": "LwF is one case of it; give one of the two",
+                "neft_beta": "NEFT changes the size of features, which LwF wants kept; "
+                "--keep-lambda compares their directions",
+            },
+        ),
+        Addition(
+            "keep",
+            "keep_lambda",
+            Look("keep", "#F0E442", "<"),
+            "<",
+            symbol="λ keep",
+            column="keep",
+            takes={"keep_at": "is of --keep-lambda", "keep_distance": "is of --keep-lambda"},
+        ),
+    )
+}
+CARTL = Look("CARTL", "#D55E00", "o")
+"""NEFT on clean images, from a source model with feature distance minimization: the paper."""
+CARTL_W = Look("CARTL-W", "#D55E00", "*")
+"""The same with the worst features in place of the clean ones: docs/cartl-w.md."""
 
-
-def strengths() -> dict[str, TransferMethod]:
-    """The settings by which methods are chosen, such as ``neft_beta``, each with its method."""
-    return {m.chosen_by: m for m in reversed(TRANSFER_METHODS.values()) if m.chosen_by}
+_OF_THE_PAPER: dict[tuple[str, tuple[str, ...]], Look] = {
+    ("natural", ("neft",)): CARTL,
+    ("latent", ("neft",)): CARTL_W,
+}
 
 
 def symbols() -> dict[str, str]:
     """The numbers that tell models apart in a report: settings, each with what tables call it."""
-    return {"fdm_lambda": "λ FDM"} | {name: method.symbol for name, method in strengths().items()}
+    return {"fdm_lambda": "λ FDM"} | {name: one.symbol for name, one in ADDITIONS.items()}
 
 
-def chosen_methods(settings: object) -> list[TransferMethod]:
-    """The methods that settings, as attributes, ask for; more than one is a mistake."""
-    named = TRANSFER_METHODS[str(vars(settings)["method"])]
-    chosen = [m for name, m in strengths().items() if getattr(settings, name) is not None]
-    return chosen if chosen and named.name == "natural" else [named, *chosen]
+def additions_of(settings: object) -> tuple[Addition, ...]:
+    """What settings, as attributes, add to their method."""
+    return tuple(one for name, one in ADDITIONS.items() if getattr(settings, name) is not None)
+
+
+def look_of(
+    method: TransferMethod, additions: tuple[Addition, ...], fdm_lambda: float | None
+) -> Look:
+    """How a model is called and drawn, by the λ of its source model's training."""
+    names = tuple(one.name for one in additions)
+    if fdm_lambda and (method.name, names) in _OF_THE_PAPER:
+        return _OF_THE_PAPER[method.name, names]
+    if method.name == "natural" and len(additions) == 1:
+        return additions[0].look
+    if not additions:
+        return method.look
+    words = [one.look.label for one in additions]
+    if method.name != "natural":
+        words.insert(0, method.look.label)
+    marker = additions[0].marker if len(additions) == 1 else "p"
+    return Look("+".join(words), method.look.colour, marker)
 
 
 def looks() -> list[Look]:
     """Every way that a model is called in a report, source models first."""
     found = [SOURCE]
-    for method in TRANSFER_METHODS.values():
-        found += [method.look, *([method.with_fdm] if method.with_fdm else [])]
+    for method, additions in itertools.product(TRANSFER_METHODS.values(), _subsets()):
+        for fdm_lambda in (None, 1.0):
+            look = look_of(method, additions, fdm_lambda)
+            found += [] if look in found else [look]
     return found
+
+
+def _subsets() -> Iterable[tuple[Addition, ...]]:
+    """Every set of additions that go together."""
+    for count in range(len(ADDITIONS) + 1):
+        for chosen in itertools.combinations(ADDITIONS.values(), count):
+            if not any(a.setting in b.excludes for a, b in itertools.permutations(chosen, 2)):
+                yield chosen

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from cartl_cli.core.choices import Norm
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import HARMLESS
-from cartl_cli.core.registry.transfer_methods import SOURCE, strengths, symbols
+from cartl_cli.core.registry.transfer_methods import ADDITIONS, SOURCE, look_of, symbols
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import AttackResults
 
@@ -115,14 +115,14 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
             others=_others(config),
         )
     record, fdm_lambda = last.source, last.source.fdm_lambda
-    values = {"fdm_lambda": fdm_lambda, **{name: getattr(config, name) for name in strengths()}}
+    values = {"fdm_lambda": fdm_lambda, **{name: getattr(config, name) for name in ADDITIONS}}
     origin = [("source model", record.sha256[:12])]
     if source is not None:  # its k, too, if FDM acted on it and the transfer took another
         moved = source.fdm_lambda and source.k != last.manifest.k
         origin = [("source k", str(source.k))] if moved else []
         origin += [(f"source {name}", value) for name, value in _others(source)]
     return TrainingSetting(
-        method=config.tuning.look_of(fdm_lambda).label,
+        method=look_of(config.tuning, config.additions, fdm_lambda).label,
         k=last.manifest.k,
         numbers=tuple((name, value) for name, value in values.items() if value is not None),
         fraction=config.fraction,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cartl_cli.core.errors import CartlError, UsageError
-from cartl_cli.core.registry.transfer_methods import looks, strengths, symbols
+from cartl_cli.core.registry.transfer_methods import ADDITIONS, looks, symbols
 from cartl_cli.core.reports.collection import LeftOut
 from cartl_cli.core.reports.provenance import Conditions, Result, TrainingSetting
 from cartl_cli.core.runs.results import headline
@@ -113,7 +113,7 @@ def _number(name: str, row: Row) -> float:
 SORTS: dict[str, Callable[[Row], float | str]] = {
     "method": lambda row: methods().index(row.setting.method),
     "k": lambda row: row.setting.k,
-    **{method.column: partial(_number, name) for name, method in strengths().items()},
+    **{one.column: partial(_number, name) for name, one in ADDITIONS.items()},
     "lambda": lambda row: row.setting.fdm_lambda or 0,
     "fraction": lambda row: row.setting.fraction,
     "data": lambda row: f"{row.setting.source_data} {row.setting.target_data}",

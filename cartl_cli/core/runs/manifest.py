@@ -27,7 +27,7 @@ from cartl_cli.core.storage import FileRecord
 if TYPE_CHECKING:
     from cartl_cli.core.data.split import DataSet
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -99,11 +99,14 @@ class Checkpoint(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A run, as stored in its ``manifest.json``. ``k`` and ``model`` are those of its model."""
+    """A run, as stored in its ``manifest.json``. ``k`` and ``model`` are those of its model.
+
+    ``radius``: of ``--method latent``, in parts of the features' norm.
+    """
 
     model_config = SETTINGS
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     id: Identity = Field(default_factory=lambda: secrets.token_hex(6))
     kind: Kind
     number: Count = 0
@@ -114,6 +117,7 @@ class Manifest(BaseModel):
     model: ModelSpec
     data: DataRecord
     source: SourceRecord | None = None
+    radius: Annotated[float, Field(gt=0)] | None = None
     weights: FileRecord | None = None
     outcomes: FileRecord | None = None
     adversarial: FileRecord | None = None

@@ -102,6 +102,8 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         content = _from_schema_1(content)
     if schema <= 2:
         content = _from_schema_2(content)
+    if schema <= 3:  # what came with schema 4 has defaults
+        content = content | {"schema_version": SCHEMA_VERSION}
     weights = content.get("weights")
     name = weights.get("name") if isinstance(weights, dict) else "none"
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
@@ -135,7 +137,7 @@ def _from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
 
 def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
     """Version 0.2: an attack was PGD at one eps, under the cross-entropy, the margin, or both."""
-    content = content | {"schema_version": SCHEMA_VERSION}
+    content = dict(content)
     config, results = content.get("config"), content.get("results")
     if content.get("kind") != "attack" or not isinstance(config, dict):
         return content

@@ -85,7 +85,9 @@ class TrainingResults(BaseModel):
 
     They are those of the run's model: of the average of the weights, if there is one, and then
     ``last_weights`` has those of the weights after the last step. ``collapsed_after`` is the epoch
-    after which N-FGSM was found to overfit catastrophically, and PGD took its place.
+    after which N-FGSM was found to overfit catastrophically, and PGD took its place. ``moved``, of
+    a source model: how far adversarial images move what leaves each block 0..L, relative to it.
+    ``train_accuracy``, of a target model: clean, on the images that it was trained on.
     """
 
     model_config = SETTINGS
@@ -98,6 +100,8 @@ class TrainingResults(BaseModel):
     spectral_norms: dict[LayerName, float] = {}
     last_weights: Accuracies | None = None
     collapsed_after: Count | None = None
+    moved: Annotated[tuple[float | None, ...], Field(max_length=1000)] = ()
+    train_accuracy: Fraction | None = None
 
 
 class Added(BaseModel):

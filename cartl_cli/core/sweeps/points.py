@@ -25,7 +25,18 @@ PLACES = HARMLESS | {"source", "run", "sync_bn"}
 
 ADDED: dict[Kind, dict[str, object]] = {
     "pretrain": {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0},
-    "transfer": {"method": "natural"},
+    "transfer": {
+        "method": "natural",
+        "eps_warmup": 0.0,
+        "awp_gamma": 0.0,
+        "ema": 0.0,
+        **dict.fromkeys(
+            (
+                *("radius", "latent_steps", "eps", "step_size", "pgd_steps", "trades_beta"),
+                *("keep_lambda", "keep_at", "keep_distance", "interpolate"),
+            )
+        ),
+    },
 }
 """Settings that came later, as all was before them: such a value leaves an id as it was."""
 
@@ -91,6 +102,8 @@ class Sweep(BaseModel):
 def point_id(kind: Kind, config: RunConfig, needs: str | None) -> str:
     """12 hex digits that are the same wherever and whenever the same run is asked for."""
     dumped = config.model_dump(mode="json", exclude=PLACES)
+    if kind == "transfer":  # a setting that had another name
+        dumped["head_epochs"] = dumped.pop("head_first")
     added = {"compile": None, **ADDED.get(kind, {})}
     settings = {name: v for name, v in dumped.items() if name not in added or v != added[name]}
     content = json.dumps([kind, settings, needs], sort_keys=True, separators=(",", ":"))

@@ -3,6 +3,7 @@
 Gradients at the images then point nowhere, accuracy under FGSM is high, under PGD near zero.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ from cartl_cli.core.method.norm_ball import uniform_start
 from cartl_cli.core.method.pgd import Budget, pgd
 from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.runtime.randomness import generator
+from cartl_cli.core.training.training_plan import TrainingSetup
 
+COLLAPSED = "collapsed"  # of a plan's state
 IMAGES = 128  # at most, of the training images
 PGD_STEPS = 10
 
@@ -39,6 +42,36 @@ class Sign:
 def watched(split: Split, seed: int) -> Split:
     """The training images to look at after each epoch: seeded, stratified, always the same."""
     return split.take(stratified(split.labels, min(IMAGES, len(split)), seed, "overfitting"))
+
+
+def guard(
+    model: nn.Module,
+    setup: TrainingSetup,
+    eps: Callable[[int], float],
+    pgd_steps: int,
+    collapsed: torch.Tensor,
+    say: Callable[[str], None],
+) -> Callable[[int, int], dict[str, float]]:
+    """What to do after each epoch of a plan: look whether training overfits, note it and say it.
+
+    ``eps`` is that of a step. ``collapsed``: the epoch after which it was found, 0 if it was not;
+    from then on training is to take ``pgd_steps``.
+    """
+    config = setup.config
+    images = watched(setup.split, config.seed).to(setup.device)
+
+    def epoch_done(epoch: int, step: int) -> dict[str, float]:
+        sign = look(model, images, eps(step - 1), config.seed, config.batch_size, setup.autocast)
+        if sign.collapsed and collapsed == 0:
+            collapsed.fill_(epoch)
+            say(
+                f"warning: catastrophic overfitting after epoch {epoch}: of {sign.n} "
+                f"training images {sign.fgsm} are right under FGSM, {sign.pgd} under PGD-10; "
+                f"steps that follow train with PGD-{pgd_steps}"
+            )
+        return {"fgsm_accuracy": sign.fgsm / sign.n, "pgd_accuracy": sign.pgd / sign.n}
+
+    return epoch_done
 
 
 def look(

@@ -8,6 +8,7 @@ import torch
 
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.data.split import Split, channel_statistics
+from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, robustness, share, unattacked
 from cartl_cli.core.method.adversarial_training import (
     AdversarialTraining,
@@ -25,13 +26,14 @@ from cartl_cli.core.runs.manifest import ModelSpec, Run
 from cartl_cli.core.runs.results import Accuracies, TrainingResults
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.randomness import seeded
-from cartl_cli.core.training import catastrophic_overfitting, weight_average
+from cartl_cli.core.training import weight_average
+from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.loop import Progress
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 from cartl_cli.core.training.training_run import TrainingRun, begun, set_up
 
 FINAL_PGD_STEPS = 20
-DELTA, COLLAPSED = "delta", "collapsed"  # of the plan's state
+DELTA = "delta"  # of the plan's state
 
 
 def pretrain(
@@ -69,6 +71,7 @@ def pretrain(
             n=len(data.evaluation),
             seconds=done.seconds + time.monotonic() - began,
             last_weights=last if config.ema > 0 else None,
+            moved=moved_by_pgd(model, data.evaluation, config, config.batch_size),
             collapsed_after=int(plan.state.get(COLLAPSED, 0)) or None,
         )
         return training.finish(model, results, done)
@@ -109,15 +112,7 @@ def plan_of(
         plan = guarded(model, config, setup, say)
     elif attack.code is not None:
         plan = TrainingPlan(adversarial_training(model, config, warmup))
-    if config.ema == 0:
-        return plan
-
-    average = weight_average.begin(model)
-
-    def step_done(step: int) -> None:
-        weight_average.follow(average, model, config.ema, step)
-
-    return TrainingPlan(plan.objective, plan.state | average, step_done, plan.epoch_done)
+    return weight_average.averaged(plan, model, config.ema)
 
 
 def outer_loss(model: BlockModel, config: PretrainConfig) -> OuterLoss:
@@ -136,6 +131,7 @@ def adversarial_training(
     code = TRAINING_ATTACKS[config.method].code
     assert code is not None
     return AdversarialTraining(
+        model=model,
         outer=outer_loss(model, config),
         attack=resolve_name(code)(model, budget),
         warmup=warmup,
@@ -152,21 +148,8 @@ def guarded(
 ) -> TrainingPlan:
     """Training with N-FGSM, with a look after each epoch at whether it overfits."""
     warmup, collapsed = EpsWarmup(setup.total_steps, config.eps_warmup), torch.tensor(0)
-    watched = catastrophic_overfitting.watched(setup.split, config.seed).to(setup.device)
-
-    def epoch_done(epoch: int, step: int) -> dict[str, float]:
-        eps = config.eps * warmup.grown(step - 1)
-        sign = catastrophic_overfitting.look(
-            model, watched, eps, config.seed, config.batch_size, setup.autocast
-        )
-        if sign.collapsed and collapsed == 0:
-            collapsed.fill_(epoch)
-            say(
-                f"warning: catastrophic overfitting after epoch {epoch}: of {sign.n} "
-                f"training images {sign.fgsm} are right under FGSM, {sign.pgd} under PGD-10; "
-                f"steps that follow train with PGD-{config.pgd_steps}"
-            )
-        return {"fgsm_accuracy": sign.fgsm / sign.n, "pgd_accuracy": sign.pgd / sign.n}
-
+    epoch_done = guard(
+        model, setup, lambda step: config.eps * warmup.grown(step), config.pgd_steps, collapsed, say
+    )
     objective = adversarial_training(model, config, warmup, collapsed)
     return TrainingPlan(objective, {COLLAPSED: collapsed}, epoch_done=epoch_done)

@@ -1,76 +1,141 @@
-"""The target model: the last k blocks of a source model, fine-tuned on clean images."""
+"""The target model: the last k blocks of a source model, fine-tuned."""
 
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pkgutil import resolve_name
 
-from cartl_cli.core.config import PretrainConfig, TransferConfig
+import torch
+
+from cartl_cli.core.config import TransferConfig
+from cartl_cli.core.data.split import Split, stratified
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation.verdicts import clean_correct, share
 from cartl_cli.core.method import transfer_methods
-from cartl_cli.core.method.transfer_methods import Tuned
+from cartl_cli.core.method.adversarial_training import EpsWarmup
+from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.randomness import seeded
+from cartl_cli.core.training import interpolation, weight_average
+from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.frozen_features import extracted
 from cartl_cli.core.training.loop import Progress
-from cartl_cli.core.training.training_plan import TrainingPlan
+from cartl_cli.core.training.radius import radius_of
+from cartl_cli.core.training.remarks import remarks, verdict
+from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 from cartl_cli.core.training.training_run import begun, set_up
+
+LOOKED_AT = 1000  # training images at most, for the accuracy that training ended at
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target model in the making: the ``model`` of the last ``k`` blocks, and how it is tuned."""
+
+    config: TransferConfig
+    model: BlockModel
+    k: int
+    tuned: Tuned
+    plan: TrainingPlan
 
 
 def transfer(
-    config: TransferConfig, source: Run, session: Session, report: Callable[[Progress], None]
+    config: TransferConfig,
+    source: Run,
+    session: Session,
+    report: Callable[[Progress], None],
+    k: int | None = None,
 ) -> Run | None:
     """Fine-tune a source model on a target data set, in a run new or to go on with; measure it.
 
-    The source's normalization stays with the model. ``report`` gets the progress of each step. Of
-    many processes the first alone gives the run. Raises UsageError before any work, RunError for a
-    source run that cannot be trusted, DataError for bad images, DivergedError if the loss is not
-    finite, StoppedError once a signal asked to stop and the state is saved.
+    ``k``: what to take for it where the settings say auto. The source's normalization stays with
+    the model. ``report`` gets the progress of each step. Of many processes the first alone gives
+    the run. Raises UsageError before any work, RunError for a source run that cannot be trusted,
+    DataError for bad images, DivergedError if the loss is not finite, StoppedError once a signal
+    asked to stop and the state is saved.
     """
     spec = source.manifest.model
     original = weights.read_model(source)
-    blocks = len(original.blocks)
-    k = config.blocks_to_tune(source.manifest.k, blocks)
-    if k > blocks:
-        raise UsageError(f"--k: {k}, but {spec.arch} has {blocks} blocks; use 1..{blocks}")
+    k = k or blocks_to_tune(config, source, original)
     setup = set_up(config, spec.image_size, session, config.fraction)
     data, device = setup.data, setup.device
-    for note in remarks(config, source, k, blocks):
+    for note in remarks(config, source, k, len(original.blocks)):
         session.say(note)
-
     original = original.to(device)
-    model = copy.deepcopy(original)
-    head_steps = setup.total_steps // config.epochs * config.head_phase
-    tuned = prepare(model, original, config, k, len(data.classes), head_steps)
-    plan = TrainingPlan(tuned.objective, head_steps=head_steps)
+    radius = radius_of(config, source, original, k, session)
+    target = begin(config, original, k, setup, radius, session.say)
+    model, tuned, plan = target.model, target.tuned, target.plan
     spec = spec.model_copy(update={"classes": data.classes, "convex_blocks": tuned.convex_blocks})
-    with begun(session, setup, model, plan, spec, k, source) as training:
-        if tuned.on_features is not None and not setup.augment:
-            with setup.autocast:
-                features = extracted(model, k, setup.split, config.batch_size, device)
-            if features is not None:
-                session.say("features of the frozen extractor are taken once: no augmentation")
-                setup = replace(setup, split=features)
-                plan = replace(plan, objective=tuned.on_features)
+    with begun(session, setup, model, plan, spec, k, source, radius) as training:
+        images = setup.split
+        setup, plan = with_features(target, setup, session.say)
         done = training.train(model, plan, setup, report)
         if done is None:
             return None
         began = time.monotonic()
-        norms = transfer_methods.finish(model, tuned, k)
+        norms = finish(target)
         clean = clean_correct(model, data.evaluation, config.batch_size, device)
+        fitted = training_accuracy(model, images, config, device)
         results = TrainingResults(
             clean_accuracy=share(clean),
             n=len(clean),
             seconds=done.seconds + time.monotonic() - began,
             spectral_norms=norms,
+            train_accuracy=fitted,
+            collapsed_after=int(plan.state.get(COLLAPSED, torch.tensor(0))) or None,
         )
-        return training.finish(model, results, done)
+        run = training.finish(model, results, done)
+    for note in verdict(run, session):
+        session.say(note)
+    return run
+
+
+def blocks_to_tune(config: TransferConfig, source: Run, original: BlockModel) -> int:
+    """k, as the settings have it for this source model. Raises UsageError if it has fewer."""
+    blocks = len(original.blocks)
+    k = config.blocks_to_tune(source.manifest.k, blocks)
+    if k > blocks:
+        raise UsageError(
+            f"--k: {k}, but {source.manifest.model.arch} has {blocks} blocks; use 1..{blocks}"
+        )
+    return k
+
+
+def begin(
+    config: TransferConfig,
+    original: BlockModel,
+    k: int,
+    setup: TrainingSetup,
+    radius: float | None,
+    say: Callable[[str], None],
+) -> Target:
+    """A copy of the source model ready to be tuned, and the plan of its training."""
+    model = copy.deepcopy(original)
+    collapsed = torch.tensor(0)
+    classes = len(setup.data.classes)
+    tuned = prepare(model, original, config, k, classes, setup.total_steps, radius, collapsed)
+    head_steps = setup.total_steps // config.epochs * config.head_phase
+    plan = TrainingPlan(tuned.objective, head_steps=head_steps)
+    if config.tuning.single_step:
+        warmup = EpsWarmup(setup.total_steps, config.eps_warmup)
+        epoch_done = guard(
+            model,
+            setup,
+            lambda step: config.attack_eps * warmup.grown(step),
+            config.attack_steps,
+            collapsed,
+            say,
+        )
+        plan = replace(plan, state={COLLAPSED: collapsed}, epoch_done=epoch_done)
+    plan = weight_average.averaged(plan, model, config.ema)
+    if config.interpolate is not None:
+        plan = interpolation.remembered(plan, model)
+    return Target(config, model, k, tuned, plan)
 
 
 def prepare(
@@ -79,34 +144,64 @@ def prepare(
     config: TransferConfig,
     k: int,
     num_classes: int,
-    head_steps: int = 0,
+    total_steps: int = 1,
+    radius: float | None = None,
+    collapsed: torch.Tensor | None = None,
 ) -> Tuned:
     """``transfer_methods.prepare`` by the settings, with the head that belongs to their seed."""
+    settings = config.model_dump() | {
+        "eps": config.attack_eps,
+        "step_size": config.attack_step,
+        "pgd_steps": config.attack_steps,
+        "trades_beta": config.divergence_weight,
+        "radius": radius,
+        "latent_steps": config.latent_steps or 1,
+        "keep_at": config.keep_at or "last",
+        "keep_distance": config.keep_distance or "cosine",
+    }
+    head_steps = total_steps // config.epochs * config.head_phase
+    tuning = Tuning(
+        model,
+        source,
+        k,
+        settings,
+        total_steps,
+        head_steps,
+        torch.tensor(0) if collapsed is None else collapsed,
+    )
+    method = resolve_name(config.tuning.code)
     with seeded(config.seed, "head"):
-        return transfer_methods.prepare(
-            model,
-            source,
-            resolve_name(config.tuning.code),
-            k,
-            config.frozen_bn,
-            num_classes,
-            head_steps,
-            config.own_settings,
-        )
+        return transfer_methods.prepare(tuning, method, config.frozen_bn, num_classes)
 
 
-def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[str]:
-    """What a user should know about this pairing of source, k and target."""
-    manifest = source.manifest
-    found = []
-    trained_for_k = isinstance(manifest.config, PretrainConfig) and manifest.config.fdm_lambda > 0
-    if trained_for_k and k != manifest.k:
-        found.append(
-            f"source {source.name}: its feature distance was minimised for k={manifest.k}, "
-            f"you use k={k}"
-        )
-    if k == blocks and not config.tuning.all_blocks:
-        found.append(f"k={k} tunes every block: no robust block is kept")
-    if manifest.config.dataset == config.dataset:
-        found.append(f"source and target use the same data set {config.dataset}")
-    return found
+def with_features(
+    target: Target, setup: TrainingSetup, say: Callable[[str], None]
+) -> tuple[TrainingSetup, TrainingPlan]:
+    """The setup and the plan on features of the frozen extractor, where they can be taken once."""
+    on_features, config = target.tuned.on_features, target.config
+    if on_features is None or setup.augment:
+        return setup, target.plan
+    with setup.autocast:
+        features = extracted(target.model, target.k, setup.split, config.batch_size, setup.device)
+    if features is None:
+        return setup, target.plan
+    say("features of the frozen extractor are taken once: no augmentation")
+    return replace(setup, split=features), replace(target.plan, objective=on_features)
+
+
+def finish(target: Target) -> dict[str, float]:
+    """End the tuning after the last step; the spectral norm of each tuned weight, by its name."""
+    config, model, state = target.config, target.model, target.plan.state
+    if config.ema > 0:
+        weight_average.take(state, model)
+    if config.interpolate is not None:
+        interpolation.interpolate(state, model, config.interpolate)
+    return transfer_methods.finish(model, target.tuned, target.k)
+
+
+def training_accuracy(
+    model: BlockModel, split: Split, config: TransferConfig, device: torch.device
+) -> float:
+    """Clean accuracy on the training images, of some of them if they are many."""
+    some = split.take(stratified(split.labels, min(LOOKED_AT, len(split)), config.seed, "fitted"))
+    return share(clean_correct(model, some, config.batch_size, device))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.config import PretrainConfig, TrainingConfig
+from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.data.data_sets import augmentation, load_data_set
 from cartl_cli.core.data.split import fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.compiling import compiled_passes
-from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
+from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, TrainingAttack
+from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS, TransferMethod
 from cartl_cli.core.runs import checkpoints, writer
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import (
@@ -93,10 +94,12 @@ def check_division(config: TrainingConfig, ranks: Ranks, device: torch.device) -
             f"--batch-size: {config.batch_size} images cannot be divided over {ranks.size} "
             f"processes; use {2 * ranks.size} or more"
         )
-    if ranks.size > 1 and isinstance(config, PretrainConfig):
-        if TRAINING_ATTACKS[config.method].one_process:
-            able = (a.name for a in TRAINING_ATTACKS.values() if not a.one_process)
-            *some, last = able
+    methods: Mapping[str, TrainingAttack | TransferMethod] = TRAINING_ATTACKS
+    if isinstance(config, TransferConfig):
+        methods = TRANSFER_METHODS
+    if ranks.size > 1:
+        if methods[config.method].one_process:
+            *some, last = (one.name for one in methods.values() if not one.one_process)
             raise UsageError(
                 f"--method {config.method}: one process alone; use {', '.join(some)} or {last}"
             )
@@ -117,10 +120,12 @@ def begun(
     spec: ModelSpec,
     k: int,
     source: Run | None = None,
+    radius: float | None = None,
 ) -> Iterator["TrainingRun"]:
     """A run, new or to go on with, that a signal can stop; see ``writer.written``.
 
-    ``spec`` describes the model, whose sub-model has k blocks; ``source`` is the run it came from.
+    ``spec`` describes the model, whose sub-model has k blocks; ``source`` is the run it came from;
+    ``radius`` that of ``--method latent``.
     """
     config = setup.config
     data = data_record(setup.data, setup.augment)
@@ -131,6 +136,7 @@ def begun(
         model=spec,
         data=data.model_copy(update={"train_images": len(setup.split)}),
         source=source and source_record(source),
+        radius=radius,
         versions=devices.versions(setup.device, setup.precision, setup.ranks.size, setup.compile),
     )
     with (

@@ -1,6 +1,10 @@
 """An exponential moving average of the weights, of batch-norm statistics too."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
+
+from cartl_cli.core.training.training_plan import TrainingPlan
 
 PREFIX = "average."
 
@@ -29,3 +33,16 @@ def follow(average: dict[str, Tensor], model: nn.Module, decay: float, step: int
 def take(average: dict[str, Tensor], model: nn.Module) -> None:
     """Make the average the model's weights."""
     model.load_state_dict({name: average[PREFIX + name] for name in model.state_dict()})
+
+
+def averaged(plan: TrainingPlan, model: nn.Module, decay: float) -> TrainingPlan:
+    """The plan, with an average of the weights in its state; as it is where ``decay`` is 0."""
+    if decay == 0:
+        return plan
+    average = begin(model)
+
+    def step_done(step: int) -> None:
+        plan.step_done(step)
+        follow(average, model, decay, step)
+
+    return replace(plan, state=plan.state | average, step_done=step_done)

@@ -1,0 +1,70 @@
+"""The radius of ``--method latent``: how far adversarial images move the source's features."""
+
+from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.data.data_sets import load_data_set
+from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.writer import Session
+
+ALIKE = 0.25
+"""Radius as a part of that distance: docs/which-method.md."""
+
+
+def radius_of(
+    config: TransferConfig, source: Run, original: BlockModel, k: int, session: Session
+) -> float | None:
+    """The radius of ``--method latent``, relative to ‖h‖: as given, or from the source model.
+
+    That is ``ALIKE`` times the mean distance by which adversarial images move the features at block
+    L−k of the source model, on its own images and at its own eps: what was measured when it was
+    trained, else measured now. Raises UsageError where its images are not there. A run that goes on
+    keeps its radius.
+    """
+    if config.method != "latent":
+        return None
+    if isinstance(config.radius, float):
+        return config.radius
+    if session.resume is not None and session.resume.manifest.radius is not None:
+        return session.resume.manifest.radius
+    moved = source.results.moved or measured_on_source(config, source, original, session)
+    distance = moved[len(original.blocks) - k]
+    if not distance:
+        raise UsageError(
+            f"--radius: adversarial images move nothing at block L−k of source {source.name!r}; "
+            "give a number such as 0.02"
+        )
+    radius = ALIKE * distance
+    session.say(
+        f"radius {radius:.3g} of the features' norm: {ALIKE:g} times the {distance:.3g} by which "
+        f"adversarial images move the features of {source.name}"
+    )
+    return radius
+
+
+def measured_on_source(
+    config: TransferConfig, source: Run, original: BlockModel, session: Session
+) -> tuple[float | None, ...]:
+    """How far adversarial images move each block of the source model, on its own images.
+
+    Raises UsageError where they cannot be read.
+    """
+    training = source.training
+    assert isinstance(training, PretrainConfig)
+    try:
+        data = load_data_set(
+            training.dataset,
+            training.classes,
+            training.image_size,
+            training.val_fraction,
+            training.seed,
+            session.cache_dir,
+            session.store,
+        )
+    except CartlError as error:
+        raise UsageError(
+            f"--radius: auto needs the images of source {source.name!r} ({error}); give a number "
+            "such as 0.02"
+        ) from None
+    return moved_by_pgd(original, data.evaluation, training, config.batch_size)

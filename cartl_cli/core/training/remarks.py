@@ -1,0 +1,64 @@
+"""What a user should know of a transfer, before it and after it."""
+
+from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import list_runs
+from cartl_cli.core.runs.writer import Session
+
+LOW = 0.8  # of the training images, and less is a training that stopped low
+
+
+def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[str]:
+    """What a user should know about this pairing of source, k and target."""
+    manifest = source.manifest
+    found = []
+    trained_for_k = isinstance(manifest.config, PretrainConfig) and manifest.config.fdm_lambda > 0
+    if trained_for_k and k != manifest.k:
+        found.append(
+            f"source {source.name}: its feature distance was minimised for k={manifest.k}, "
+            f"you use k={k}"
+        )
+    all_blocks = config.lwf_lambda is not None or config.method in ("fast", "at", "trades")
+    if k == blocks and not all_blocks:
+        found.append(f"k={k} tunes every block: no robust block is kept")
+    if manifest.config.dataset == config.dataset:
+        found.append(f"source and target use the same data set {config.dataset}")
+    return found
+
+
+def verdict(run: Run, session: Session) -> list[str]:
+    """Whether training stopped low, and how the run compares with vanilla transfer at its k."""
+    found, results, config = [], run.results, run.training
+    assert isinstance(config, TransferConfig)
+    if results.train_accuracy is not None and results.train_accuracy < LOW:
+        found.append(
+            f"warning: training stopped low: {100 * results.train_accuracy:.1f} % of the training "
+            "images are right; try more --epochs, a larger --lr, a larger --k"
+            + (" or a larger --neft-beta" if config.neft_beta else "")
+        )
+    plain = config.method == "natural" and not config.additions
+    if not plain and (vanilla := vanilla_of(run, session)) is not None:
+        theirs = vanilla.results.clean_accuracy
+        found.append(
+            f"vanilla transfer at the same k ({vanilla.name}) has {100 * theirs:.1f} % clean "
+            f"accuracy, this run {100 * results.clean_accuracy:.1f} %"
+        )
+    return found
+
+
+def vanilla_of(run: Run, session: Session) -> Run | None:
+    """The newest finished vanilla transfer of the same source, k and images, if there is one."""
+    ours = run.manifest
+    for other in reversed(list_runs(session.runs_dir)):
+        theirs = other.manifest
+        if (
+            isinstance(theirs.config, TransferConfig)
+            and theirs.status == "completed"
+            and theirs.config.method == "natural"
+            and not theirs.config.additions
+            and (theirs.k, theirs.source, theirs.data.fingerprint)
+            == (ours.k, ours.source, ours.data.fingerprint)
+            and theirs.id != ours.id
+        ):
+            return other
+    return None
