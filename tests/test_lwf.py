@@ -185,7 +185,7 @@ def test_a_larger_weight_keeps_the_features_nearer_to_the_sources(
 
 
 def method_of(config: TransferConfig) -> str:
-    return config.tuning.look.label.lower()
+    return config.look(None).label.lower()
 
 
 def test_defaults_are_those_of_the_method() -> None:

@@ -5,7 +5,7 @@ import json
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
 from cartl_cli.commands.session import open_session
 from cartl_cli.core.config import TransferConfig
-from cartl_cli.core.registry.transfer_methods import ADDITIONS, look_of
+from cartl_cli.core.registry.transfer_methods import ADDITIONS
 
 
 @flags_from(TransferConfig)
@@ -29,7 +29,7 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
             "folder": str(run.folder),
             "source": source.name,
             "k": run.manifest.k,
-            "method": look_of(chosen.tuning, chosen.additions, None).label.lower(),
+            "method": chosen.look(None).label.lower(),
             **{name: getattr(chosen, name) for name in ADDITIONS},
             "radius": run.manifest.radius,
             "freeze_bn": chosen.frozen_bn,

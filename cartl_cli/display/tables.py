@@ -10,7 +10,6 @@ from rich.text import Text
 from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.values import shown_pixels
-from cartl_cli.core.registry.transfer_methods import look_of
 from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.terminal import printable
@@ -121,7 +120,7 @@ def method(run: "Run") -> str:
     """How a target model was tuned, with the numbers that belong to the method."""
     config, record = run.manifest.config, run.manifest.source
     assert isinstance(config, TransferConfig)
-    look = look_of(config.tuning, config.additions, record.fdm_lambda if record else None)
+    look = config.look(record.fdm_lambda if record else None)
     numbers = {
         **{one.symbol: getattr(config, one.setting) for one in config.additions},
         "radius": run.manifest.radius,

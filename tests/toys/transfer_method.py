@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from cartl_cli.core.method.losses import right
 from cartl_cli.core.method.objective import StepLoss
-from cartl_cli.core.method.transfer_methods import Settings, Tuned
+from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS, Look, TransferMethod
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
@@ -25,10 +25,8 @@ class SmoothedTraining:
         return StepLoss(loss, {"clean": right(logits, labels)})
 
 
-def smooth(
-    model: BlockModel, source: BlockModel, k: int, head_steps: int, settings: Settings
-) -> Tuned:
-    return Tuned(SmoothedTraining(model))
+def smooth(tuning: Tuning) -> Tuned:
+    return Tuned(SmoothedTraining(tuning.model))
 
 
 TRANSFER_METHODS["smooth"] = TransferMethod(

@@ -20,14 +20,16 @@ from cartl_cli.core.registry.transfer_methods import (
     ADDITIONS,
     TRANSFER_METHODS,
     Addition,
+    Look,
     TransferMethod,
     additions_of,
+    look_of,
 )
 
 _METHODS = "; ".join(f"{m.name}: {m.about}" for m in TRANSFER_METHODS.values())
-_DEFAULT_CASES = ", ".join(
-    f"{one.look.label} {one.freeze_bn}" for one in ADDITIONS.values() if one.freeze_bn != "all"
-)
+_CASES = {m.look.label: m.freeze_bn for m in TRANSFER_METHODS.values()}
+_CASES |= {one.look.label: one.freeze_bn for one in ADDITIONS.values()}
+_DEFAULT_CASES = ", ".join(f"{label} {case}" for label, case in _CASES.items() if case != "all")
 
 
 def _default(setting: Literal["epochs", "lr"]) -> Any:
@@ -162,6 +164,10 @@ class TransferConfig(BaseModel):
     def additions(self) -> tuple[Addition, ...]:
         """What they add to it."""
         return additions_of(self)
+
+    def look(self, fdm_lambda: float | None) -> Look:
+        """How the model is called and drawn, by the λ of its source model's training."""
+        return look_of(self.tuning, self.additions, fdm_lambda)
 
     @property
     def attack_eps(self) -> float:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from cartl_cli.core.choices import Norm
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import HARMLESS
-from cartl_cli.core.registry.transfer_methods import ADDITIONS, SOURCE, look_of, symbols
+from cartl_cli.core.registry.transfer_methods import ADDITIONS, SOURCE, symbols
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import AttackResults
 
@@ -122,7 +122,7 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
         origin = [("source k", str(source.k))] if moved else []
         origin += [(f"source {name}", value) for name, value in _others(source)]
     return TrainingSetting(
-        method=look_of(config.tuning, config.additions, fdm_lambda).label,
+        method=config.look(fdm_lambda).label,
         k=last.manifest.k,
         numbers=tuple((name, value) for name, value in values.items() if value is not None),
         fraction=config.fraction,

@@ -18,7 +18,7 @@ from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.registry.architectures import parse_architecture
-from cartl_cli.core.registry.transfer_methods import ADDITIONS, look_of
+from cartl_cli.core.registry.transfer_methods import ADDITIONS
 from cartl_cli.core.sweeps.points import MAX_POINTS, Label, Point, Sweep, point_id
 from cartl_cli.core.sweeps.spec import KINDS, Layer, Settings, Spec, is_axis
 
@@ -212,7 +212,7 @@ def source_method(config: PretrainConfig) -> str:
 def target_labels(source: PretrainConfig, config: TransferConfig) -> dict[str, Label]:
     """What distinguishes a target model."""
     return {
-        "method": look_of(config.tuning, config.additions, source.fdm_lambda).label.lower(),
+        "method": config.look(source.fdm_lambda).label.lower(),
         "source_data": source.dataset,
         "target_data": config.dataset,
         "arch": source.arch,

@@ -116,13 +116,12 @@ def begin(
 ) -> Target:
     """A copy of the source model ready to be tuned, and the plan of its training."""
     model = copy.deepcopy(original)
-    collapsed = torch.tensor(0)
-    classes = len(setup.data.classes)
-    tuned = prepare(model, original, config, k, classes, setup.total_steps, radius, collapsed)
-    head_steps = setup.total_steps // config.epochs * config.head_phase
+    classes, total_steps, collapsed = len(setup.data.classes), setup.total_steps, torch.tensor(0)
+    head_steps = total_steps // config.epochs * config.head_phase
+    tuned = prepare(model, original, config, k, classes, head_steps, total_steps, radius, collapsed)
     plan = TrainingPlan(tuned.objective, head_steps=head_steps)
     if config.tuning.single_step:
-        warmup = EpsWarmup(setup.total_steps, config.eps_warmup)
+        warmup = EpsWarmup(total_steps, config.eps_warmup)
         epoch_done = guard(
             model,
             setup,
@@ -144,6 +143,7 @@ def prepare(
     config: TransferConfig,
     k: int,
     num_classes: int,
+    head_steps: int = 0,
     total_steps: int = 1,
     radius: float | None = None,
     collapsed: torch.Tensor | None = None,
@@ -159,7 +159,6 @@ def prepare(
         "keep_at": config.keep_at or "last",
         "keep_distance": config.keep_distance or "cosine",
     }
-    head_steps = total_steps // config.epochs * config.head_phase
     tuning = Tuning(
         model,
         source,
