@@ -8,7 +8,7 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.writer import Session
 
-ALIKE = 0.25
+ALIKE = 0.125
 """Radius as a part of that distance: docs/which-method.md."""
 
 
