@@ -284,7 +284,7 @@ class Ended:
 def test_on_a_node_a_run_begins_once_the_lost_one_lets_go(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spec = plan("mine", parse_spec(b"", "mine"), "now", lambda config: config)[0]
+    spec = plan("mine", parse_spec(b"", "mine"), "now", lambda config: config, Path("runs"))[0]
     point = spec.points[0]
     (tmp_path / point.run).mkdir()
     seen: list[dict[str, str]] = []

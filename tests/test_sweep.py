@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,22 @@ from cartl_cli.core.config import CONFIGS, AttackConfig, TransferConfig
 from cartl_cli.core.config.presets import sweep_presets
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.sweeps.executor import State
+from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.sweeps.executor import State, write_settings
 from cartl_cli.core.sweeps.grid import chains, counts, plan, size
-from cartl_cli.core.sweeps.points import ADDED, MAX_POINTS, Point, Sweep, read_sweep, write_sweep
+from cartl_cli.core.sweeps.points import (
+    ADDED,
+    MAX_POINTS,
+    Point,
+    Sweep,
+    point_id,
+    read_sweep,
+    sweep_runs,
+    write_sweep,
+)
 from cartl_cli.core.sweeps.spec import Spec, open_spec, parse_spec
-from cartl_cli.display.sweep_tables import table
-from tests.conftest import Command
+from cartl_cli.display.sweep_tables import table, tree
+from tests.conftest import TINY_TRANSFER, Command
 
 RUNS = {
     "table1": (2, 16),
@@ -38,8 +49,9 @@ RUNS = {
 }
 
 
-def planned(text: str, name: str = "mine") -> Sweep:
-    return plan(name, parse_spec(text.encode(), name), "now", lambda config: config)[0]
+def planned(text: str, name: str = "mine", runs_dir: Path = Path("runs")) -> Sweep:
+    spec = parse_spec(text.encode(), name)
+    return plan(name, spec, "now", lambda config: config, runs_dir)[0]
 
 
 def of_kind(sweep: Sweep, kind: str) -> list[Any]:
@@ -47,7 +59,7 @@ def of_kind(sweep: Sweep, kind: str) -> list[Any]:
 
 
 def builtin(name: str) -> Sweep:
-    return plan(*open_spec(name), "now", lambda config: config)[0]
+    return plan(*open_spec(name), "now", lambda config: config, Path("runs"))[0]
 
 
 def test_every_built_in_sweep_is_known() -> None:
@@ -132,6 +144,109 @@ def test_what_a_point_needs_comes_before_it_and_is_named_by_it() -> None:
         assert point.config.seed == point.labels["seed"]
         found[point.id] = point
     assert counts(sweep.points) == {"pretrain": 2, "transfer": 4, "attack": 4}
+
+
+def test_a_transfer_starts_from_the_run_that_a_spec_names(runs_dir: Path) -> None:
+    sweep = planned('[base.transfer]\nsource = "source"\nneft_beta = [1.0, 0.4]', runs_dir=runs_dir)
+    source = read_run(runs_dir / "source").manifest
+    assert source.weights is not None
+    assert counts(sweep.points) == {"pretrain": 0, "transfer": 2, "attack": 2}
+    for point in sweep.points:
+        assert (point.labels["source"], point.labels["method"]) == ("source", "cartl")
+        assert (point.labels["k"], point.labels["fdm_lambda"]) == (3, 0.005)
+        assert (point.labels["arch"], point.labels["source_data"]) == ("wrn-10-1", "shapes")
+        if isinstance(point.config, TransferConfig):
+            assert (point.needs, point.source_sha256) == (None, source.weights.sha256)
+            assert (point.config.source, point.config.k) == ("source", 3)
+
+
+def test_the_same_source_model_makes_the_same_points_wherever_it_is(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    copy = Path(shutil.copytree(runs_dir / "source", tmp_path / "models" / "copy"))
+
+    def made_from(source: Path | str, runs: Path = runs_dir) -> Sweep:
+        return planned(f'[base.transfer]\nsource = "{source}"', runs_dir=runs)
+
+    by_name = made_from("source")
+    for sweep in (
+        *(made_from("1"), made_from(runs_dir / "source"), made_from(copy)),
+        *(made_from("copy", tmp_path / "models"), made_from("~/models/copy", tmp_path / "none")),
+    ):
+        assert [point.id for point in sweep.points] == [point.id for point in by_name.points]
+    assert of_kind(made_from("1"), "transfer")[0].source == "source"
+    assert of_kind(made_from(copy), "transfer")[0].source == "~/models/copy"
+    both = planned(f'[base.transfer]\nsource = ["source", "{copy}"]', runs_dir=runs_dir)
+    assert both.points == by_name.points
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["weights"]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert not {p.id for p in made_from(copy).points} & {p.id for p in by_name.points}
+
+
+def test_methods_and_lists_mix_named_sources_with_own_ones(runs_dir: Path) -> None:
+    sweep = planned(
+        """
+        [methods.own.pretrain]
+        lr = 0.1
+        [methods.given.transfer]
+        source = "source"
+        """,
+        runs_dir=runs_dir,
+    )
+    assert [point.kind for point in sweep.points] == [
+        *("pretrain", "transfer", "attack", "transfer", "attack")
+    ]
+    sources = [p.labels["source"] for p in sweep.points if p.kind == "transfer"]
+    assert sources == [None, "source"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tree(sweep, {point.id: State("waiting") for point in sweep.points}))
+    assert f"── {sweep.points[3].run}  arch wrn-10-1, k 3, fdm_lambda 0.005, source source" in (
+        console.export_text()
+    )
+    sweep = planned(
+        '[base.pretrain]\nlr = 0.1\n[base.transfer]\nsource = ["", "source"]', runs_dir=runs_dir
+    )
+    assert counts(sweep.points) == {"pretrain": 1, "transfer": 2, "attack": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[base.pretrain]\nlr = 0.1", "base"),
+        ("[zipped.pretrain]\nlr = [0.1, 0.2]", "zipped"),
+        ("[methods.a.pretrain]\nlr = 0.1\n[methods.b.transfer]\nlr = 0.2", "methods.a"),
+        ('[methods.a.pretrain]\nlr = 0.1\n[methods.b.transfer]\nsource = ""', "methods.a"),
+    ],
+)
+def test_settings_of_source_runs_that_nothing_uses_are_refused(text: str, place: str) -> None:
+    with pytest.raises(UsageError, match=rf"{place}\.pretrain: trains nothing, since .*; drop one"):
+        planned(f'[base.transfer]\nsource = "source"\n{text}')
+
+
+@pytest.mark.parametrize("way", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "transfer --source: no such run: 'missing'; runs in 'runs': source, target"),
+        ("target", "transfer --source: 'target' is a transfer run, not pretrain"),
+        ("source", "run 'source' is not complete: crashed; go on with: cartl pretrain --resume"),
+    ],
+)
+def test_a_source_that_will_not_do_is_refused_before_anything_is_run(
+    cartl: Command, runs_dir: Path, name: str, message: str, way: list[str]
+) -> None:
+    shutil.copytree(runs_dir, "runs")
+    path = Path("runs/source/manifest.json")
+    path.write_text(path.read_text().replace('"status": "completed"', '"status": "running"'))
+    Path("mine.toml").write_text(f'[base.transfer]\nsource = ["{name}", "other"]')
+    done = cartl("sweep", "mine.toml", *way)
+    assert done.code in (1, 2)
+    assert len(done.err.splitlines()) == 1
+    assert message in done.err
+    assert not Path("runs/sweeps").exists()
+    assert not list(Path("runs").glob("transfer-*"))
 
 
 def test_settings_come_from_preset_base_zipped_and_method() -> None:
@@ -242,11 +357,28 @@ def test_ids_do_not_change_by_accident() -> None:
         assert planned(f"[base.pretrain]\n{setting}").points[0].id != IDS[0]
 
 
+def test_ids_of_transfers_from_named_runs_do_not_change_by_accident_either() -> None:
+    assert point_id("transfer", TransferConfig(source="any"), "0" * 64) == "f2fe5819909b"
+
+
 IDS = ["02e2a01c6c7a", "28039d09fb20", "d8f3c8eddd0d"]
 
 
 def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
     sweep = builtin("figure5")
+    path = write_sweep(tmp_path, sweep)
+    assert read_sweep(path) == sweep
+    content = json.loads(path.read_text())
+    for point in content["points"]:  # as before a spec could name a source run
+        del point["source_sha256"]
+    path.write_text(json.dumps(content))
+    assert read_sweep(path) == sweep
+
+
+def test_a_sweep_from_a_named_source_is_read_as_it_was_written(
+    tmp_path: Path, runs_dir: Path
+) -> None:
+    sweep = planned('[base.transfer]\nsource = "source"', runs_dir=runs_dir)
     assert read_sweep(write_sweep(tmp_path, sweep)) == sweep
 
 
@@ -258,6 +390,13 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda s: s["points"][0].update(id="../../x"), "points.0.id: String should match"),
         (lambda s: s["points"][0].update(kind="attack"), "config is not that of a attack run"),
         (lambda s: s["points"][0]["config"].update(arch="wrn-3-1"), "wrn-3-1"),
+        (lambda s: s["points"][1].update(needs=None), "needs: a transfer point has None"),
+        (lambda s: s["points"][1].update(source_sha256="0" * 64), "needs: a transfer point has .+"),
+        (
+            lambda s: s["points"][2].update(needs=None, source_sha256="0" * 64),
+            "source_sha256: a attack point has one",
+        ),
+        (lambda s: s["points"][1].update(source_sha256="../x"), "source_sha256: String should"),
         (lambda s: s.update(extra=1), "extra: Extra inputs"),
         (lambda s: s.update(schema_version=2), "schema_version"),
         (lambda s: s.update(name="../x"), "name: String should match"),
@@ -320,7 +459,8 @@ BAD: list[tuple[str, str | bytes | None, str]] = [
     ("S28-empty", "seeds = []", "seeds: Tuple should have at least 1 item"),
     ("S28-repeated", "seeds = [0, 1, 0]", "seeds: 0 is there twice"),
     ("S28-setting", "[base.pretrain]\nseed = 3", r"base.pretrain.seed: give seeds = \["),
-    ("S36", '[base.transfer]\nsource = "001"', "a sweep trains its own source runs; drop it"),
+    ("S36", '[base.attack]\nrun = "001"', "a sweep attacks its own target models; drop it"),
+    ("source-number", "[base.transfer]\nsource = 1", "transfer --source: .* valid string, got 1"),
     ("S37-utf-16", "seeds = [0]".encode("utf-16"), "must be UTF-8 without BOM"),
     ("S37-bom", b"\xef\xbb\xbfseeds = [0]", "must be UTF-8 without BOM"),
     ("S38-include", 'include = "/etc/passwd"', "unknown key 'include'"),
@@ -395,6 +535,63 @@ def test_s13_bad_names_of_sweeps_are_refused(cartl: Command, name: str) -> None:
     done = cartl("sweep", "--dry-run", f"./{name}")
     assert done.code == 2
     assert "is no name of a sweep; use letters" in done.err
+
+
+# Commands beside sweeps
+
+
+@pytest.fixture
+def sweep_made(cartl: Command, runs_dir: Path) -> Sweep:
+    """Here are ``source`` and ``target``, and a sweep's runs, which are newer."""
+    shutil.copytree(runs_dir, "runs")
+    sweep = planned("")
+    write_sweep(Path("runs"), sweep)
+    for number, (name, point) in enumerate(zip(("source", "target"), sweep.points, strict=False)):
+        shutil.copytree(runs_dir / name, Path("runs") / point.run)
+        path = Path("runs") / point.run / "manifest.json"
+        content = json.loads(path.read_text()) | {"number": 10 + number}
+        path.write_text(json.dumps(content))
+    return sweep
+
+
+@pytest.mark.usefixtures("sweep_made")
+def test_a_command_takes_no_run_of_a_sweep_unasked(cartl: Command) -> None:
+    shutil.rmtree("runs/target")
+    done = cartl("transfer", *TINY_TRANSFER.split(), "--json")
+    assert "source: runs/source (the newest finished pretrain run, sweeps aside)" in done.err
+    made = json.loads(done.out)
+    assert made["source"] == "source"
+    shutil.move(made["folder"], "runs/mine")
+    pgd = ("--attack", "pgd", "--pgd-steps", 1, "--limit", 5, "--checks", "off", "--json")
+    done = cartl("attack", *pgd)
+    assert "run: runs/mine (the newest finished run, sweeps aside)" in done.err
+    assert json.loads(done.out)["run"] == "mine"
+
+
+def test_where_only_sweeps_made_runs_one_must_be_named(cartl: Command, sweep_made: Sweep) -> None:
+    for name in ("source", "target"):
+        shutil.rmtree(Path("runs") / name)
+    source, target, _ = (point.run for point in sweep_made.points)
+    for command, told in (
+        ("transfer", f"--source: every finished pretrain run .*; give --source NAME, .* {source}"),
+        ("attack", f"RUN: every finished pretrain or transfer run .*; give RUN NAME, .* {target}"),
+    ):
+        done = cartl(command)
+        assert done.code == 2
+        assert re.search(told, done.err), done.err
+    assert cartl("transfer", "--source", source, *TINY_TRANSFER.split()).code == 0
+
+
+def test_the_runs_of_sweeps_are_those_of_older_plans_too(tmp_path: Path) -> None:
+    older, now = planned("[base.transfer]\nlr = 0.3"), planned("")
+    write_sweep(tmp_path, now)
+    (tmp_path / "sweeps" / "damaged.json").write_text("{")
+    logs = tmp_path / "sweeps" / "mine"
+    logs.mkdir()
+    for point in older.points:
+        write_settings(logs, point)
+    assert sweep_runs(tmp_path) == {point.run for point in (*older.points, *now.points)}
+    assert sweep_runs(tmp_path / "none") == set()
 
 
 def test_no_spec_and_a_mistyped_one_are_told_what_there_is(cartl: Command) -> None:

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from cartl_cli.core import storage
+from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.sweeps.executor import (
     State,
     ended_state,
@@ -138,6 +139,35 @@ def test_a_sweep_gives_what_single_commands_give(place: Path) -> None:
         swept = tiny.left(place / "done" / "runs" / found[name].run)
         assert swept == tiny.left(single / "runs" / alone)
     assert tiny.orphans(place / "done") == []
+
+
+def test_a_sweep_starts_from_the_run_that_its_spec_names(place: Path) -> None:
+    """The source run is in another folder; the sweep makes what one with its own source makes."""
+    own = points(place / "done")
+    spec = SPEC[SPEC.index("[base.transfer]") : SPEC.index("[methods.vanilla")]
+    source = f"../done/runs/{own['pretrain at+fdm'].run}"
+    folder = scene(place, "named", spec.replace("epochs", f'source = "{source}"\nepochs', 1))
+    done = swept(folder)
+    assert done.code == 0, done.err
+    shown = json.loads(done.out)
+    assert shown["runs"] == {"pretrain": 0, "transfer": 1, "attack": 1}
+    assert shown["points"][0]["needs"] is None
+    found = points(folder)
+    for name, point in found.items():
+        made = tiny.left(folder / "runs" / point.run)
+        assert made == tiny.left(place / "done" / "runs" / own[name].run)
+    before = stamps(folder)
+    again = swept(folder)
+    assert json.loads(again.out)["done"] == 2
+    assert changed_runs(before, folder) == set()
+    report = run(["report", "mine", "--runs-dir", "named/runs", "--json"], place)
+    (row,) = json.loads(report.out)["results"]
+    assert row["source_data"] == str(place / "images")
+    transfer = found["transfer cartl"]
+    recorded = read_run(folder / "runs" / transfer.run).source.model_dump()
+    edit(folder, transfer, source=recorded | {"sha256": "0" * 64})
+    state = stored_state(transfer, folder / "runs")
+    assert "holds a run with other settings" in state.reason
 
 
 def test_s18_a_finished_sweep_repeats_nothing(folder: Path) -> None:
@@ -294,7 +324,9 @@ def name_of(point: Point) -> str:
 
 def a_plan() -> Sweep:
     text = "[methods.a]\n[methods.b.transfer]\nlr = 0.3\n[methods.c.pretrain]\nfdm_lambda = 0.1"
-    return plan("mine", parse_spec(text.encode(), "mine"), "now", lambda config: config)[0]
+    return plan(
+        "mine", parse_spec(text.encode(), "mine"), "now", lambda config: config, Path("runs")
+    )[0]
 
 
 def carried_out(

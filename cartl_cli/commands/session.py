@@ -64,29 +64,15 @@ def cache_dir() -> Path | None:
     return None if place.startswith("~") else Path(place) / "cartl"
 
 
-def homely(path: Path) -> str:
-    """The absolute path with the home directory as ``~``: it can be read from any folder and
-    names no user.
-    """
-    absolute, home = path.resolve(), Path(os.path.expanduser("~")).resolve()
-    if len(home.parts) > 1 and absolute.is_relative_to(home):
-        return str("~" / absolute.relative_to(home))
-    return str(absolute)
-
-
 def located(config: Config) -> Config:
     """The config with a data set that is given as a path made ``homely``."""
+    from cartl_cli.core.runs.reader import homely
+
     name = config.dataset
     path = Path(os.path.expanduser(name or ""))
     if name is None or name in (*BUILT_IN_DATA, *PUBLIC_DATA) or not path.exists():
         return config
     return config.model_copy(update={"dataset": homely(path)})
-
-
-def selector(run: "Run", runs_dir: Path) -> str:
-    """What a config keeps of a run: its name in ``runs_dir``, else its path."""
-    inside = run.folder.resolve().parent == runs_dir.resolve()
-    return run.folder.name if inside else homely(run.folder)
 
 
 @dataclass(frozen=True)
@@ -159,8 +145,12 @@ def open_session(
 def _with_source(
     config: Config, runs_dir: Path, say: Callable[[str], None]
 ) -> tuple[Config, "Run | None"]:
-    """The run whose model is taken: the one named, else the newest finished one, which is said."""
-    from cartl_cli.core.runs.reader import find_run, newest_run, remarks
+    """The run whose model is taken: the one named, else the newest finished one, which is said.
+
+    Without a name, the runs of sweeps are passed over.
+    """
+    from cartl_cli.core.runs.reader import find_run, newest_run, remarks, selector_of
+    from cartl_cli.core.sweeps.points import sweep_runs
 
     if isinstance(config, PretrainConfig):
         return config, None
@@ -172,12 +162,13 @@ def _with_source(
     if named:
         run = find_run(named, runs_dir, shown, kinds)
     else:
-        run = newest_run(runs_dir, kinds, "cartl pretrain")
+        run = newest_run(runs_dir, kinds, shown, passed_over := sweep_runs(runs_dir))
         which = "pretrain " if kinds == SOURCE_KINDS else ""
-        say(f"{field}: {run.folder} (the newest finished {which}run)")
+        aside = ", sweeps aside" if passed_over else ""
+        say(f"{field}: {run.folder} (the newest finished {which}run{aside})")
     for remark in remarks(run):
         say(remark)
-    config = config.model_copy(update={field: selector(run, runs_dir)})
+    config = config.model_copy(update={field: selector_of(run, runs_dir)})
     if isinstance(config, AttackConfig):
         config = at_own_eps(config, config.dataset or run.training.dataset)
     return config, run

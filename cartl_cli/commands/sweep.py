@@ -45,13 +45,14 @@ def sweep(
 ) -> None:
     """Run a grid of settings: every source model, its transfers, an attack on each."""
     if listed:
-        show_list(as_json)
+        show_list(runs_dir, as_json)
         return
     config = configure(SweepConfig, settings)
     if spec is None:
         raise UsageError("SPEC: give a TOML file or a built-in sweep; --list shows those")
     name, content = open_spec(spec)
-    planned, same = plan(name, content, datetime.now(UTC).isoformat(timespec="seconds"), located)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    planned, same = plan(name, content, now, located, runs_dir)
     if config.executor == "ray":
         check_ray()
     check_torch()
@@ -232,14 +233,14 @@ def summary(planned: Sweep, states: "States", runs_dir: Path) -> dict[str, Any]:
     }
 
 
-def show_list(as_json: bool) -> None:
+def show_list(runs_dir: Path, as_json: bool) -> None:
     """The built-in sweeps, on stdout."""
     from cartl_cli.display import sweep_tables, tables
 
     rows = []
     for name in sweep_presets():
         _, content = open_spec(name)
-        planned, _ = plan(name, content, "", located)
+        planned, _ = plan(name, content, "", located, runs_dir)
         rows.append((name, content.about, counts(planned.points), content.hours))
     if as_json:
         shown = [

@@ -22,7 +22,7 @@ class AttackConfig(BaseModel):
     run: Annotated[
         str,
         Field(
-            description="Run: name, number or path (default: the newest finished run).",
+            description="Run: name, number or path (default: the newest finished, sweeps aside).",
             json_schema_extra=POSITIONAL,
         ),
     ] = ""

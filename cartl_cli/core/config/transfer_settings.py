@@ -49,7 +49,7 @@ class TransferConfig(BaseModel):
 
     source: Annotated[
         str,
-        Field(description="Source run: name, number or path (default: the newest pretrain run)."),
+        Field(description="Source run: name, number or path (default: the newest, sweeps aside)."),
     ] = ""
     dataset: fields.Dataset = "shapes-target"
     classes: fields.Classes = ()

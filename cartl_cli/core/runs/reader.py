@@ -14,6 +14,7 @@ Reading them loads no torch; ``weights`` does.
 import os
 import re
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest, read_json
+from cartl_cli.core.storage import FileRecord
 
 MANIFEST = "manifest.json"
 
@@ -113,14 +115,51 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
     raise UsageError(f"{flag}: no such run: {selector!r}; runs in {str(runs_dir)!r}: {names}")
 
 
-def newest_run(runs_dir: Path, kinds: tuple[Kind, ...], command: str) -> Run:
-    """The finished run with the highest number. Raises UsageError if there is none."""
-    for run in reversed(list_runs(runs_dir)):
-        if run.manifest.kind in kinds and run.manifest.status == "completed":
+def newest_run(
+    runs_dir: Path, kinds: tuple[Kind, ...], flag: str, passed_over: Collection[str] = ()
+) -> Run:
+    """The finished run with the highest number, none of those ``passed_over``, which sweeps made.
+
+    Raises UsageError if there is none; ``flag`` is what names one.
+    """
+    runs = reversed(list_runs(runs_dir))
+    finished = [
+        run for run in runs if run.manifest.kind in kinds and run.manifest.status == "completed"
+    ]
+    for run in finished:
+        if run.name not in passed_over:
             return run
-    raise UsageError(
-        f"no finished {' or '.join(kinds)} run in {str(runs_dir)!r}; run {command} first"
-    )
+    what = f"finished {' or '.join(kinds)} run"
+    if finished:
+        raise UsageError(
+            f"{flag}: every {what} in {str(runs_dir)!r} is of a sweep, and none of those is taken "
+            f"unasked; give {flag} NAME, such as {finished[0].name}"
+        )
+    raise UsageError(f"no {what} in {str(runs_dir)!r}; run cartl pretrain first")
+
+
+def finished_weights(run: Run) -> FileRecord:
+    """The record of the weights of a finished training. Raises RunError if it is not finished."""
+    manifest = run.manifest
+    if manifest.status != "completed" or manifest.weights is None:
+        raise RunError(f"run {run.name!r} is not complete: {state(run)}")
+    return manifest.weights
+
+
+def selector_of(run: Run, runs_dir: Path) -> str:
+    """What a config keeps of a run: its name in ``runs_dir``, else its path."""
+    inside = run.folder.resolve().parent == runs_dir.resolve()
+    return run.folder.name if inside else homely(run.folder)
+
+
+def homely(path: Path) -> str:
+    """The absolute path with the home directory as ``~``: it can be read from any folder and
+    names no user.
+    """
+    absolute, home = path.resolve(), Path(os.path.expanduser("~")).resolve()
+    if len(home.parts) > 1 and absolute.is_relative_to(home):
+        return str("~" / absolute.relative_to(home))
+    return str(absolute)
 
 
 def remarks(run: Run) -> list[str]:

@@ -17,7 +17,7 @@ from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.registry.architectures import build_model, parse_architecture
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import parse_json
-from cartl_cli.core.runs.reader import MANIFEST, list_runs, state
+from cartl_cli.core.runs.reader import MANIFEST, finished_weights, list_runs
 from cartl_cli.core.storage import FileRecord, read
 
 MAX_HEADER = 1_000_000
@@ -42,8 +42,7 @@ def read_model(run: Run) -> BlockModel:
     manifest = run.manifest
     if manifest.kind == "attack":
         raise RunError(f"run {run.name!r} is an attack; its model is that of {run.source.run!r}")
-    if manifest.status != "completed" or manifest.weights is None:
-        raise RunError(f"run {run.name!r} is not complete: {state(run)}")
+    record = finished_weights(run)
     where, arch = run.folder / MANIFEST, manifest.model.arch
     try:
         blocks = parse_architecture(arch).block_count
@@ -51,8 +50,8 @@ def read_model(run: Run) -> BlockModel:
         raise RunError(f"manifest: {error}: {where}") from None
     if max(manifest.k, manifest.model.convex_blocks) > blocks:
         raise RunError(f"manifest: {arch} has only {blocks} blocks: {where}")
-    path = run.folder / manifest.weights.name
-    data = read_recorded(run.folder, manifest.weights)
+    path = run.folder / record.name
+    data = read_recorded(run.folder, record)
     with torch.device("meta"):
         expected = build_model(manifest.model.arch, len(manifest.model.classes)).state_dict()
     found = from_bytes(data, expected, path)

@@ -182,7 +182,8 @@ def stored_state(point: Point, runs_dir: Path) -> State:
     except RunError as error:
         return State("failed", f"{error}; move it away to run it again")
     manifest = run.manifest
-    if point_id(manifest.kind, manifest.config, point.needs) != point.id:
+    source = manifest.source.sha256 if manifest.source else None
+    if point_id(manifest.kind, manifest.config, point.needs or source) != point.id:
         return State("failed", f"{folder} holds a run with other settings; move it away")
     if manifest.status == "diverged":
         return State("failed", f"run {run.name} diverged and would again")

@@ -1,7 +1,8 @@
 """A grid → points: what a spec asks for, as runs that are each made once.
 
 Each combination of the grid is a chain of three points: a source model, its transfer, an attack on
-the result. Points that several chains share have one id and are one run.
+the result. Where a spec names a source run that is already there, the chain begins with its
+transfer. Points that several chains share have one id and are one run.
 """
 
 import itertools
@@ -10,6 +11,7 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cartl_cli.core.config import AttackConfig, Kind, PretrainConfig, RunConfig, TransferConfig
@@ -19,6 +21,7 @@ from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.registry.architectures import parse_architecture
 from cartl_cli.core.registry.transfer_methods import ADDITIONS
+from cartl_cli.core.runs.reader import find_run, finished_weights, selector_of
 from cartl_cli.core.sweeps.points import MAX_POINTS, Label, Point, Sweep, point_id
 from cartl_cli.core.sweeps.spec import KINDS, Layer, Settings, Spec, is_axis
 
@@ -39,22 +42,42 @@ class Chain:
     settings: dict[Kind, Settings]
     where: str
 
+    @property
+    def named_source(self) -> str:
+        """The name, number or path of the run it starts from; empty if it makes its own."""
+        name = self.settings["transfer"].get("source")
+        return name if isinstance(name, str) else ""
 
-def plan(name: str, spec: Spec, created: str, located: Locate) -> tuple[Sweep, int]:
+
+@dataclass(frozen=True)
+class Given:
+    """A finished source run: what a config keeps of it, the sha256 of its weights, its settings."""
+
+    selector: str
+    sha256: str
+    config: PretrainConfig
+
+
+def plan(name: str, spec: Spec, created: str, located: Locate, runs_dir: Path) -> tuple[Sweep, int]:
     """The sweep that a spec asks for, and how many combinations were the same as another.
 
-    ``located`` makes a config's path of a data set one that can be read from any folder. Raises
-    UsageError, before anything is run, with every combination that is wrong.
+    ``located`` makes a config's path of a data set one that can be read from any folder; source
+    runs that the spec names are looked up in ``runs_dir``. Raises UsageError, before anything is
+    run, with every combination that is wrong, RunError for a source run that is not finished.
     """
     count = size(spec)
     if count > MAX_POINTS:
         raise UsageError(f"{count:,} combinations, but a sweep has at most {MAX_POINTS} runs")
+    combinations = list(chains(spec))
+    _check_used(spec, combinations)
+    named = dict.fromkeys(chain.named_source for chain in combinations)
+    given = {source: _given(source, runs_dir) for source in named if source}
     points: dict[str, Point] = {}
     wrong: dict[str, str] = {}
     same = 0
-    for chain in chains(spec):
+    for chain in combinations:
         try:
-            made = _points(chain, located)
+            made = _points(chain, located, given.get(chain.named_source))
         except UsageError as error:
             wrong.setdefault(str(error), chain.where)
             continue
@@ -144,12 +167,36 @@ def _axes(settings: dict[Kind, Settings]) -> list[tuple[Kind, str, list[Any]]]:
     ]
 
 
+def _check_used(spec: Spec, combinations: list[Chain]) -> None:
+    """Refuse settings of source runs where none is made. Raises UsageError."""
+    training = {chain.method for chain in combinations if not chain.named_source}
+    places = [("base", spec.base, training), ("zipped", spec.zipped, training)]
+    places += [(f"methods.{m}", layer, training & {m}) for m, layer in spec.methods.items()]
+    for place, layer, used in places:
+        if layer.pretrain and not used:
+            raise UsageError(
+                f"{place}.pretrain: trains nothing, since every transfer starts from the run that "
+                "transfer.source names; drop one of the two"
+            )
+
+
+def _given(name: str, runs_dir: Path) -> Given:
+    """The source run that a spec names. Raises UsageError or RunError if it will not do."""
+    run = find_run(name, runs_dir, "transfer --source", ("pretrain",))
+    config = run.manifest.config
+    assert isinstance(config, PretrainConfig)
+    return Given(selector_of(run, runs_dir), finished_weights(run).sha256, config)
+
+
 # One combination
 
 
-def _points(chain: Chain, located: Locate) -> list[Point]:
-    """The three points of a chain. Raises UsageError for settings that do not work."""
-    source = _configured(PretrainConfig, "pretrain", chain, located)
+def _points(chain: Chain, located: Locate, given: Given | None) -> list[Point]:
+    """The points of a chain, from its source run or from the one that is given.
+
+    Raises UsageError for settings that do not work.
+    """
+    source = given.config if given else _configured(PretrainConfig, "pretrain", chain, located)
     target = _configured(TransferConfig, "transfer", chain, located)
     attack = _configured(AttackConfig, "attack", chain, located)
     blocks = parse_architecture(source.arch).block_count
@@ -158,20 +205,31 @@ def _points(chain: Chain, located: Locate) -> list[Point]:
         raise UsageError(
             f"transfer --k: {source.arch} has {blocks} blocks, got {k}; use 1 to {blocks}"
         )
-    if source.fdm_lambda == 0:  # k means nothing then: one source run for every k
-        usual = PretrainConfig.model_fields["k"].default
-        source = source.model_copy(update={"k": min(usual, blocks)})
     target = target.model_copy(update={"k": k, "freeze_bn": target.frozen_bn})
     attack = at_own_eps(attack, attack.dataset or target.dataset)
 
-    first = _point("pretrain", source, None, source_labels(source))
-    target = target.model_copy(update={"source": first.run})
-    labels = target_labels(source, target)
+    labels = target_labels(source, target) | {"source": given.selector if given else None}
     if chain.method not in ("", labels["method"]):
         labels["variant"] = chain.method
-    second = _point("transfer", target, first.id, labels)
+    if given:
+        first = []
+        target = target.model_copy(update={"source": given.selector})
+        second = _point("transfer", target, labels, source_sha256=given.sha256)
+    else:
+        first = [_source_point(source, blocks)]
+        target = target.model_copy(update={"source": first[0].run})
+        second = _point("transfer", target, labels, needs=first[0].id)
     attack = attack.model_copy(update={"run": second.run})
-    return [first, second, _point("attack", attack, second.id, labels | attack_labels(attack))]
+    third = _point("attack", attack, labels | attack_labels(attack), needs=second.id)
+    return [*first, second, third]
+
+
+def _source_point(config: PretrainConfig, blocks: int) -> Point:
+    """The run of a source model of so many blocks: one for every k, if k means nothing."""
+    if config.fdm_lambda == 0:
+        usual = PretrainConfig.model_fields["k"].default
+        config = config.model_copy(update={"k": min(usual, blocks)})
+    return _point("pretrain", config, source_labels(config))
 
 
 def _configured(config: type[Config], kind: Kind, chain: Chain, located: Locate) -> Config:
@@ -182,9 +240,21 @@ def _configured(config: type[Config], kind: Kind, chain: Chain, located: Locate)
         raise UsageError(f"{kind} {error}") from None
 
 
-def _point(kind: Kind, config: RunConfig, needs: str | None, labels: dict[str, Label]) -> Point:
-    identity = point_id(kind, config, needs)
-    return Point(id=identity, kind=kind, config=config, needs=needs, labels=labels)
+def _point(
+    kind: Kind,
+    config: RunConfig,
+    labels: dict[str, Label],
+    needs: str | None = None,
+    source_sha256: str | None = None,
+) -> Point:
+    return Point(
+        id=point_id(kind, config, needs or source_sha256),
+        kind=kind,
+        config=config,
+        needs=needs,
+        source_sha256=source_sha256,
+        labels=labels,
+    )
 
 
 def source_labels(config: PretrainConfig) -> dict[str, Label]:

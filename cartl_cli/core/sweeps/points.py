@@ -6,6 +6,7 @@ runs/pretrain-0a1b2c3d4e5f/ the run of the point 0a1b2c3d4e5f, of every sweep th
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -41,13 +42,15 @@ ADDED: dict[Kind, dict[str, object]] = {
 """Settings that came later, as all was before them: such a value leaves an id as it was."""
 
 PointId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = str | int | float | bool | None
 
 
 class Point(BaseModel):
     """One run of a sweep: ``needs`` is the id of the run whose model it takes.
 
-    ``labels`` says in flat words what distinguishes it, for tables.
+    A transfer from a run that was there before needs none, and has the sha256 of that run's
+    weights. ``labels`` says in flat words what distinguishes it, for tables.
     """
 
     model_config = SETTINGS
@@ -56,6 +59,7 @@ class Point(BaseModel):
     kind: Kind
     config: RunConfig
     needs: PointId | None = None
+    source_sha256: Sha256 | None = None
     labels: Annotated[dict[str, Label], Field(max_length=40)] = {}
 
     @property
@@ -67,8 +71,11 @@ class Point(BaseModel):
     def _of_one_kind(self) -> Self:
         if not isinstance(self.config, CONFIGS[self.kind]):
             raise ValueError(f"config is not that of a {self.kind} run")
-        if (self.needs is None) != (self.kind == "pretrain"):
-            raise ValueError(f"needs: a {self.kind} point has {self.needs}")
+        if self.source_sha256 is not None and self.kind != "transfer":
+            raise ValueError(f"source_sha256: a {self.kind} point has one")
+        taken = [model for model in (self.needs, self.source_sha256) if model is not None]
+        if len(taken) != (0 if self.kind == "pretrain" else 1):
+            raise ValueError(f"needs: a {self.kind} point has {' and '.join(taken) or None}")
         return self
 
 
@@ -99,20 +106,33 @@ class Sweep(BaseModel):
         return self
 
 
-def point_id(kind: Kind, config: RunConfig, needs: str | None) -> str:
-    """12 hex digits that are the same wherever and whenever the same run is asked for."""
+def point_id(kind: Kind, config: RunConfig, taken: str | None) -> str:
+    """12 hex digits that are the same wherever and whenever the same run is asked for.
+
+    ``taken`` is whose model it takes: the id of a point, or the sha256 of a run's weights.
+    """
     dumped = config.model_dump(mode="json", exclude=PLACES)
     if kind == "transfer":  # a setting that had another name
         dumped["head_epochs"] = dumped.pop("head_first")
     added = {"compile": None, **ADDED.get(kind, {})}
     settings = {name: v for name, v in dumped.items() if name not in added or v != added[name]}
-    content = json.dumps([kind, settings, needs], sort_keys=True, separators=(",", ":"))
+    content = json.dumps([kind, settings, taken], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def sweep_path(runs_dir: Path, name: str) -> Path:
     """Where a sweep of this name is kept."""
     return runs_dir / FOLDER / f"{name}.json"
+
+
+def sweep_runs(runs_dir: Path) -> set[str]:
+    """The names of the runs of all sweeps: the points of each plan, and what else one started."""
+    folder = runs_dir / FOLDER
+    names = {settings.stem for settings in folder.glob("*/*.json")}
+    for path in folder.glob("*.json"):
+        with suppress(RunError):
+            names |= {point.run for point in read_sweep(path).points}
+    return names
 
 
 def read_sweep(path: Path) -> Sweep:

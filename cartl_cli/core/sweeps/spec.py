@@ -145,8 +145,8 @@ def _problem(kind: Kind, name: str, value: Any, place: str) -> str:
         return "unknown setting" + (f"; did you mean {close[0]!r}?" if close else "")
     if name == "seed":
         return "give seeds = [0, 1, 2] at the top of the file"
-    if name in ("source", "run"):
-        return "a sweep trains its own source runs; drop it"
+    if name == "run":
+        return "a sweep attacks its own target models; drop it"
     if not is_axis(kind, name, value) and place != "zipped":
         return ""
     if not isinstance(value, list):
