@@ -83,7 +83,7 @@ SIZES = {1: 6, 4: 4, 6: 6, 8: 8}  # of markers, by k
 ATTACKS: dict[str, str] = {"all": "pgd,strong,feature,square", "autoattack": "autoattack"}
 AUTOATTACKED = 200  # images at most
 ACCURACIES = ("clean", "pgd", "strong", "feature", "square", "autoattack")
-DROP = "▼"
+JUDGED, DROP = ("clean", "autoattack"), "▼"  # what is marked where it is below the head alone
 GUIDE: dict[str, Any] = {"color": "0.5", "lw": 0.8, "ls": "--", "zorder": 0}
 
 
@@ -268,7 +268,7 @@ class Row:
 
     ``times``: the transfer's time as a multiple of vanilla's at this k on the same machine;
     ``gain``: points of AutoAttack above vanilla's at this k; both None if that was not measured.
-    ``dropped``: the accuracies that are below those of the head alone.
+    ``dropped``: which of clean and AutoAttack is below the head alone.
     """
 
     target: str
@@ -299,7 +299,7 @@ def row_of(group: list[Cell], cells: list[Cell]) -> Row:
         *(first.target, first.method, first.k, tuple(group), values),
         times=mean(cell.seconds for cell in group) / mean(timed) if timed else None,
         gain=values["autoattack"] - means(vanilla)["autoattack"] if vanilla else None,
-        dropped=frozenset(name for name in head if values[name] < head[name]),
+        dropped=frozenset(name for name in JUDGED if head and values[name] < head[name]),
     )
 
 
@@ -326,8 +326,9 @@ def table(rows: list[Row]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
-        marked = {name: DROP for name in ("clean", "autoattack") if name in row.dropped}
-        numbers = [f"{row.values[name]:.1f}{marked.get(name, '')}" for name in ACCURACIES]
+        numbers = [
+            f"{row.values[name]:.1f}{DROP if name in row.dropped else ''}" for name in ACCURACIES
+        ]
         times = f"{row.times:.1f}×" if row.times else ""
         checks = "; ".join(sorted({cell.checks for cell in row.cells}))
         line = (row.method, str(row.k), *numbers, times, str(len(row.cells)), checks)
