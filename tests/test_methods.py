@@ -459,3 +459,35 @@ def test_a_run_says_both_accuracies_and_which_weights_are_its_model(
 def test_the_method_of_a_source_run_in_words() -> None:
     assert source_method(config(fdm_lambda=0.1)) == "at+fdm"
     assert source_method(config(method="trades", awp_gamma=0.01, ema=0.9)) == "trades+awp+ema"
+
+
+@pytest.mark.parametrize(("fdm_at", "ks"), [("1,3", (3, 1)), ("all", (4, 3, 2, 1)), (None, (3,))])
+def test_the_feature_distance_at_several_blocks_is_their_mean(
+    model: BlockModel, images: Tensor, labels: Tensor, fdm_at: str | None, ks: tuple[int, ...]
+) -> None:
+    ours = config(fdm_lambda=0.3, fdm_at=fdm_at)
+    assert ours.fdm_ks == ks
+    adversarial = (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
+    model.eval()
+    found = outer_loss(model, ours)(images, adversarial, labels).loss
+    cuts = [len(model.blocks) - k for k in ks]
+    far = [
+        feature_distance(model.features(images, cut), model.features(adversarial, cut))
+        for cut in cuts
+    ]
+    expected = F.cross_entropy(model(adversarial), labels) + 0.3 * sum(far) / len(far)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--fdm-at 2,4", "--fdm-at: goes with --fdm-lambda; give that too, or drop it"),
+        ("--fdm-at 2,99 --fdm-lambda 1", "--fdm-at: wrn-16-1 has 8 blocks, got 2,99"),
+        ("--fdm-at some --fdm-lambda 1", "--fdm-at: must be all, or values of k such as 2,4,6"),
+    ],
+)
+def test_wrong_values_of_k_are_refused(cartl: Command, line: str, said: str) -> None:
+    done = cartl("pretrain", *line.split())
+    assert done.code == 2
+    assert said in done.err

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
@@ -45,6 +45,13 @@ class PretrainConfig(BaseModel):
         Number,
         Field(ge=0, description="Weight of feature distance minimization at block L-k (0: off)."),
     ] = 0.0
+    fdm_at: Annotated[
+        Annotated[str, AfterValidator(values.check_ks)] | None,
+        Field(
+            description="Values of k whose blocks L-k --fdm-lambda acts on, as 2,4,6, or all: one "
+            "source model for each of them (default: k alone)."
+        ),
+    ] = None
     eps: fields.Eps = Field(default_factory=lambda given: values.own_eps(given.get("dataset")))
     step_size: fields.StepSize = None
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the training attack.")] = 5
@@ -72,6 +79,17 @@ class PretrainConfig(BaseModel):
         return self.eps / 4 if self.step_size is None else self.step_size
 
     @property
+    def fdm_ks(self) -> tuple[int, ...]:
+        """The values of k that the feature distance is minimised for, falling; () without it."""
+        if self.fdm_lambda == 0:
+            return ()
+        if self.fdm_at is None:
+            return (self.k,)
+        blocks = parse_architecture(self.arch).block_count
+        given = range(1, blocks) if self.fdm_at == "all" else map(int, self.fdm_at.split(","))
+        return tuple(sorted(set(given), reverse=True))
+
+    @property
     def steps_per_batch(self) -> int:
         """Steps in a row on each batch: one but with free training."""
         return (self.replays or 4) if self.method == "free" else 1
@@ -95,6 +113,10 @@ class PretrainConfig(BaseModel):
         if self.method != "natural" and self.eps == 0:
             raise ValueError("eps: 0 means natural training; use --method natural")
         self._check_method()
+        if self.fdm_at is not None and self.fdm_lambda == 0:
+            raise ValueError("fdm_at: goes with --fdm-lambda; give that too, or drop it")
+        if max(self.fdm_ks, default=1) > blocks:
+            raise ValueError(f"fdm_at: {self.arch} has {blocks} blocks, got {self.fdm_at}")
         values.check_step_size(self.eps, self.step_size)
         values.check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
         values.check_batch(self.batch_size)

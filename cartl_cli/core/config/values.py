@@ -106,6 +106,13 @@ def check_blocks(text: str) -> str:
     return text
 
 
+def check_ks(text: str) -> str:
+    """``"all"``, or values of k as ``"2,4,6"``. Raises ValueError."""
+    if text != "all" and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
+        raise ValueError("must be all, or values of k such as 2,4,6")
+    return text
+
+
 def divergence_weight(method: str, trades_beta: float | None) -> float | None:
     """β of TRADES, 6 unless it is given; None of other methods."""
     if method != "trades":

@@ -23,12 +23,12 @@ from cartl_cli.core.runtime.ranks import EVERYTHING, Part
 class OuterLoss:
     """What the weights minimise, given adversarial images: Eq. 4 or TRADES, plus Eq. 10.
 
-    ``fdm_lambda``: λ of the feature distance at block L−k. ``trades_beta``: β of TRADES, None for
-    the cross-entropy.
+    ``fdm_lambda``: λ of the feature distance, the mean over the blocks L−k of all ``ks``, which
+    fall; the paper has one. ``trades_beta``: β of TRADES, None for the cross-entropy.
     """
 
     model: BlockModel
-    k: int
+    ks: tuple[int, ...]
     fdm_lambda: float = 0.0
     trades_beta: float | None = None
 
@@ -40,24 +40,26 @@ class OuterLoss:
         The distance is a sum over the batch: of a ``share`` of it (0..1) it counts for the whole,
         as a mean does.
         """
-        model, cut = self.model, len(self.model.blocks) - self.k
+        model, cuts = self.model, [len(self.model.blocks) - k for k in self.ks]
         divergence, distance = self.trades_beta is not None, self.fdm_lambda > 0
-        features = model.features(adversarial, cut)  # (B, …)
-        logits = model.classify(features, cut)  # (B, classes)
+        features = model.features_at(adversarial, cuts)  # (B, …) each
+        logits = model.classify(features[-1], cuts[-1])  # (B, classes)
         correct = {"adversarial": right(logits, labels)}
         if not divergence and not distance:
             return StepLoss(F.cross_entropy(logits, labels), correct)
 
         # a pass of its own: one concatenated pass has other batch-norm statistics
-        clean_features = model.features(images, cut)
+        clean_features = model.features_at(images, cuts)
         with torch.set_grad_enabled(divergence):  # else only to be shown
-            clean_logits = model.classify(clean_features, cut)
+            clean_logits = model.classify(clean_features[-1], cuts[-1])
         if self.trades_beta is not None:
             loss = trades_loss(clean_logits, logits, labels, self.trades_beta)
         else:
             loss = F.cross_entropy(logits, labels)
         if distance:
-            loss = loss + self.fdm_lambda / share * feature_distance(clean_features, features)
+            pairs = zip(clean_features, features, strict=True)
+            far = torch.stack([feature_distance(*pair) for pair in pairs]).mean()
+            loss = loss + self.fdm_lambda / share * far
         return StepLoss(loss, {"clean": right(clean_logits, labels), **correct})
 
 

@@ -153,7 +153,7 @@ def adversarial(tuning: Tuning) -> Tuned:
     return Tuned(
         AdversarialTraining(
             model,
-            OuterLoss(model, tuning.k, trades_beta=settings["trades_beta"]),
+            OuterLoss(model, (tuning.k,), trades_beta=settings["trades_beta"]),
             resolve_name(attack.code)(model, budget),
             tuning.warmup,
             settings["seed"],

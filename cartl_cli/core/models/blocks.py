@@ -1,5 +1,6 @@
 """What every network here is made of: normalization, a stem, and L blocks in a row."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -107,6 +108,16 @@ class BlockModel(nn.Module):
         for block in self.blocks[:stop]:
             activations = block(activations)
         return cast(Tensor, activations)
+
+    def features_at(self, images: Tensor, stops: Sequence[int]) -> list[Tensor]:
+        """What leaves each block of ``stops``, which rise, in one pass: see ``features``."""
+        found = [self.features(images, stops[0])]
+        for begin, stop in itertools.pairwise(stops):
+            activations = found[-1]
+            for block in self.blocks[begin:stop]:
+                activations = block(activations)
+            found.append(activations)
+        return found
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] → what enters the classifier ``head``, (B, d)."""

@@ -118,7 +118,7 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
     values = {"fdm_lambda": fdm_lambda, **{name: getattr(config, name) for name in ADDITIONS}}
     origin = [("source model", record.sha256[:12])]
     if source is not None:  # its k, too, if FDM acted on it and the transfer took another
-        moved = source.fdm_lambda and source.k != last.manifest.k
+        moved = source.fdm_ks and source.fdm_ks != (last.manifest.k,)
         origin = [("source k", str(source.k))] if moved else []
         origin += [(f"source {name}", value) for name, value in _others(source)]
     return TrainingSetting(

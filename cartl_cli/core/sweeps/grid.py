@@ -226,7 +226,7 @@ def _points(chain: Chain, located: Locate, given: Given | None) -> list[Point]:
 
 def _source_point(config: PretrainConfig, blocks: int) -> Point:
     """The run of a source model of so many blocks: one for every k, if k means nothing."""
-    if config.fdm_lambda == 0:
+    if config.fdm_lambda == 0 or config.fdm_at is not None:
         usual = PretrainConfig.model_fields["k"].default
         config = config.model_copy(update={"k": min(usual, blocks)})
     return _point("pretrain", config, source_labels(config))
@@ -263,7 +263,8 @@ def source_labels(config: PretrainConfig) -> dict[str, Label]:
         "method": source_method(config),
         "source_data": config.dataset,
         "arch": config.arch,
-        "k": config.k if config.fdm_lambda else None,
+        "k": config.k if config.fdm_lambda and config.fdm_at is None else None,
+        "fdm_at": config.fdm_at,
         "fdm_lambda": config.fdm_lambda,
         "replays": config.replays,
         "trades_beta": config.trades_beta,

@@ -25,7 +25,13 @@ PLACES = HARMLESS | {"source", "run", "sync_bn"}
 """Settings that say where a run is made or found, not what it is; each is made by one process."""
 
 ADDED: dict[Kind, dict[str, object]] = {
-    "pretrain": {"replays": None, "trades_beta": None, "awp_gamma": 0.0, "ema": 0.0},
+    "pretrain": {
+        "replays": None,
+        "trades_beta": None,
+        "awp_gamma": 0.0,
+        "ema": 0.0,
+        "fdm_at": None,
+    },
     "transfer": {
         "method": "natural",
         "eps_warmup": 0.0,

@@ -12,11 +12,11 @@ def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[st
     """What a user should know about this pairing of source, k and target."""
     manifest = source.manifest
     found = []
-    trained_for_k = isinstance(manifest.config, PretrainConfig) and manifest.config.fdm_lambda > 0
-    if trained_for_k and k != manifest.k:
+    fdm_ks = manifest.config.fdm_ks if isinstance(manifest.config, PretrainConfig) else ()
+    if fdm_ks and k not in fdm_ks:
         found.append(
-            f"source {source.name}: its feature distance was minimised for k={manifest.k}, "
-            f"you use k={k}"
+            f"source {source.name}: its feature distance was minimised for "
+            f"k={','.join(map(str, fdm_ks))}, you use k={k}"
         )
     all_blocks = config.lwf_lambda is not None or config.method in ("fast", "at", "trades")
     if k == blocks and not all_blocks:

@@ -117,7 +117,8 @@ def plan_of(
 
 def outer_loss(model: BlockModel, config: PretrainConfig) -> OuterLoss:
     """What the weights minimise, given adversarial images."""
-    return OuterLoss(model, config.k, config.fdm_lambda, config.divergence_weight)
+    ks = config.fdm_ks or (config.k,)
+    return OuterLoss(model, ks, config.fdm_lambda, config.divergence_weight)
 
 
 def adversarial_training(
