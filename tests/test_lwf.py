@@ -275,7 +275,7 @@ def test_only_a_fixed_first_phase_can_be_extended(folder: Path) -> None:
     longer = ["transfer", "--resume", "lwf", "--epochs", "4", "--extend"]
     refused = run(longer, folder)
     assert refused.code == 2
-    assert "--extend: LwF trains the classifier alone for half of --epochs" in refused.err
+    assert "--extend: the classifier alone is trained for half of --epochs" in refused.err
     assert "would move from 1 to 2; start a new run" in refused.err
 
     fixed = [*LWF[:-1], "fixed", "--head-epochs", "1"]

@@ -118,9 +118,9 @@ def tuned_table(run: "Run") -> Table:
 
 def method(run: "Run") -> str:
     """How a target model was tuned, with the numbers that belong to the method."""
-    config, record = run.manifest.config, run.manifest.source
+    config = run.manifest.config
     assert isinstance(config, TransferConfig)
-    look = config.look(record.fdm_lambda if record else None)
+    look = config.look(None)
     numbers = {
         **{one.symbol: getattr(config, one.setting) for one in config.additions},
         "radius": run.manifest.radius,
