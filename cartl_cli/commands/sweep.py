@@ -43,7 +43,10 @@ def sweep(
     no_download: NoDownload = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid of settings: every source model, its transfers, an attack on each."""
+    """Run a grid of settings: every source model, its transfers, an attack on each.
+
+    To choose k, a method and its settings for your images: cartl sweep tune --help.
+    """
     if listed:
         show_list(as_json)
         return
