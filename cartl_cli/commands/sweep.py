@@ -34,7 +34,11 @@ def sweep(
     settings: dict[str, Any],
     spec: Annotated[
         str | None,
-        typer.Argument(help="A TOML file, or a built-in sweep: see --list.", show_default=False),
+        typer.Argument(
+            help="A TOML file, or a built-in sweep: see --list. To choose settings for your "
+            "images: cartl sweep tune --help.",
+            show_default=False,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the built-in sweeps.")] = False,
@@ -43,10 +47,7 @@ def sweep(
     no_download: NoDownload = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid of settings: every source model, its transfers, an attack on each.
-
-    To choose k, a method and its settings for your images: cartl sweep tune --help.
-    """
+    """Run a grid of settings: every source model, its transfers, an attack on each."""
     if listed:
         show_list(as_json)
         return

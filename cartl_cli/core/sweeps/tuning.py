@@ -7,7 +7,7 @@ that had no part in the rungs before it.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -56,17 +56,23 @@ def candidates(
 ) -> list[Candidate]:
     """Every combination, the most sensible first: a method as it comes, then what departs from it.
 
-    A recipe is a method, or ``neft`` or ``keep``: vanilla transfer with that. ``radii``: that of
+    The first two recipes go side by side through the values of k, the others one after another. A
+    recipe is a method, or ``neft`` or ``keep``: vanilla transfer with that. ``radii``: that of
     ``latent`` at each k, where it was measured; without it there is no candidate of ``latent``.
     """
     found = [
         (departures + (faster != 1) + (shorter != 1), Candidate(settings))
-        for recipe, k in itertools.product(recipes, ks)
+        for recipe, k in _in_order(ks, recipes)
         for departures, own in _variants(recipe, radii.get(k))
         for faster, shorter in itertools.product((1, 2.5), (1, 3))
         for settings in [_settings(own, k, faster, shorter)]
     ]
     return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
+
+
+def _in_order(ks: Sequence[int], recipes: Sequence[str]) -> Iterator[tuple[str, int]]:
+    yield from ((recipe, k) for k in ks for recipe in recipes[:2])
+    yield from itertools.product(recipes[2:], ks)
 
 
 def _variants(recipe: str, radius: float | None) -> list[tuple[int, Settings]]:
@@ -307,19 +313,15 @@ def tasks(candidate: Candidate, rung: Rung, folds: Sequence[int]) -> list[Task]:
 def predicted(task: Task, trials: Sequence[Trial]) -> float:
     """Seconds that a task will take, by those that were tried: 0 where there is none.
 
-    An epoch takes as long as those of the same method at the nearest k, longer in proportion where
-    that is smaller; of a method never tried, as the slowest that was.
+    An epoch takes as long as those of the same method (of any, if it is new) at the nearest k, and
+    longer in proportion where that is smaller.
     """
     if not trials:
         return 0.0
-    alike = [trial for trial in trials if _work(trial.settings) == _work(task.settings)]
-    if alike:
-        nearest = min(alike, key=lambda trial: abs(_k(trial) - task.candidate.k))
-        same = [trial for trial in alike if _k(trial) == _k(nearest)]
-        epoch = _mean(t.training_seconds / t.epochs for t in same)
-        epoch *= max(1.0, task.candidate.k / _k(nearest))
-    else:
-        epoch = max(trial.training_seconds / trial.epochs for trial in trials)
+    alike = [trial for trial in trials if _work(trial.settings) == _work(task.settings)] or trials
+    nearest = _k(min(alike, key=lambda trial: abs(_k(trial) - task.candidate.k)))
+    epoch = _mean(t.training_seconds / t.epochs for t in alike if _k(t) == nearest)
+    epoch *= max(1.0, task.candidate.k / nearest)
     attacks = [t.attack_seconds for t in trials if t.attack == task.attack] or [
         t.attack_seconds * WORK[task.attack] / WORK[t.attack] for t in trials
     ]
