@@ -64,6 +64,7 @@ def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int 
     from cartl_cli.core.sweeps.trials import k_search
     from cartl_cli.display import tables, tuning_tables
 
+    say("choosing k on folds of the training images; this takes a few trainings")
     with stop_signals() as asked:
         outcome = k_search(config, opened.source, session, lambda: stop_if_asked(asked))
     best = outcome.best("balanced")

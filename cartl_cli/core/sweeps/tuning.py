@@ -16,7 +16,7 @@ from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
 from cartl_cli.core.sweeps.search_file import Strength, Trial
 
 FOLDS = 4
-LEAST = 2  # candidates that get through every rung, whatever the budget
+LEAST = 2  # candidates that get through the first and the last rung, whatever the budget
 WORK: dict[Strength, int] = {"quick": 1, "strong": 10}
 """How long an attack takes, until one of its strength was run; see ``trials.ATTACKS``."""
 
@@ -245,16 +245,24 @@ class Search:
         return sum(trial.seconds for trial in self.trials)
 
     def run(self, all_of_them: Sequence[Candidate], rungs: Sequence[Rung], want: Want) -> Outcome:
-        """Walk through the rungs. What was tried before is not tried again."""
-        standings: list[list[Standing]] = []
-        going = list(all_of_them)
-        for rung in rungs:
-            if standings:
-                kept = math.ceil(rung.kept * len(going))
-                going = promoted(standings[-1], want)[: max(LEAST, min(rung.most, kept))]
+        """Walk through the rungs; one between the first and the last is left out for want of time.
+
+        What was tried before is not tried again.
+        """
+        first, *between, last = rungs
+        standings = [self._walk(all_of_them, first)]
+        for rung in (*between, last):
+            kept = min(rung.most, math.ceil(rung.kept * len(standings[-1])))
+            going = promoted(standings[-1], want)[: max(LEAST, kept)]
+            if rung in between and not self._has_time(going[:LEAST], rung):
+                self.cut = True
+                continue
             standings.append(self._walk(going, rung))
-            going = [one.candidate for one in standings[-1]]
         return Outcome(standings, self.spent, self.cut)
+
+    def _has_time(self, going: Sequence[Candidate], rung: Rung) -> bool:
+        cost = sum(self._cost(candidate, rung, rung.folds) for candidate in going)
+        return cost == 0 or self.spent + cost <= rung.until * self.budget
 
     def _walk(self, going: Iterable[Candidate], rung: Rung) -> list[Standing]:
         """One rung: as many candidates as the budget allows, on as many folds, all on the same."""
