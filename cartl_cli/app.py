@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from cartl_cli import __version__
 from cartl_cli.core.errors import CartlError, StoppedError, UsageError
@@ -20,9 +21,11 @@ COMMANDS = {
     "adversarial images.",
     "attack": "Attack a run's model with PGD and say how much accuracy is left.",
     "sweep": "Run a grid of settings: every source model, its transfers, an attack on each.",
+    "sweep tune": "Choose k, the method and its settings for your images, on the training images "
+    "alone.",
     "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
 }
-ALONE = ("sweep", "report")
+ALONE = ("sweep", "sweep tune", "report")
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,18 +55,29 @@ def cartl(
         raise UsageError(f"{context.invoked_subcommand}: is one process; start it without torchrun")
 
 
+class Commands(TyperGroup):
+    """The commands by name, of which ``sweep tune`` has two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the first words name, and what is left of them."""
+        if (two := " ".join(args[:2])) in self.commands:
+            args = [two, *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 def build_app(arguments: list[str]) -> typer.Typer:
     """The command line; of the commands only one that is asked for is imported.
 
     The others are stand-ins with their summaries, so that --help comes at once.
     """
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(cartl)
     completing = "_CARTL_COMPLETE" in os.environ
     for name, summary in COMMANDS.items():
         command = _stand_in
-        if completing or name in arguments:
-            command = getattr(import_module(f"cartl_cli.commands.{name}"), name)
+        *_, module = words = name.split()
+        if completing or set(words) <= set(arguments):
+            command = getattr(import_module(f"cartl_cli.commands.{module}"), module)
         app.command(name, help=summary)(command)
     return app
 

@@ -25,7 +25,7 @@ LOWER = BASE | FLOORS.keys()
 UPPER: dict[str, set[str]] = {
     "evaluation": LOWER,
     "training": LOWER | {"evaluation"},
-    "sweeps": LOWER,
+    "sweeps": LOWER | {"evaluation", "training"},
     "reports": LOWER | {"evaluation", "sweeps"},
 }
 CORE = FLOORS | UPPER

@@ -34,7 +34,11 @@ def sweep(
     settings: dict[str, Any],
     spec: Annotated[
         str | None,
-        typer.Argument(help="A TOML file, or a built-in sweep: see --list.", show_default=False),
+        typer.Argument(
+            help="A TOML file, or a built-in sweep: see --list. To choose settings for your "
+            "images: cartl sweep tune --help.",
+            show_default=False,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and stop.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the built-in sweeps.")] = False,

@@ -1,11 +1,15 @@
 """``cartl transfer``."""
 
 import json
+from collections.abc import Callable
 
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
-from cartl_cli.commands.session import open_session
+from cartl_cli.commands.session import Opened, open_session
 from cartl_cli.core.config import TransferConfig
+from cartl_cli.core.errors import StoppedError, UsageError
 from cartl_cli.core.registry.transfer_methods import ADDITIONS
+from cartl_cli.core.runtime.stopping import Asked, stop_signals
+from cartl_cli.core.sweeps.tuning import reason
 
 
 @flags_from(TransferConfig)
@@ -17,8 +21,9 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
     from cartl_cli.display.terminal import say, training_progress
 
     chosen, source = opened.config, opened.source
+    k = None if opened.finished else chosen_k(opened, say)
     with training_progress() as report:
-        run = opened.finished or transfer_run(chosen, source, opened.session, report)
+        run = opened.finished or transfer_run(chosen, source, opened.session, report, k)
     if run is None:
         return  # another process tells
     say(f"saved {run.folder}")
@@ -42,3 +47,33 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
     else:
         tables.show(tables.tuned_table(run))
         tables.show(tables.training_table(run))
+
+
+def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int | None:
+    """What to take for ``--k auto``: that of the run to go on with, else the best of a few trials.
+
+    None where k is not to be chosen. Raises UsageError for many processes, and StoppedError.
+    """
+    config, session = opened.config, opened.session
+    if config.k != "auto":
+        return None
+    if session.resume is not None:
+        return session.resume.manifest.k
+    if session.ranks.size > 1:
+        raise UsageError("--k: auto is chosen by one process alone; give a number")
+    from cartl_cli.core.sweeps.trials import k_search
+    from cartl_cli.display import tables, tuning_tables
+
+    say("choosing k on folds of the training images; this takes a few trainings")
+    with stop_signals() as asked:
+        outcome = k_search(config, opened.source, session, lambda: stop_if_asked(asked))
+    best = outcome.best("balanced")
+    tables.show_aside(tuning_tables.values_of_k(outcome))
+    say(f"k {best.candidate.k}: {reason(outcome, 'balanced')}")
+    return best.candidate.k
+
+
+def stop_if_asked(asked: Asked) -> None:
+    """Raise StoppedError if a signal has come."""
+    if asked.signal is not None:
+        raise StoppedError("stopped while k was chosen; nothing was begun", asked.signal)

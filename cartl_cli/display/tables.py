@@ -12,7 +12,7 @@ from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
-from cartl_cli.display.terminal import printable
+from cartl_cli.display.terminal import printable, stderr
 
 if TYPE_CHECKING:
     from cartl_cli.core.models.block_table import BlockRow
@@ -27,6 +27,11 @@ WIDTH = 100  # columns
 def show(table: Table) -> None:
     """Print a table on stdout."""
     stdout().print(table)
+
+
+def show_aside(table: Table) -> None:
+    """Print a table on stderr, beside what is said."""
+    stderr().print(table)
 
 
 def stdout() -> Console:

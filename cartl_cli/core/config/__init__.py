@@ -11,6 +11,7 @@ from cartl_cli.core.config.attack_settings import POSITIONAL, AttackConfig, Spli
 from cartl_cli.core.config.pretrain_settings import PretrainConfig
 from cartl_cli.core.config.sweep_settings import SweepConfig
 from cartl_cli.core.config.transfer_settings import TransferConfig
+from cartl_cli.core.config.tune_settings import TuneConfig
 from cartl_cli.core.config.values import SETTINGS, own_eps
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "SweepConfig",
     "TrainingConfig",
     "TransferConfig",
+    "TuneConfig",
     "own_eps",
 ]
 

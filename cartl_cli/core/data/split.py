@@ -72,6 +72,13 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
     return order[by_round[:count]].sort().values
 
 
+def folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """All images in ``count`` parts, each class spread evenly: sorted indices, seeded."""
+    order = torch.randperm(len(labels), generator=generator(seed, "folds"))
+    by_class = order[labels.cpu()[order].argsort(stable=True)]
+    return [by_class[part::count].sort().values for part in range(count)]
+
+
 def fraction_of(data: DataSet, fraction: float, seed: int) -> Split:
     """A seeded part of the training images, as many of each class as the data allow.
 

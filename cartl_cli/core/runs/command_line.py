@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cartl_cli.core.config import own_eps
+from cartl_cli.core.config import Kind, RunConfig, own_eps
 from cartl_cli.core.config.configure import flag, is_positional
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.runs.manifest import Run
@@ -14,15 +14,19 @@ from cartl_cli.core.runs.manifest import Run
 
 def command_of(run: Run) -> str:
     """``cartl pretrain …`` with every setting that is no default, quoted for a shell."""
-    config = run.manifest.config
-    words = ["cartl", run.manifest.kind]
+    return command_line(run.manifest.kind, run.manifest.config, run.name)
+
+
+def command_line(kind: Kind, config: RunConfig, name: str) -> str:
+    """The same from settings, for a run of a name."""
+    words: list[str] = ["cartl", kind]
     fields = type(config).model_fields
-    for name, value in config:
-        if is_positional(fields[name]):
+    for setting, value in config:
+        if is_positional(fields[setting]):
             words += [value] if value else []
-        elif value != _default(config, name, fields[name]):
-            words += _words(name, value)
-    return shlex.join([*words, "--name", run.name])
+        elif value != _default(config, setting, fields[setting]):
+            words += _words(setting, value)
+    return shlex.join([*words, "--name", name])
 
 
 def _default(config: BaseModel, name: str, field: FieldInfo) -> object:

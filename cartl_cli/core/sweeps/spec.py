@@ -147,6 +147,8 @@ def _problem(kind: Kind, name: str, value: Any, place: str) -> str:
         return "give seeds = [0, 1, 2] at the top of the file"
     if name == "run":
         return "a sweep attacks its own target models; drop it"
+    if name == "k" and "auto" in (value if isinstance(value, list) else [value]):
+        return "a sweep takes numbers, such as [4, 6]; to choose k: cartl sweep tune"
     if not is_axis(kind, name, value) and place != "zipped":
         return ""
     if not isinstance(value, list):

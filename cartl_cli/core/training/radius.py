@@ -28,19 +28,34 @@ def radius_of(
         return config.radius
     if session.resume is not None and session.resume.manifest.radius is not None:
         return session.resume.manifest.radius
-    moved = source.results.moved or measured_on_source(config, source, original, session)
-    distance = moved[len(original.blocks) - k]
-    if not distance:
-        raise UsageError(
-            f"--radius: adversarial images move nothing at block L−k of source {source.name!r}; "
-            "give a number such as 0.02"
-        )
-    radius = ALIKE * distance
+    distance = distances(config, source, original, session)[len(original.blocks) - k]
+    radius = radius_from(distance, source)
     session.say(
         f"radius {radius:.3g} of the features' norm: {ALIKE:g} times the {distance:.3g} by which "
         f"adversarial images move the features of {source.name}"
     )
     return radius
+
+
+def distances(
+    config: TransferConfig, source: Run, original: BlockModel, session: Session
+) -> tuple[float | None, ...]:
+    """How far adversarial images move each block 0..L of the source model, relative to ‖h‖.
+
+    What was measured when it was trained, else measured now. Raises UsageError where its images
+    are not there.
+    """
+    return source.results.moved or measured_on_source(config, source, original, session)
+
+
+def radius_from(distance: float | None, source: Run) -> float:
+    """The radius that belongs to a distance. Raises UsageError where there is none."""
+    if not distance:
+        raise UsageError(
+            f"--radius: adversarial images move nothing at block L−k of source {source.name!r}; "
+            "give a number such as 0.02"
+        )
+    return ALIKE * distance
 
 
 def measured_on_source(

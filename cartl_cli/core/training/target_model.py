@@ -16,19 +16,20 @@ from cartl_cli.core.method import transfer_methods
 from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.runs import weights
-from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.manifest import Position, Run
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.randomness import seeded
 from cartl_cli.core.training import interpolation, weight_average
 from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.frozen_features import extracted
-from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training.loop import Progress, fit, sgd
 from cartl_cli.core.training.radius import radius_of
 from cartl_cli.core.training.remarks import remarks, verdict
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import begun, set_up
+from cartl_cli.core.training.training_run import begun, set_up, training_of
 
 LOOKED_AT = 1000  # training images at most, for the accuracy that training ended at
 
@@ -186,6 +187,25 @@ def with_features(
         return setup, target.plan
     say("features of the frozen extractor are taken once: no augmentation")
     return replace(setup, split=features), replace(target.plan, objective=on_features)
+
+
+def tune(target: Target, setup: TrainingSetup, between: Callable[[], None]) -> BlockModel:
+    """Train a target in memory, without a run: bit by bit the model that ``transfer`` makes.
+
+    ``between`` is called between two steps, and may raise to stop. Raises DivergedError.
+    """
+    setup, plan = with_features(target, setup, lambda line: None)
+    model = target.model
+    training = training_of(model, sgd(model, target.config), plan.objective, setup)
+    size = target.config.batch_size if setup.compile else 0
+    with compiled_passes(size, lambda line: None):
+        for step in fit(training, Position()):
+            plan.step_done(step.done)
+            if step.epoch_ended:
+                plan.epoch_done(step.look().epoch, step.done)
+            between()
+    finish(target)
+    return model.eval()
 
 
 def finish(target: Target) -> dict[str, float]:

@@ -12,6 +12,7 @@ from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.data.data_sets import augmentation, load_data_set
 from cartl_cli.core.data.split import fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
+from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, TrainingAttack
@@ -178,17 +179,7 @@ class TrainingRun:
         objective = plan.objective
         if ranks.size > 1:
             objective = averaged(model, objective, ranks, setup.device, plan.head_steps)
-        training = Training(
-            model,
-            state.optimizer,
-            setup.split.to(setup.device),
-            config,
-            objective,
-            setup.autocast,
-            setup.augment,
-            ranks,
-            setup.replays,
-        )
+        training = training_of(model, state.optimizer, objective, setup)
         keeper = checkpoints.Keeper(run, last, self.asked, ranks)
         failed = self.session.say if config.compile is None else None  # else it is an error
         with (
@@ -236,6 +227,23 @@ class TrainingRun:
                 say(f"going on after step {position.step} of {total}, learning rate {rate:.3g}")
         setup.ranks.share(state.tensors)
         return checkpoints.shared(position, setup.ranks), metrics
+
+
+def training_of(
+    model: BlockModel, optimizer: torch.optim.SGD, objective: Objective, setup: TrainingSetup
+) -> Training:
+    """What ``fit`` is to do, from a setup."""
+    return Training(
+        model,
+        optimizer,
+        setup.split.to(setup.device),
+        setup.config,
+        objective,
+        setup.autocast,
+        setup.augment,
+        setup.ranks,
+        setup.replays,
+    )
 
 
 @dataclass(frozen=True)

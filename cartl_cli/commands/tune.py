@@ -1,0 +1,201 @@
+"""``cartl sweep tune``."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cartl_cli.commands.options import AsJson, DataDir, NoDownload, Request, RunsDir, flags_from
+from cartl_cli.commands.session import Opened, open_session
+from cartl_cli.commands.sweep import sweeps_folder
+from cartl_cli.core import storage
+from cartl_cli.core.config import TransferConfig, TuneConfig
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.errors import StoppedError, UsageError
+from cartl_cli.core.runs.command_line import command_line
+from cartl_cli.core.runtime.stopping import Asked, stop_signals
+from cartl_cli.core.sweeps.search_file import (
+    SearchRecord,
+    Trial,
+    check_name,
+    read_search,
+    write_search,
+)
+from cartl_cli.core.sweeps.tuning import (
+    TUNE_RUNGS,
+    Outcome,
+    Search,
+    Task,
+    blocks_grid,
+    candidates,
+    described,
+    front,
+    reason,
+)
+
+if TYPE_CHECKING:
+    from cartl_cli.core.sweeps.trials import Bench
+
+PICTURE = "front.png"
+
+
+@flags_from(TuneConfig)
+def tune(
+    settings: dict[str, Any],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the search (default: tune-…).")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    no_download: NoDownload = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose k, the method and its settings for your images, on the training images alone."""
+    wanted = configure(TuneConfig, settings)
+    if name is not None:
+        check_name(name)
+    request = Request(wanted.shared, runs_dir=runs_dir, data_dir=data_dir, no_download=no_download)
+    opened = open_session(request, TransferConfig, "transfer")
+    from cartl_cli.display import tables, tuning_tables
+    from cartl_cli.display.terminal import say
+
+    with stop_signals() as asked, sweeps_folder(runs_dir, say) as sweeps:
+        bench, ks = made_ready(wanted, opened, lambda: stop_if_asked(asked))
+        identity = bench.identity(opened.source)
+        name = name or f"tune-{identity}"
+        record = read_search(folder := sweeps / name, identity)
+        search = Search(
+            wanted.seconds, keeping(bench, folder, record, wanted.seconds, say), [*record.trials]
+        )
+        everything = candidates(ks, wanted.methods, bench.radii)
+        say(
+            f"search {name}: {len(everything)} candidates, {len(bench.setup.split):,} training "
+            f"images; {search.spent:.0f} of {wanted.seconds:.0f} s are spent"
+        )
+        outcome = search.run(everything, TUNE_RUNGS, wanted.want)
+        if outcome.cut:
+            say(f"not all was tried in --budget {wanted.budget}; with more, it goes on from here")
+        draw(outcome, wanted, folder, say)
+    commands = command_lines(bench, outcome, wanted, f"{name}-{wanted.want}", request)
+    if as_json:
+        print(json.dumps(summary(outcome, wanted, name, folder, commands)))
+        return
+    tables.show(tuning_tables.finalists(outcome, wanted.want, name))
+    print(f"chosen: {described(outcome.best(wanted.want).candidate)}")
+    print(f"why: {reason(outcome, wanted.want)}")
+    print("\n".join(commands))
+
+
+def made_ready(
+    wanted: TuneConfig, opened: Opened[TransferConfig], between: Callable[[], None]
+) -> "tuple[Bench, tuple[int, ...]]":
+    """What trials begin with, and the values of k to try. Raises UsageError, RunError, DataError.
+
+    Where the source's images are not there, ``latent`` is left out, unless it is the only method.
+    """
+    from cartl_cli.core.sweeps.trials import prepared, with_radii
+
+    session = opened.session
+    bench = prepared(opened.config, opened.source, session, between)
+    blocks = len(bench.original.blocks)
+    ks = tuple(dict.fromkeys(wanted.k)) or blocks_grid(blocks)
+    if max(ks) > blocks:
+        arch = opened.source.manifest.model.arch
+        raise UsageError(f"--k: {max(ks)}, but {arch} has {blocks} blocks; use 1..{blocks}")
+    if "latent" in wanted.methods:
+        try:
+            bench = with_radii(bench, opened.source, ks, session)
+        except UsageError as error:
+            if wanted.methods == ("latent",):
+                raise
+            session.say(f"note: latent is left out: {error}")
+    return bench, ks
+
+
+def keeping(
+    bench: "Bench", folder: Path, record: SearchRecord, budget: float, say: Callable[[str], None]
+) -> Callable[[Task], Trial]:
+    """Makes a trial of a task, keeps it at once beside those before it, and tells it."""
+    from cartl_cli.core.sweeps.trials import carried_out
+    from cartl_cli.display.tuning_tables import line
+
+    done = [*record.trials]
+
+    def carry_out(task: Task) -> Trial:
+        done.append(trial := carried_out(bench, task))
+        write_search(folder, record.model_copy(update={"trials": tuple(done)}))
+        spent = sum(trial.seconds for trial in done)
+        say(f"{line(task, trial)}; {spent:.0f} of {budget:.0f} s")
+        return trial
+
+    return carry_out
+
+
+def stop_if_asked(asked: Asked) -> None:
+    """Raise StoppedError if a signal has come; every finished trial is saved."""
+    if asked.signal is not None:
+        raise StoppedError(
+            "stopped: the trials that were finished are saved; the same command goes on",
+            asked.signal,
+        )
+
+
+def draw(outcome: Outcome, wanted: TuneConfig, folder: Path, say: Callable[[str], None]) -> None:
+    """Put the picture of the front beside the trials, where matplotlib is there."""
+    try:
+        from cartl_cli.display.tuning_plot import front_plot
+    except ImportError:
+        say(f"note: no {PICTURE} without matplotlib: pip install 'cartl[plot]', then again")
+        return
+    storage.write_whole(folder / PICTURE, front_plot(outcome, wanted.want, wanted.dataset))
+    say(f"drawn {folder / PICTURE}")
+
+
+def command_lines(
+    bench: "Bench", outcome: Outcome, wanted: TuneConfig, name: str, request: Request
+) -> list[str]:
+    """The commands that make the chosen model on all training images, and attack it."""
+    settings = outcome.best(wanted.want).candidate.settings
+    config = configure(TransferConfig, bench.config.model_dump(), settings)
+    places = [] if request.runs_dir == Path("runs") else ["--runs-dir", str(request.runs_dir)]
+    places += ["--data-dir", str(request.data_dir)] if request.data_dir else []
+    places += ["--no-download"] if request.no_download else []
+    attack = ["cartl", "attack", name]
+    if config.device != "auto":
+        attack += ["--device", config.device]
+    return [
+        shlex.join([*shlex.split(command_line("transfer", config, name)), *places]),
+        shlex.join([*attack, *places]),
+    ]
+
+
+def summary(
+    outcome: Outcome, wanted: TuneConfig, name: str, folder: Path, commands: list[str]
+) -> dict[str, Any]:
+    """A search as printed with ``--json``."""
+    best, ends = outcome.best(wanted.want), front(outcome.finalists)
+    return {
+        "search": name,
+        "folder": str(folder),
+        "want": wanted.want,
+        "seconds": outcome.seconds,
+        "cut": outcome.cut,
+        "tried": len(outcome.rungs[0]),
+        "finalists": [
+            {
+                "settings": dict(one.candidate.settings),
+                "n": one.n,
+                "clean_accuracy": one.clean,
+                "robust_accuracy": one.robust,
+                "front": one in ends,
+                "chosen": one is best,
+            }
+            for one in outcome.finalists
+        ],
+        "chosen": dict(best.candidate.settings),
+        "why": reason(outcome, wanted.want),
+        "commands": commands,
+    }

@@ -1,0 +1,385 @@
+"""Choosing how to transfer: successive halving over candidates, on parts of the training images.
+
+Nothing here knows torch. Each candidate is tried in rungs: the first is short, and tries all; the
+next ones cost more, and try what was best before. The last rung judges on images, and by models,
+that had no part in the rungs before it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from cartl_cli.core.config.tune_settings import ADDED, Want
+from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
+from cartl_cli.core.sweeps.search_file import Strength, Trial
+
+FOLDS = 4
+LEAST = 2  # candidates that get through the first and the last rung, whatever the budget
+WORK: dict[Strength, int] = {"quick": 1, "strong": 10}
+"""How long an attack takes, until one of its strength was run; see ``trials.ATTACKS``."""
+
+Settings = Mapping[str, Any]
+
+
+# Candidates
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The settings that one transfer is made with, beside those that all share.
+
+    They name at least ``method``, ``k``, ``lr`` and ``epochs``.
+    """
+
+    settings: Settings
+
+    @property
+    def k(self) -> int:
+        """Blocks that are tuned."""
+        found: int = self.settings["k"]
+        return found
+
+
+def blocks_grid(blocks: int) -> tuple[int, ...]:
+    """A few values of k for a model of so many blocks: about its quarters, up to all of it.
+
+    The middle ones come first, since the ends are seldom best.
+    """
+    quarters = {max(1, round(blocks * part / 4)) for part in (1, 2, 3, 4)}
+    return tuple(sorted(quarters, key=lambda k: (abs(k - blocks / 2), -k)))
+
+
+def candidates(
+    ks: Sequence[int], recipes: Sequence[str], radii: Mapping[int, float]
+) -> list[Candidate]:
+    """Every combination, the most sensible first: a method as it comes, then what departs from it.
+
+    The first two recipes go side by side through the values of k, the others one after another. A
+    recipe is a method, or ``neft`` or ``keep``: vanilla transfer with that. ``radii``: that of
+    ``latent`` at each k, where it was measured; without it there is no candidate of ``latent``.
+    """
+    found = [
+        (departures + (faster != 1) + (shorter != 1), Candidate(settings))
+        for recipe, k in _in_order(ks, recipes)
+        for departures, own in _variants(recipe, radii.get(k))
+        for faster, shorter in itertools.product((1, 2.5), (1, 3))
+        for settings in [_settings(own, k, faster, shorter)]
+    ]
+    return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
+
+
+def _in_order(ks: Sequence[int], recipes: Sequence[str]) -> Iterator[tuple[str, int]]:
+    yield from ((recipe, k) for k in ks for recipe in recipes[:2])
+    yield from itertools.product(recipes[2:], ks)
+
+
+def _variants(recipe: str, radius: float | None) -> list[tuple[int, Settings]]:
+    """The settings of a recipe's own, each with how far it departs from the first."""
+    if recipe == "latent":
+        own = {"method": "latent"}
+        halves = (
+            [(1, own | {"radius": _rounded(part * radius)}) for part in (0.5, 2)] if radius else []
+        )
+        return [(0, own | {"radius": _rounded(radius)}), *halves] if radius else []
+    if recipe in ADDED:
+        weights = {"neft": {"neft_beta": 1.0}, "keep": {"keep_lambda": 1.0}}
+        return [(0, {"method": "natural", **weights[recipe]})]
+    return [(0, {"method": recipe})]
+
+
+def _settings(own: Settings, k: int, faster: float, shorter: int) -> Settings:
+    method = TRANSFER_METHODS[own["method"]]
+    return {
+        **own,
+        "k": k,
+        "lr": _rounded(faster * method.lr),
+        "epochs": max(1, round(method.epochs / shorter)),
+    }
+
+
+def _rounded(number: float) -> float:
+    """Three digits: what a person types."""
+    return float(f"{number:.3g}")
+
+
+# Standings
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a candidate did: the fractions of ``n`` images that its models had not seen."""
+
+    candidate: Candidate
+    n: int
+    clean: float
+    robust: float
+
+    def score(self, want: Want) -> tuple[float, float]:
+        """What is wanted, 0..1, and what decides where that is alike."""
+        return {
+            "robust": (self.robust, self.clean),
+            "clean": (self.clean, self.robust),
+            "balanced": ((self.clean + self.robust) / 2, self.robust),
+        }[want]
+
+
+def front(standings: Sequence[Standing]) -> list[Standing]:
+    """Those that no other beats in one of clean and robust without losing in the other."""
+    pairs = {(one.clean, one.robust) for one in standings}
+    return [
+        one
+        for one in standings
+        if not any(
+            clean >= one.clean
+            and robust >= one.robust
+            and (clean, robust) != (one.clean, one.robust)
+            for clean, robust in pairs
+        )
+    ]
+
+
+def promoted(standings: Sequence[Standing], want: Want) -> list[Candidate]:
+    """All candidates, those first that are to go on.
+
+    Every other one is the best by what is wanted, those between them in turn by the other wants:
+    so the ends of the front go on as well. Of equals the first tried comes first.
+    """
+    others = [other for other in get_args(Want) if other != want]
+    left = list(standings)
+    found: list[Candidate] = []
+    for turn in itertools.cycle((want, others[0], want, others[1])):
+        if not left:
+            return found
+        best = max(left, key=lambda one: one.score(turn))
+        left.remove(best)
+        found.append(best.candidate)
+    raise AssertionError("a cycle does not end")
+
+
+# The search
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the search: which part of the epochs, on which folds, under which attack.
+
+    Of the candidates of the rung before, the part ``kept`` goes on, at most ``most``. None is
+    begun that would not end before the part ``until`` of the budget.
+    """
+
+    parts: int
+    folds: tuple[int, ...]
+    attack: Strength
+    kept: float = 1.0
+    most: int = 1000
+    until: float = 1.0
+
+
+TUNE_RUNGS = (
+    Rung(3, (0,), "quick", until=0.4),
+    Rung(1, (0,), "quick", kept=0.5, until=0.6),
+    Rung(1, (1, 2, 3), "strong", kept=0.5, most=6),
+)
+K_RUNGS = (Rung(3, (0,), "quick"), Rung(1, (1,), "quick", kept=0.5))
+"""Of ``--k auto``: 4 values of k cost 2.5 trainings."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial to carry out."""
+
+    candidate: Candidate
+    epochs: int
+    fold: int
+    attack: Strength
+
+    @property
+    def settings(self) -> Settings:
+        """What its transfer is made with."""
+        return {**self.candidate.settings, "epochs": self.epochs}
+
+    def done_by(self, trial: Trial) -> bool:
+        """Whether a trial is this one."""
+        ours = (self.settings, self.fold, self.attack)
+        return ours == (trial.settings, trial.fold, trial.attack)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found: how the candidates stood after each rung, and the seconds spent.
+
+    ``cut``: the budget left out some of what was to be tried.
+    """
+
+    rungs: list[list[Standing]]
+    seconds: float
+    cut: bool
+
+    @property
+    def finalists(self) -> list[Standing]:
+        """The candidates of the last rung."""
+        return self.rungs[-1]
+
+    def best(self, want: Want) -> Standing:
+        """The finalist that does best what is wanted; of equals the first tried."""
+        return max(self.finalists, key=lambda one: one.score(want))
+
+
+@dataclass
+class Search:
+    """A search under way: what was tried, and the ``budget`` in seconds.
+
+    ``carry_out`` makes a trial of a task, and keeps it.
+    """
+
+    budget: float
+    carry_out: Callable[[Task], Trial]
+    trials: list[Trial] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def spent(self) -> float:
+        """Seconds of all trials, those of earlier sessions too."""
+        return sum(trial.seconds for trial in self.trials)
+
+    def run(self, all_of_them: Sequence[Candidate], rungs: Sequence[Rung], want: Want) -> Outcome:
+        """Walk through the rungs; one between the first and the last is left out for want of time.
+
+        What was tried before is not tried again.
+        """
+        first, *between, last = rungs
+        standings = [self._walk(all_of_them, first)]
+        for rung in (*between, last):
+            kept = min(rung.most, math.ceil(rung.kept * len(standings[-1])))
+            going = promoted(standings[-1], want)[: max(LEAST, kept)]
+            if rung in between and not self._has_time(going[:LEAST], rung):
+                self.cut = True
+                continue
+            standings.append(self._walk(going, rung))
+        return Outcome(standings, self.spent, self.cut)
+
+    def _has_time(self, going: Sequence[Candidate], rung: Rung) -> bool:
+        cost = sum(self._cost(candidate, rung, rung.folds) for candidate in going)
+        return cost == 0 or self.spent + cost <= rung.until * self.budget
+
+    def _walk(self, going: Iterable[Candidate], rung: Rung) -> list[Standing]:
+        """One rung: as many candidates as the budget allows, on as many folds, all on the same."""
+        limit, first, rest = rung.until * self.budget, rung.folds[:1], rung.folds[1:]
+        entrants: list[Candidate] = []
+        to_come = 0.0
+        for candidate in going:
+            later = self._cost(candidate, rung, rest)
+            cost = self._cost(candidate, rung, first) + later
+            if len(entrants) >= LEAST and cost and self.spent + to_come + cost > limit:
+                self.cut = True
+                continue
+            self._try(candidate, rung, first)
+            to_come += later
+            entrants.append(candidate)
+        done = first
+        for fold in rest:
+            cost = sum(self._cost(candidate, rung, (fold,)) for candidate in entrants)
+            if cost and self.spent + cost > limit:
+                self.cut = True
+                break
+            for candidate in entrants:
+                self._try(candidate, rung, (fold,))
+            done = (*done, fold)
+        return [self._standing(candidate, rung, done) for candidate in entrants]
+
+    def _cost(self, candidate: Candidate, rung: Rung, folds: Sequence[int]) -> float:
+        """Seconds that the tasks of these folds will take, of those that are not done."""
+        return sum(
+            predicted(task, self.trials)
+            for task in tasks(candidate, rung, folds)
+            if self._done(task) is None
+        )
+
+    def _try(self, candidate: Candidate, rung: Rung, folds: Sequence[int]) -> None:
+        for task in tasks(candidate, rung, folds):
+            if self._done(task) is None:
+                self.trials.append(self.carry_out(task))
+
+    def _done(self, task: Task) -> Trial | None:
+        return next((trial for trial in self.trials if task.done_by(trial)), None)
+
+    def _standing(self, candidate: Candidate, rung: Rung, folds: Sequence[int]) -> Standing:
+        found = [trial for task in tasks(candidate, rung, folds) if (trial := self._done(task))]
+        n = sum(trial.n for trial in found)
+        clean, robust = (sum(getattr(t, part) for t in found) / n for part in ("clean", "robust"))
+        return Standing(candidate, n, clean, robust)
+
+
+def tasks(candidate: Candidate, rung: Rung, folds: Sequence[int]) -> list[Task]:
+    """What a rung asks of a candidate on some folds."""
+    epochs = max(1, round(candidate.settings["epochs"] / rung.parts))
+    return [Task(candidate, epochs, fold, rung.attack) for fold in folds]
+
+
+def predicted(task: Task, trials: Sequence[Trial]) -> float:
+    """Seconds that a task will take, by those that were tried: 0 where there is none.
+
+    An epoch takes as long as those of the same method (of any, if it is new) at the nearest k, and
+    longer in proportion where that is smaller.
+    """
+    if not trials:
+        return 0.0
+    alike = [trial for trial in trials if _work(trial.settings) == _work(task.settings)] or trials
+    nearest = _k(min(alike, key=lambda trial: abs(_k(trial) - task.candidate.k)))
+    epoch = _mean(t.training_seconds / t.epochs for t in alike if _k(t) == nearest)
+    epoch *= max(1.0, task.candidate.k / nearest)
+    attacks = [t.attack_seconds for t in trials if t.attack == task.attack] or [
+        t.attack_seconds * WORK[task.attack] / WORK[t.attack] for t in trials
+    ]
+    return task.epochs * epoch + _mean(attacks)
+
+
+def _work(settings: Settings) -> tuple[object, frozenset[str]]:
+    """What the time of an epoch depends on beside k."""
+    return settings["method"], frozenset(settings)
+
+
+def _k(trial: Trial) -> int:
+    return int(trial.settings["k"])
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    found = list(numbers)
+    return sum(found) / len(found)
+
+
+# The choice in words
+
+
+def described(candidate: Candidate) -> str:
+    """``latent, k 4, radius 0.012, lr 0.05, 20 epochs``."""
+    named = {"neft_beta": "NEFT β", "keep_lambda": "keep λ"}
+    words = [str(candidate.settings["method"]), f"k {candidate.k}"]
+    for name, value in candidate.settings.items():
+        if name not in ("method", "k", "epochs"):
+            words.append(f"{named.get(name, name)} {value:g}")
+    return ", ".join([*words, f"{candidate.settings['epochs']} epochs"])
+
+
+def reason(outcome: Outcome, want: Want) -> str:
+    """Why the best of the finalists was chosen, and how sure that is."""
+    best = outcome.best(want)
+    words = {
+        "balanced": "the mean of clean and robust accuracy",
+        "robust": "robust accuracy",
+        "clean": "clean accuracy",
+    }
+    score = best.score(want)[0]
+    error = math.sqrt(score * (1 - score) / best.n)
+    said = (
+        f"{words[want]} is {100 * score:.1f} %, the highest of {len(outcome.finalists)}, on "
+        f"{best.n} training images that the models had not seen (standard error about "
+        f"{100 * error:.1f} points)"
+    )
+    others = [one for one in outcome.finalists if one is not best]
+    if others:
+        next_ = max(others, key=lambda one: one.score(want))
+        said += f"; next: {described(next_.candidate)}, {100 * next_.score(want)[0]:.1f} %"
+    return said
