@@ -130,7 +130,7 @@ def _objective(name: str, model: BlockModel) -> tuple[TrainingConfig, Objective]
         return config, adversarial_training(model, config, EpsWarmup(STEPS, config.eps_warmup))
     source = build_model("wrn-10-1", 3).eval()
     source.load_state_dict(model.state_dict())
-    given = {"neft_beta": 0.4} if name == "neft" else {"lwf_lambda": 0.1, "head_epochs": 2}
+    given = {"neft_beta": 0.4} if name == "neft" else {"lwf_lambda": 0.1, "head_first": 2}
     tuned = configure(TransferConfig, SETTINGS | given)
     k, head_steps = (3, 0) if name == "neft" else (5, HEAD_STEPS)
     return tuned, prepare(model, source, tuned, k, 3, head_steps).objective

@@ -52,7 +52,7 @@ class Runs:
     def transfer(self, source: Run, name: str, **settings: Any) -> Run:
         """A finished target run of a source run."""
         config = TransferConfig.model_validate({"source": source.name, **settings})
-        k = config.blocks_to_tune(source.manifest.k, 8)
+        k = config.k if isinstance(config.k, int) else source.manifest.k
         return self._training(name, "transfer", config, k, config.dataset, source)
 
     def attack(

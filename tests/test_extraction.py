@@ -127,7 +127,7 @@ def test_a_transfer_takes_features_once_where_it_can(
         ("images", "--augment none --freeze-bn all", False),
         ("moving", "--augment none --freeze-bn affine", True),
         ("crop", "--freeze-bn all", True),
-        ("lwf", "--augment none --lwf-lambda 0.1 --k 3 --freeze-bn all", True),
+        ("attacked", "--augment none --method at --k 3 --freeze-bn all", True),
     ):
         with mock.patch.object(frozen_features, "ROOM", frozen_features.ROOM if at_once else 0):
             done = cartl(

@@ -170,7 +170,7 @@ def test_pretraining_on_graphs_learns_the_same(
     plain = build_model("wrn-10-1", CLASSES).train()
     ends = []
     for model, batch_size in ((copy.deepcopy(plain), 0), (plain, BATCH)):
-        setup = mock.Mock(device=CPU, split=split, autocast=FP32)
+        setup = mock.Mock(device=CPU, split=split, autocast=FP32, config=config)
         setup.total_steps = 6 * config.steps_per_batch
         plan = training_plan(model, config, setup, pytest.fail)
         ends.append(trained(model, split, config, plan, batch_size))

@@ -192,7 +192,7 @@ def test_defaults_are_those_of_the_method() -> None:
     config = configure(TransferConfig, {"lwf_lambda": "0.01"})
     assert (method_of(config), config.frozen_bn, config.head_phase) == ("lwf", "none", 30)
     assert settings(epochs=7).head_phase == 3
-    assert settings(head_epochs=0).head_phase == 0
+    assert settings(head_first=0).head_phase == 0
     assert TransferConfig().head_phase == TransferConfig(neft_beta=0.4).head_phase == 0
     assert method_of(TransferConfig()) == "vanilla"
     assert method_of(TransferConfig(neft_beta=0.4)) == "neft"
@@ -206,7 +206,7 @@ def test_the_command_says_the_method_and_its_number(cartl: Command, runs_dir: Pa
             ["--lwf-lambda", "0.02"],
             "LwF, λ = 0.02, first 1 of 2 epochs the classifier alone frozen: stem; tuned",
         ),
-        (["--lwf-lambda", "0.02", "--head-epochs", "0"], "LwF, λ = 0.02 frozen: stem; tuned: "),
+        (["--lwf-lambda", "0.02", "--head-first", "0"], "LwF, λ = 0.02 frozen: stem; tuned: "),
         (["--neft-beta", "0.4"], "NEFT, β = 0.4 frozen: stem, blocks 1–2; tuned: blocks 3–5"),
         ([], "vanilla frozen: stem, blocks 1–2; tuned: blocks 3–5"),
     ):
@@ -222,7 +222,7 @@ def test_the_command_without_distance_makes_the_vanilla_model(
     cartl: Command, runs_dir: Path
 ) -> None:
     transfer = ("transfer", "--source", runs_dir / "source", *TINY_TRANSFER.split(), "--json")
-    lwf = ("--lwf-lambda", 0, "--head-epochs", 0, "--k", 3, "--freeze-bn", "all")
+    lwf = ("--lwf-lambda", 0, "--head-first", 0, "--k", 3, "--freeze-bn", "all")
     heavy = ("--lwf-lambda", 0.5, *lwf[2:])
     found = [json.loads(cartl(*transfer, *given).out) for given in (lwf, (), heavy)]
     assert [f["method"] for f in found] == ["lwf", "vanilla", "lwf"]
@@ -278,7 +278,7 @@ def test_only_a_fixed_first_phase_can_be_extended(folder: Path) -> None:
     assert "--extend: the classifier alone is trained for half of --epochs" in refused.err
     assert "would move from 1 to 2; start a new run" in refused.err
 
-    fixed = [*LWF[:-1], "fixed", "--head-epochs", "1"]
+    fixed = [*LWF[:-1], "fixed", "--head-first", "1"]
     assert run(fixed, folder).code == 0
     longer[2] = "fixed"
     done = run(longer, folder)

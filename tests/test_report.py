@@ -503,7 +503,7 @@ def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: 
     trained: Json = {"dataset": "a 'b' $c", "classes": ("x", "y"), "eps": 0.1 / 3, "augment": ()}
     trained |= {"milestones": (1, 2), "step_size": 2 / 255, "lr": 0.1}
     source = runs.pretrain("source", **trained)
-    target = runs.transfer(source, "target", lwf_lambda=0.01, head_epochs=3, seed=4)
+    target = runs.transfer(source, "target", lwf_lambda=0.01, head_first=3, seed=4)
     made: Json = {"eps": [0.01, 8 / 255], "norm": "l2", "attack": ["pgd", "square"], "limit": 10}
     attacked = runs.attack(target, "attack", 9, (5, 3), n=10, diagnose=True, **made)
     real = [read_run(runs_dir / name) for name in ("source", "target")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config.configure import flag, is_positional
@@ -112,19 +112,12 @@ def _option(name: str, field: FieldInfo) -> Any:
     return Annotated[
         kind | None,
         typer.Option(
-            *_flags(name, field),
+            flag(name),
             help=f"{field.description} (default: {shown})" if shown else field.description,
             show_default=False,
             metavar=_metavar(kind, parts),
         ),
     ]
-
-
-def _flags(name: str, field: FieldInfo) -> list[str]:
-    """The flag of a setting, and those of the names it had before."""
-    alias = field.validation_alias
-    names = alias.choices if isinstance(alias, AliasChoices) else [name]
-    return [flag(str(each)) for each in names]
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:

@@ -90,5 +90,5 @@ def kept_blocks(model: BlockModel, k: int, at: str) -> tuple[int, ...]:
         return tuple(tuned[:-1] if k > 1 and classifier_only else tuned)
     chosen = tuple(sorted({int(number) for number in at.split(",")}))
     if not set(chosen) <= set(tuned):
-        raise ValueError(f"keep_at: tuned are blocks {tuned[0]} to {tuned[-1]}, got {at}")
+        raise ValueError(f"tuned are blocks {tuned[0]} to {tuned[-1]}, got {at}")
     return chosen

@@ -8,7 +8,7 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.writer import Session
 
-ALIKE = 0.125
+PART = 1 / 12
 """Radius as a part of that distance: docs/which-method.md."""
 
 
@@ -17,7 +17,7 @@ def radius_of(
 ) -> float | None:
     """The radius of ``--method latent``, relative to ‖h‖: as given, or from the source model.
 
-    That is ``ALIKE`` times the mean distance by which adversarial images move the features at block
+    That is ``PART`` times the mean distance by which adversarial images move the features at block
     L−k of the source model, on its own images and at its own eps: what was measured when it was
     trained, else measured now. Raises UsageError where its images are not there. A run that goes on
     keeps its radius.
@@ -31,8 +31,8 @@ def radius_of(
     distance = distances(config, source, original, session)[len(original.blocks) - k]
     radius = radius_from(distance, source)
     session.say(
-        f"radius {radius:.3g} of the features' norm: {ALIKE:g} times the {distance:.3g} by which "
-        f"adversarial images move the features of {source.name}"
+        f"radius {radius:.3g} of the features' norm: 1/{1 / PART:.3g} of the {distance:.3g} by "
+        f"which adversarial images move the features of {source.name}"
     )
     return radius
 
@@ -55,7 +55,7 @@ def radius_from(distance: float | None, source: Run) -> float:
             f"--radius: adversarial images move nothing at block L−k of source {source.name!r}; "
             "give a number such as 0.02"
         )
-    return ALIKE * distance
+    return PART * distance
 
 
 def measured_on_source(
