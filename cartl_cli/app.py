@@ -17,8 +17,7 @@ from cartl_cli.display.terminal import lasting_streams, printable, silent
 COMMANDS = {
     "pretrain": "Train a robust source model: adversarial training and feature distance "
     "minimization.",
-    "transfer": "Fine-tune the last k blocks of a source model on your images, without "
-    "adversarial images.",
+    "transfer": "Fine-tune the last k blocks of a source model on your images.",
     "attack": "Attack a run's model with PGD and say how much accuracy is left.",
     "sweep": "Run a grid of settings: every source model, its transfers, an attack on each.",
     "sweep tune": "Choose k, the method and its settings for your images, on the training images "
@@ -44,9 +43,8 @@ def cartl(
 ) -> None:
     """Train robust image classifiers by transfer.
 
-    Adversarially pre-train a source model, transfer it to your images without any adversarial
-    example, and measure how robust the result is. The three commands also work one after another
-    without any setting.
+    Adversarially pre-train a source model, transfer it to your images, and measure how robust the
+    result is. The three commands also work one after another without any setting.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -14,7 +14,7 @@ from cartl_cli.core.sweeps.tuning import reason
 
 @flags_from(TransferConfig)
 def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) -> None:
-    """Fine-tune the last k blocks of a source model on your images, without adversarial images."""
+    """Fine-tune the last k blocks of a source model on your images."""
     opened = open_session(request, TransferConfig, "transfer", extend)
     from cartl_cli.core.training.target_model import transfer as transfer_run
     from cartl_cli.display import tables
