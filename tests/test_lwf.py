@@ -17,7 +17,7 @@ from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.method.adversarial_training import NaturalTraining
-from cartl_cli.core.method.losses import forgetting
+from cartl_cli.core.method.keeping import l1_distance
 from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.registry.architectures import build_model
@@ -67,12 +67,12 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
 
 def test_the_distance_is_the_mean_of_the_l1_norms_by_hand() -> None:
     tuned, source = torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[0.0, 1.0], [0.0, 4.5]])
-    assert forgetting(tuned, source).item() == pytest.approx((1 + 3 + 0 + 0.5) / 2)
+    assert l1_distance(tuned, source).mean().item() == pytest.approx((1 + 3 + 0 + 0.5) / 2)
     draws = torch.Generator().manual_seed(0)
     tuned, source = (torch.randn(6, 10, generator=draws) for _ in range(2))
     norms = numpy.linalg.norm(tuned.double().numpy() - source.double().numpy(), ord=1, axis=1)
-    assert forgetting(tuned, source).item() == pytest.approx(norms.mean())
-    assert forgetting(tuned.bfloat16(), source.bfloat16()).dtype == torch.float32
+    assert l1_distance(tuned, source).mean().item() == pytest.approx(norms.mean())
+    assert l1_distance(tuned.bfloat16(), source.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18"])
@@ -179,7 +179,8 @@ def test_a_larger_weight_keeps_the_features_nearer_to_the_sources(
         tuned, objective = prepared(model, config, 5)
         after(tuned, data, config, objective)
         with torch.no_grad(), eval_mode(tuned):
-            found.append(forgetting(tuned.embed(images), model.embed(images)).item())
+            far = l1_distance(tuned.embed(images), model.embed(images))
+            found.append(far.mean().item())
     assert found[0] > found[1] > found[2]
     assert found[2] < 0.6 * found[0]
 

@@ -484,7 +484,7 @@ def test_the_feature_distance_at_several_blocks_is_their_mean(
     [
         ("--fdm-at 2,4", "--fdm-at: goes with --fdm-lambda; give that too, or drop it"),
         ("--fdm-at 2,99 --fdm-lambda 1", "--fdm-at: wrn-16-1 has 8 blocks, got 2,99"),
-        ("--fdm-at some --fdm-lambda 1", "--fdm-at: must be all, or values of k such as 2,4,6"),
+        ("--fdm-at some --fdm-lambda 1", "--fdm-at: must be all, or numbers such as 2,4,6"),
     ],
 )
 def test_wrong_values_of_k_are_refused(cartl: Command, line: str, said: str) -> None:

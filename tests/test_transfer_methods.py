@@ -391,7 +391,7 @@ def test_a_run_says_when_training_stopped_low_and_what_vanilla_reached(
         ("--method latent --eps 4/255", "--eps: is of --method fast, at or trades, not of latent"),
         ("--method at --trades-beta 3", "--trades-beta: is of --method trades, not of at"),
         ("--keep-at all", "--keep-at: is of --keep-lambda; give that too, or drop it"),
-        ("--keep-lambda 1 --keep-at first", "--keep-at: must be last, all, or numbers of blocks"),
+        ("--keep-lambda 1 --keep-at first", "--keep-at: must be last, all, or numbers such as 5,6"),
         ("--method latent --radius 0", "--radius: must be > 0"),
         ("--method latent --radius big", "--radius: must be a number such as 0.03"),
         ("--method at --eps 0", "--eps: 0 means training on clean images; use --method natural"),

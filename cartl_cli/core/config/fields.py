@@ -36,6 +36,14 @@ Augmentations = Annotated[
     tuple[Literal["crop", "flip", "rotate"], ...], BeforeValidator(values.parse_list)
 ]
 
+KeepAt = Annotated[
+    str, AfterValidator(lambda text: values.check_numbers(text, ("last", "all"), "5,6"))
+]
+FdmAt = Annotated[str, AfterValidator(lambda text: values.check_numbers(text, ("all",), "2,4,6"))]
+
+Source = Annotated[
+    str, Field(description="Source run: name, number or path (default: the newest, sweeps aside).")
+]
 Dataset = Annotated[
     str,
     Field(

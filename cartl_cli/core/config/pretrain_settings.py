@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
@@ -46,7 +46,7 @@ class PretrainConfig(BaseModel):
         Field(ge=0, description="Weight of feature distance minimization at block L-k (0: off)."),
     ] = 0.0
     fdm_at: Annotated[
-        Annotated[str, AfterValidator(values.check_ks)] | None,
+        fields.FdmAt | None,
         Field(
             description="Values of k whose blocks L-k --fdm-lambda acts on, as 2,4,6, or all: one "
             "source model for each of them (default: k alone)."

@@ -3,14 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
 from cartl_cli.core.choices import FreezeBatchNorm
 from cartl_cli.core.config import fields, values
@@ -47,10 +40,7 @@ class TransferConfig(BaseModel):
 
     model_config = SETTINGS
 
-    source: Annotated[
-        str,
-        Field(description="Source run: name, number or path (default: the newest, sweeps aside)."),
-    ] = ""
+    source: fields.Source = ""
     dataset: fields.Dataset = "shapes-target"
     classes: fields.Classes = ()
     val_fraction: fields.ValFraction = 0.0
@@ -108,7 +98,7 @@ class TransferConfig(BaseModel):
         Field(ge=0, description="Weight of the distance of clean features to the source's."),
     ] = None
     keep_at: Annotated[
-        Annotated[str, AfterValidator(values.check_blocks)] | None,
+        fields.KeepAt | None,
         Field(
             description="Where --keep-lambda compares features: last (what enters the "
             "classifier), all tuned blocks, or the numbers of some, as a,b (default: last)."

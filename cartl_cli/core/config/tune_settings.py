@@ -32,10 +32,7 @@ class TuneConfig(BaseModel):
 
     model_config = SETTINGS
 
-    source: Annotated[
-        str,
-        Field(description="Source run: name, number or path (default: the newest pretrain run)."),
-    ] = ""
+    source: fields.Source = ""
     dataset: fields.Dataset = "shapes-target"
     classes: fields.Classes = ()
     budget: Annotated[

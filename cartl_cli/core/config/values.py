@@ -99,17 +99,10 @@ def check_interval(text: str) -> str:
     return text
 
 
-def check_blocks(text: str) -> str:
-    """``"last"``, ``"all"``, or numbers of blocks, counted from 1. Raises ValueError."""
-    if text not in ("last", "all") and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
-        raise ValueError("must be last, all, or numbers of blocks such as 5,6")
-    return text
-
-
-def check_ks(text: str) -> str:
-    """``"all"``, or values of k as ``"2,4,6"``. Raises ValueError."""
-    if text != "all" and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
-        raise ValueError("must be all, or values of k such as 2,4,6")
+def check_numbers(text: str, words: tuple[str, ...], example: str) -> str:
+    """One of the ``words``, or whole numbers from 1 on, as ``"2,4,6"``. Raises ValueError."""
+    if text not in words and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
+        raise ValueError(f"must be {', '.join(words)}, or numbers such as {example}")
     return text
 
 

@@ -27,16 +27,6 @@ def distances(clean: Tensor, adversarial: Tensor) -> Tensor:
     return found
 
 
-def forgetting(features: Tensor, source: Tensor) -> Tensor:
-    """Distance of Learning without Forgetting, without its λ: mean_x ‖z(x) − z₀(x)‖₁, a scalar.
-
-    ``features`` z and ``source`` z₀ are (B, d), what enters the classifiers of the tuned and of the
-    source model for the same images (Shafahi et al. 2020, arXiv 1905.08232, with the ℓ1 norm of
-    their code).
-    """
-    return (features.float() - source.float()).abs().sum(1).mean()
-
-
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each image (B,), from logits (B, classes)."""
     return F.cross_entropy(logits, labels, reduction="none")

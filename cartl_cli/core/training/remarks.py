@@ -56,8 +56,9 @@ def vanilla_of(run: Run, session: Session) -> Run | None:
             and theirs.status == "completed"
             and theirs.config.method == "natural"
             and not theirs.config.additions
-            and (theirs.k, theirs.source, theirs.data.fingerprint)
-            == (ours.k, ours.source, ours.data.fingerprint)
+            and (theirs.k, theirs.source) == (ours.k, ours.source)
+            and theirs.data.fingerprint == ours.data.fingerprint
+            and theirs.data.train_images == ours.data.train_images
             and theirs.id != ours.id
         ):
             return other
