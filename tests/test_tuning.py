@@ -25,25 +25,23 @@ from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.sweeps import trials
-from cartl_cli.core.sweeps.search_file import SearchRecord, Trial, read_search, write_search
-from cartl_cli.core.sweeps.trials import prepared, trained_on
-from cartl_cli.core.sweeps.tuning import (
+from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid, candidates, described
+from cartl_cli.core.sweeps.halving import (
     K_RUNGS,
     LEAST,
     TUNE_RUNGS,
-    Candidate,
     Outcome,
     Search,
     Standing,
     Task,
-    blocks_grid,
-    candidates,
-    described,
     front,
     predicted,
     promoted,
     reason,
 )
+from cartl_cli.core.sweeps.search_file import SearchRecord, Trial, read_search, write_search
+from cartl_cli.core.sweeps.trials import prepared, trained_on
+from cartl_cli.core.training.target_model import blocks_to_tune
 from tests import tiny
 from tests.conftest import Command, Finished
 
@@ -438,6 +436,11 @@ def test_a_run_that_goes_on_keeps_its_k() -> None:
     with pytest.raises(UsageError, match="one process alone"):
         chosen_k(opened, print)
     assert chosen_k(mock.Mock(config=TransferConfig(k=3)), print) is None
+
+
+def test_no_training_begins_with_a_k_that_is_not_chosen() -> None:
+    with pytest.raises(UsageError, match="--k: auto is chosen before the training begins"):
+        blocks_to_tune(TransferConfig(k="auto"), mock.Mock(), mock.Mock())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.errors import StoppedError, UsageError
 from cartl_cli.core.registry.transfer_methods import ADDITIONS
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
-from cartl_cli.core.sweeps.tuning import reason
+from cartl_cli.core.sweeps.halving import reason
 
 
 @flags_from(TransferConfig)

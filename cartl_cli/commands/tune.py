@@ -17,23 +17,14 @@ from cartl_cli.core.config.configure import configure
 from cartl_cli.core.errors import StoppedError, UsageError
 from cartl_cli.core.runs.command_line import command_line
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
+from cartl_cli.core.sweeps.candidates import blocks_grid, candidates, described
+from cartl_cli.core.sweeps.halving import TUNE_RUNGS, Outcome, Search, Task, front, reason
 from cartl_cli.core.sweeps.search_file import (
     SearchRecord,
     Trial,
     check_name,
     read_search,
     write_search,
-)
-from cartl_cli.core.sweeps.tuning import (
-    TUNE_RUNGS,
-    Outcome,
-    Search,
-    Task,
-    blocks_grid,
-    candidates,
-    described,
-    front,
-    reason,
 )
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from cartl_cli.core.config.tune_settings import Want
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
-from cartl_cli.core.sweeps.tuning import Outcome, front
+from cartl_cli.core.sweeps.halving import Outcome, front
 from cartl_cli.display.attack_plots import RED, plain, rendered, style
 
 

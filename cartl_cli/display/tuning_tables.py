@@ -3,8 +3,9 @@
 from rich.table import Table
 
 from cartl_cli.core.config.tune_settings import Want
+from cartl_cli.core.sweeps.candidates import described
+from cartl_cli.core.sweeps.halving import Outcome, Task, front
 from cartl_cli.core.sweeps.search_file import Trial
-from cartl_cli.core.sweeps.tuning import Outcome, Task, described, front
 from cartl_cli.display.tables import cell, percent, titled
 
 

@@ -21,16 +21,9 @@ from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Run, source_record
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import resolve_compile
+from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid
+from cartl_cli.core.sweeps.halving import FOLDS, K_RUNGS, Outcome, Search, Task
 from cartl_cli.core.sweeps.search_file import Strength, Trial, identity_of
-from cartl_cli.core.sweeps.tuning import (
-    FOLDS,
-    K_RUNGS,
-    Candidate,
-    Outcome,
-    Search,
-    Task,
-    blocks_grid,
-)
 from cartl_cli.core.training import radius
 from cartl_cli.core.training.loop import count_steps
 from cartl_cli.core.training.target_model import begin, tune

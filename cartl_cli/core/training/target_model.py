@@ -54,11 +54,11 @@ def transfer(
 ) -> Run | None:
     """Fine-tune a source model on a target data set, in a run new or to go on with; measure it.
 
-    ``k``: what to take for it where the settings say auto. The source's normalization stays with
-    the model. ``report`` gets the progress of each step. Of many processes the first alone gives
-    the run. Raises UsageError before any work, RunError for a source run that cannot be trusted,
-    DataError for bad images, DivergedError if the loss is not finite, StoppedError once a signal
-    asked to stop and the state is saved.
+    ``k``: what to take for it where the settings say auto, as ``sweeps.trials.k_search`` finds it.
+    The source's normalization stays with the model. ``report`` gets the progress of each step. Of
+    many processes the first alone gives the run. Raises UsageError before any work, RunError for a
+    source run that cannot be trusted, DataError for bad images, DivergedError if the loss is not
+    finite, StoppedError once a signal asked to stop and the state is saved.
     """
     spec = source.manifest.model
     original = weights.read_model(source)
@@ -97,7 +97,12 @@ def transfer(
 
 
 def blocks_to_tune(config: TransferConfig, source: Run, original: BlockModel) -> int:
-    """k, as the settings have it for this source model. Raises UsageError if it has fewer."""
+    """k, as the settings have it for this source model.
+
+    Raises UsageError if it has fewer, or if k is still to be chosen.
+    """
+    if config.k == "auto":
+        raise UsageError("--k: auto is chosen before the training begins; give a number")
     blocks = len(original.blocks)
     k = config.blocks_to_tune(source.manifest.k, blocks)
     if k > blocks:
