@@ -6,8 +6,9 @@
 
 DATA holds cifar10.zip, gtsrb.zip, photos.zip and sources/cifar10-wrn-28-4-{at,fdm}.safetensors; for
 shapes it is not needed. Every method starts from the same source model of a target, whatever the
-seed, which is that of the transfer. All are attacked on the same images. A finished cell is written
-to the JSON file at once and not measured again; an unfinished run is gone on with.
+seed, which is that of the transfer. All are attacked on the same images. AutoAttack takes longer
+than all else together and is run where it is asked for. A finished cell is written to the JSON file
+at once and not measured again; an unfinished run is gone on with.
 """
 
 import argparse
@@ -81,10 +82,9 @@ LOOKS = {
 UNKNOWN = Look("", "#999999", "x")
 FILLS = ("full", "none", "left", "right")  # of rows that share a look
 SIZES = {1: 6, 4: 4, 6: 6, 8: 8}  # of markers, by k
-ATTACKS: dict[str, str] = {"all": "pgd,strong,feature,square", "autoattack": "autoattack"}
-AUTOATTACKED = 200  # images at most
-ACCURACIES = ("clean", "pgd", "strong", "feature", "square", "autoattack")
-JUDGED, DROP = ("clean", "autoattack"), "▼"  # what is marked where it is below the head alone
+WORST = "square"  # the accuracy left by all attacks together
+ACCURACIES = ("clean", "pgd", "strong", "feature", WORST)
+JUDGED, DROP = ("clean", WORST), "▼"  # what is marked where it is below the head alone
 GUIDE: dict[str, Any] = {"color": "0.5", "lw": 0.8, "ls": "--", "zorder": 0}
 
 
@@ -102,20 +102,20 @@ class Target:
 
 def shapes(data_dir: Path, runs_dir: Path) -> Target:
     """Drawn objects, from other drawn objects."""
-    return Target((), (), 400)
+    return Target((), (), 200)
 
 
 def signs(data_dir: Path, runs_dir: Path) -> Target:
-    """Half of the traffic signs, from the other half."""
+    """Half of the traffic signs, 42 images of each, from the other half."""
     archive = data_dir / "gtsrb.zip"
     even, odd = halves(archive)
-    source = ("--dataset", archive, "--classes", even, "--arch", "wrn-16-2", "--epochs", 20)
-    return Target(("--dataset", archive, "--classes", odd, "--epochs", 20), source, 200)
+    source = ("--dataset", archive, "--classes", even, "--arch", "wrn-16-2", "--epochs", 10)
+    return Target(("--dataset", archive, "--classes", odd, "--fraction", 0.2), source, 200)
 
 
 def cifar_signs(data_dir: Path, runs_dir: Path) -> Target:
-    """All traffic signs, from CIFAR-10."""
-    return Target(("--dataset", data_dir / "gtsrb.zip", "--epochs", 10), None, 200)
+    """All traffic signs, 21 images of each, from CIFAR-10."""
+    return Target(("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1), None, 100)
 
 
 def photos(data_dir: Path, runs_dir: Path) -> Target:
@@ -123,7 +123,7 @@ def photos(data_dir: Path, runs_dir: Path) -> Target:
     archive = runs_dir / "photos.zip"
     if not archive.exists():
         with_test_split(data_dir / "photos.zip", archive)
-    return Target(("--dataset", archive, "--augment", "crop,flip"), None, 153)
+    return Target(("--dataset", archive), None, 100)
 
 
 TARGETS: dict[str, Callable[[Path, Path], Target]] = {
@@ -148,8 +148,9 @@ def with_test_split(archive: Path, copy: Path) -> None:
 class Cell:
     """One transfer and what is left of its model. Accuracies in percent; ``run`` is its name.
 
-    ``pgd`` and ``autoattack`` are alone; ``strong``, ``feature`` and ``square`` the worst of
-    themselves and all before them. ``checks`` is what the checks of the attacks say.
+    ``pgd`` is alone; ``strong``, ``feature`` and ``square`` the worst of themselves and all before
+    them. ``autoattack`` is on the same images, if it was asked for. ``checks`` is what the checks
+    of the attacks say.
     """
 
     target: str
@@ -165,9 +166,8 @@ class Cell:
     strong: float
     feature: float
     square: float
-    autoattack_n: int
-    autoattack: float
     checks: str
+    autoattack: float | None = None
 
 
 def run_name(target: str, method: str, k: int, seed: int) -> str:
@@ -193,25 +193,26 @@ def make_source(data_dir: Path, runs_dir: Path, name: str, target: Target, fdm: 
 
 
 def measured(
-    runs_dir: Path, target: Target, limit: int | None, checks: str, key: tuple[str, str, int, int]
+    runs_dir: Path, target: Target, options: argparse.Namespace, key: tuple[str, str, int, int]
 ) -> Cell:
-    """Transfer and attack, on ``limit`` images or as many as the target has it."""
+    """Transfer and attack, on ``--limit`` images or as many as the target has it."""
     name, method, k, seed = key
     how, run = METHODS[method], run_name(*key)
     source = source_name(name, target.pretrain is not None, how.fdm)
     tuning = ("--source", source, *target.transfer, *how.flags, "--k", k, "--seed", seed)
     tuned = made(runs_dir, run, "transfer", *tuning, threads=1)
-    results = {}
-    for attack, names in ATTACKS.items():
-        n = min(limit or target.n, AUTOATTACKED if attack == "autoattack" else target.n)
-        conditions = ("--pgd-steps", 100, "--limit", n, "--batch-size", 100, "--checks", checks)
-        results[attack] = made(
-            *(runs_dir, f"{run}-{attack}-{n}", "attack", run, "--attack", names, *conditions),
-            threads=1,
-        )
-    strongest, reference = results.values()
+    n = options.limit or target.n
+    conditions = ("--limit", n, "--batch-size", 100, "--checks", options.checks)
+
+    def attacked(attacks: str, steps: int) -> dict[str, Any]:
+        label = f"{run}-{attacks.replace(',', '-')}-{n}"
+        flags = ("--attack", attacks, "--pgd-steps", steps, *conditions)
+        return made(runs_dir, label, "attack", run, *flags, threads=1)
+
+    strongest = attacked("pgd,strong,feature,square", 100)
+    reference = attacked("autoattack", 100) if options.autoattack else None
     by_attack = {added["attack"]: added for added in strongest["by_eps"][-1]["added"]}
-    said = {result["headline"] for result in results.values()}
+    said = {result["headline"] for result in (strongest, reference) if result}
     return Cell(
         *key,
         run=run,
@@ -223,9 +224,8 @@ def measured(
         strong=100 * by_attack["apgd-t"]["robust_accuracy"],
         feature=100 * by_attack["feature"]["robust_accuracy"],
         square=100 * by_attack["square"]["robust_accuracy"],
-        autoattack_n=reference["n"],
-        autoattack=100 * reference["robust_accuracy"],
         checks=" and ".join(sorted(said - {"ok"})) or "ok",
+        autoattack=100 * reference["robust_accuracy"] if reference else None,
     )
 
 
@@ -268,8 +268,9 @@ class Row:
     """Means over the seeds of one method at one k, by name, and how they compare.
 
     ``times``: the transfer's time as a multiple of vanilla's at this k on the same machine;
-    ``gain``: points of AutoAttack above vanilla's at this k; both None if that was not measured.
-    ``dropped``: which of clean and AutoAttack is below the head alone.
+    ``gain``: points under all attacks above vanilla's at this k; both None if not measured.
+    ``autoattack``: as the table shows it, of those of its cells that have it.
+    ``dropped``: what of clean and worst accuracy is below the head alone.
     """
 
     target: str
@@ -279,6 +280,7 @@ class Row:
     values: dict[str, float]
     times: float | None
     gain: float | None
+    autoattack: str
     dropped: frozenset[str]
 
 
@@ -299,9 +301,19 @@ def row_of(group: list[Cell], cells: list[Cell]) -> Row:
     return Row(
         *(first.target, first.method, first.k, tuple(group), values),
         times=mean(cell.seconds for cell in group) / mean(timed) if timed else None,
-        gain=values["autoattack"] - means(vanilla)["autoattack"] if vanilla else None,
+        gain=values[WORST] - means(vanilla)[WORST] if vanilla else None,
+        autoattack=referenced(group),
         dropped=frozenset(name for name in JUDGED if head and values[name] < head[name]),
     )
+
+
+def referenced(group: list[Cell]) -> str:
+    """AutoAttack's mean, and what all other attacks left of the same models; empty if not run."""
+    both = [(c.autoattack, getattr(c, WORST)) for c in group if c.autoattack is not None]
+    if not both:
+        return ""
+    reference, ours = (mean(column) for column in zip(*both, strict=True))
+    return f"{reference:.1f} ({ours:.1f})"
 
 
 def means(cells: list[Cell]) -> dict[str, float]:
@@ -319,7 +331,7 @@ def markdown(rows: list[Row]) -> str:
 def table(rows: list[Row]) -> str:
     """One line for each method and k of a target; what is below the head alone has a mark."""
     first = rows[0].cells[0]
-    heading = f"clean | PGD-100 | strong | + feature | + square | AutoAttack ({first.autoattack_n})"
+    heading = "clean | PGD-100 | strong | + feature | + square | AutoAttack (others)"
     lines = [
         f"**{first.target}**, n = {first.n}",
         "",
@@ -332,7 +344,8 @@ def table(rows: list[Row]) -> str:
         ]
         times = f"{row.times:.1f}×" if row.times else ""
         checks = "; ".join(sorted({cell.checks for cell in row.cells}))
-        line = (row.method, str(row.k), *numbers, times, str(len(row.cells)), checks)
+        seeds = str(len(row.cells))
+        line = (row.method, str(row.k), *numbers, row.autoattack, times, seeds, checks)
         lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines)
 
@@ -379,10 +392,10 @@ def appearance(method: str) -> dict[str, Any]:
 
 
 def robust_against_clean(rows: list[Row]) -> Figure:
-    """Under AutoAttack against clean; the dashed lines are those of the head alone."""
+    """Under all attacks against clean; the dashed lines are those of the head alone."""
 
     def place(row: Row) -> tuple[float, float]:
-        return row.values["clean"], row.values["autoattack"]
+        return row.values["clean"], row.values[WORST]
 
     def head(axes: Axes, of_target: list[Row]) -> None:
         for row in of_target:
@@ -390,11 +403,11 @@ def robust_against_clean(rows: list[Row]) -> Figure:
                 axes.axvline(place(row)[0], **GUIDE)
                 axes.axhline(place(row)[1], **GUIDE)
 
-    return drawn(rows, place, head, ("clean accuracy, %", "under AutoAttack, %"))
+    return drawn(rows, place, head, ("clean accuracy, %", "under all attacks, %"))
 
 
 def gain_against_time(rows: list[Row]) -> Figure:
-    """Points of AutoAttack above vanilla at the same k, against the time that they cost."""
+    """Points under all attacks above vanilla at the same k, against the time that they cost."""
 
     def place(row: Row) -> tuple[float, float]:
         return row.times or 1.0, row.gain or 0.0
@@ -412,7 +425,7 @@ def gain_against_time(rows: list[Row]) -> Figure:
         for row in rows
         if row.method not in (HEAD, VANILLA) and row.times is not None and row.gain is not None
     ]
-    labels = ("time, in multiples of vanilla", "under AutoAttack, points above vanilla")
+    labels = ("time, in multiples of vanilla", "under all attacks, points above vanilla")
     return drawn(compared, place, vanilla, labels)
 
 
@@ -429,7 +442,7 @@ def measure(options: argparse.Namespace, cells: list[Cell]) -> None:
     """Measure what is asked for and not among the ``cells``, which grow and are stored."""
     runs_dir, data_dir = options.runs_dir, options.data_dir
     runs_dir.mkdir(exist_ok=True)
-    known = {cell.run for cell in cells}
+    known = {c.run for c in cells if c.autoattack is not None or not options.autoattack}
     wanted = [
         (target, method, k, seed)
         for seed, target, method in product(options.seeds, options.targets, options.methods)
@@ -441,12 +454,9 @@ def measure(options: argparse.Namespace, cells: list[Cell]) -> None:
         target = targets[name]
         source = source_name(name, target.pretrain is not None, fdm)
         make_source(data_dir, runs_dir, source, target, fdm)
-    tasks = (
-        partial(measured, runs_dir, targets[key[0]], options.limit, options.checks, key)
-        for key in wanted
-    )
+    tasks = (partial(measured, runs_dir, targets[key[0]], options, key) for key in wanted)
     for cell in finished(tasks, options.jobs):
-        cells.append(cell)
+        cells[:] = [other for other in cells if other.run != cell.run] + [cell]
         store(cells, options.out)
 
 
@@ -460,6 +470,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("which-method-runs"))
     parser.add_argument("--limit", type=int, help="images of each attack, at most")
     parser.add_argument("--checks", default="fast", help="tier of the checks of the attacks")
+    parser.add_argument("--autoattack", action="store_true", help="run the reference attack, too")
     parser.add_argument("--jobs", type=int, default=1, help="commands at the same time")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/which-method.json"))
     parser.add_argument("--plots", action="store_true", help="measure nothing; table and plots")

@@ -116,6 +116,7 @@ def _patches(sabotage: Sabotage) -> Iterator[Any]:
         yield mock.patch("cartl_cli.core.evaluation.attack_run.Position", _during_batch(sabotage))
     if sabotage.collapse:
         yield mock.patch.object(catastrophic_overfitting.Sign, "collapsed", True)
+        yield mock.patch.object(catastrophic_overfitting, "BETWEEN", 1)
     if sabotage.forget:
         yield FORGET[sabotage.forget](sabotage.step)
 

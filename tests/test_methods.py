@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.batches import epoch_batches
 from cartl_cli.core.data.split import DataSet, Split
@@ -400,6 +401,25 @@ def test_the_guard_always_looks_at_the_same_images(data: DataSet) -> None:
     assert len(some) == len(data.train)
     many = Split(torch.zeros(600, 3, 2, 2, dtype=torch.uint8), torch.arange(600) % 4)
     assert catastrophic_overfitting.watched(many, 0).labels.bincount().tolist() == [32] * 4
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "looked"), [(500, 20, [8, 16, 20]), (60, 5, [5]), (3000, 3, [1, 2, 3])]
+)
+def test_the_guard_costs_little_where_images_are_few(
+    images: int, epochs: int, looked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = catastrophic_overfitting.Sign(8, 7, 10)
+    monkeypatch.setattr(catastrophic_overfitting, "look", lambda *_: sign)
+    split = Split(torch.zeros(images, 3, 2, 2, dtype=torch.uint8), torch.arange(images) % 4)
+    config = TransferConfig(method="fast", epochs=epochs)
+    setup = mock.Mock(config=config, split=split, device=torch.device("cpu"))
+    epoch_done = catastrophic_overfitting.guard(
+        mock.Mock(), setup, lambda step: EPS, 3, torch.tensor(0), print
+    )
+    found = {epoch: epoch_done(epoch, epoch) for epoch in range(1, epochs + 1)}
+    assert [epoch for epoch, measured in found.items() if measured] == looked
+    assert found[epochs] == {"fgsm_accuracy": 0.8, "pgd_accuracy": 0.7}
 
 
 def test_the_average_of_weights_in_closed_form(model: BlockModel) -> None:

@@ -25,14 +25,21 @@ _CASES |= {one.look.label: one.freeze_bn for one in ADDITIONS.values()}
 _DEFAULT_CASES = ", ".join(f"{label} {case}" for label, case in _CASES.items() if case != "all")
 
 
-def _default(setting: Literal["epochs", "lr"]) -> Any:
+def _default(setting: Literal["epochs", "lr"], about: str) -> Any:
     """The value of a setting that belongs to the method, once that is known."""
+    usual = getattr(TRANSFER_METHODS["natural"], setting)
+    others: dict[object, list[str]] = {}
+    for method in TRANSFER_METHODS.values():
+        others.setdefault(getattr(method, setting), []).append(method.name)
+    del others[usual]
+    cases = [f"{', '.join(names)} {value}" for value, names in others.items()]
 
     def value(given: Mapping[str, Any]) -> Any:
         method = TRANSFER_METHODS.get(given.get("method", "natural"))
-        return getattr(method or TRANSFER_METHODS["natural"], setting)
+        return getattr(method, setting) if method else usual
 
-    return Field(default_factory=value)
+    description = f"{about} (default: {'; '.join([str(usual), *cases])})."
+    return Field(default_factory=value, description=description)
 
 
 class TransferConfig(BaseModel):
@@ -130,9 +137,9 @@ class TransferConfig(BaseModel):
         FreezeBatchNorm | None,
         Field(description=f"Batch norm kept as it is (default: all; {_DEFAULT_CASES})."),
     ] = None
-    epochs: fields.Epochs = _default("epochs")
+    epochs: fields.Epochs = _default("epochs", "Passes over the training data")
     batch_size: fields.BatchSize = 64
-    lr: fields.LearningRate = _default("lr")
+    lr: fields.LearningRate = _default("lr", "Peak learning rate of SGD")
     momentum: fields.Momentum = 0.9
     weight_decay: fields.WeightDecay = 5e-4
     schedule: fields.Schedule = "onecycle"

@@ -52,7 +52,7 @@ class TuneConfig(BaseModel):
             description=f"Methods to try, as a,b: {', '.join(TRANSFER_METHODS)}, neft "
             "or keep (both natural).",
         ),
-    ] = ("natural", "latent", "at", "fast", "neft", "keep")
+    ] = ("natural", "fast", "latent", "at", "neft", "keep")
     k: Annotated[
         tuple[Annotated[Whole, Field(ge=1)], ...],
         BeforeValidator(values.parse_list),

@@ -65,6 +65,7 @@ class Addition:
 
 _HERE = "cartl_cli.core.method.transfer_methods"
 _ATTACKED = frozenset({"eps", "step_size", "pgd_steps", "eps_warmup", "awp_gamma"})
+_ATTACKED_LR = 0.2  # that of pretrain; at 0.02 training stops low (docs/which-method.md)
 # the colours are those of Okabe and Ito, which everybody can tell apart, and a few beside them
 SOURCE = Look("source", "#CC79A7", "P")
 TRANSFER_METHODS: dict[str, TransferMethod] = {
@@ -86,6 +87,7 @@ TRANSFER_METHODS: dict[str, TransferMethod] = {
             f"{_HERE}:adversarial",
             "on images of N-FGSM",
             takes=_ATTACKED,
+            lr=_ATTACKED_LR,
             single_step=True,
             one_process=True,
         ),
@@ -95,6 +97,7 @@ TRANSFER_METHODS: dict[str, TransferMethod] = {
             f"{_HERE}:adversarial",
             "on images of PGD",
             takes=_ATTACKED,
+            lr=_ATTACKED_LR,
         ),
         TransferMethod(
             "trades",
@@ -102,6 +105,7 @@ TRANSFER_METHODS: dict[str, TransferMethod] = {
             f"{_HERE}:adversarial",
             "the loss of TRADES",
             takes=_ATTACKED | {"trades_beta"},
+            lr=_ATTACKED_LR,
         ),
     )
 }

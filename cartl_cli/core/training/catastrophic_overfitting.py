@@ -20,6 +20,7 @@ from cartl_cli.core.training.training_plan import TrainingSetup
 COLLAPSED = "collapsed"  # of a plan's state
 IMAGES = 128  # at most, of the training images
 PGD_STEPS = 10
+BETWEEN = 4000  # training images from one look to the next: a look costs as much as 500 of them
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ def guard(
 ) -> Callable[[int, int], dict[str, float]]:
     """What to do after each epoch of a plan: look whether training overfits, note it and say it.
 
-    ``eps`` is that of a step. ``collapsed``: the epoch after which it was found, 0 if it was not;
-    from then on training is to take ``pgd_steps``.
+    With few training images that is after the last epoch and every so many before it. ``eps`` is
+    that of a step. ``collapsed``: the epoch after which it was found, 0 if it was not; from then on
+    training is to take ``pgd_steps``.
     """
     config = setup.config
     images = watched(setup.split, config.seed).to(setup.device)
+    every = max(1, round(BETWEEN / len(setup.split)))
 
     def epoch_done(epoch: int, step: int) -> dict[str, float]:
+        if epoch % every and epoch < config.epochs:
+            return {}
         sign = look(model, images, eps(step - 1), config.seed, config.batch_size, setup.autocast)
         if sign.collapsed and collapsed == 0:
             collapsed.fill_(epoch)

@@ -147,7 +147,7 @@ def adversarial_training(
 def guarded(
     model: BlockModel, config: PretrainConfig, setup: TrainingSetup, say: Callable[[str], None]
 ) -> TrainingPlan:
-    """Training with N-FGSM, with a look after each epoch at whether it overfits."""
+    """Training with N-FGSM, with a look now and then at whether it overfits."""
     warmup, collapsed = EpsWarmup(setup.total_steps, config.eps_warmup), torch.tensor(0)
     epoch_done = guard(
         model, setup, lambda step: config.eps * warmup.grown(step), config.pgd_steps, collapsed, say
