@@ -96,6 +96,7 @@ class Runs:
             data = data.model_copy(update={"fingerprint": fingerprint})
         manifest = {
             "kind": "attack",
+            "model": attacked.manifest.model,
             "config": config,
             "k": attacked.manifest.k,
             "data": data.model_copy(update={"measured_images": n}),
@@ -130,8 +131,13 @@ class Runs:
                 k=source.manifest.k,
                 fdm_lambda=source.manifest.config.fdm_lambda,
             )
+            arch = source.manifest.model.arch
+        else:
+            assert isinstance(config, PretrainConfig)
+            arch = config.arch
         manifest = {
             "kind": kind,
+            "model": ModelSpec(arch=arch, classes=CLASSES, image_size=32),
             "config": config,
             "k": k,
             "data": DataRecord(
@@ -156,7 +162,6 @@ class Runs:
                 "number": self.number,
                 "status": "completed",
                 "created": "2026-01-01T00:00:00+00:00",
-                "model": ModelSpec(arch="wrn-16-1", classes=CLASSES, image_size=32),
                 "versions": {"cartl": "0.2.0"},
                 **fields,
             }

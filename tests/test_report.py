@@ -20,13 +20,16 @@ from rich.console import Console
 
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.reports.collection import find_results
-from cartl_cli.core.reports.paper import beside_paper, read_paper
+from cartl_cli.core.reports.paper import TableName, beside_paper, read_paper
 from cartl_cli.core.reports.rows import paired_with, rows_of, sorted_rows
 from cartl_cli.core.runs.command_line import command_of
+from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runs.results import Check
 from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
+from cartl_cli.core.sweeps.grid import plan
 from cartl_cli.core.sweeps.points import Point, Sweep, point_id, write_sweep
+from cartl_cli.core.sweeps.spec import open_spec
 from cartl_cli.display.report_formats import rich_table, widths
 from cartl_cli.display.report_latex import latex
 from cartl_cli.display.report_sheets import Report, results_sheet
@@ -470,6 +473,29 @@ def test_the_papers_numbers_agree_with_each_other() -> None:
         if row.method == "vanilla" and (row.source_data, row.target_data) == ("cifar10", "svhn")
     ]
     assert [(r.clean, r.robust) for r in again] == [(r.clean, r.robust) for r in vanilla]
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "table3", "table4"])
+def test_every_line_of_the_paper_has_its_run_in_the_sweep(
+    table: TableName, cartl: Command, runs: Runs
+) -> None:
+    made: dict[str | None, Run] = {}
+    for point in plan(*open_spec(table), "now", lambda config: config, runs.folder)[0].points:
+        settings = point.config.model_dump(exclude={"source", "run"})
+        if point.kind == "pretrain":
+            made[point.id] = runs.pretrain(point.run, **settings)
+        elif point.kind == "transfer":
+            made[point.id] = runs.transfer(made[point.needs], point.run, **settings)
+        else:
+            runs.attack(made[point.needs], point.run, 800, 200, 250, **settings)
+    rows, _ = rows_of(find_results([], runs.folder).results)
+    lines = beside_paper(rows, table)
+    assert lines
+    assert [line.published for line in lines if line.ours is None] == []
+    for line in lines:  # but for the pretended images, nothing is otherwise than in the paper
+        assert {said for said in line.differs if "not told" not in said} <= {
+            f"n = 1000, paper n = {read_paper().test_images[line.published.target_data]}"
+        }
 
 
 def test_the_paper_beside_ours_says_what_differs(cartl: Command, runs: Runs) -> None:

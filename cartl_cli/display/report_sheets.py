@@ -210,7 +210,7 @@ def paper_sheet(lines: Sequence[Beside], title: str) -> Sheet:
     columns: list[Column] = [
         ("data", False, [Cell(f"{one.source_data} → {one.target_data}") for one in said]),
         ("method", False, [*map(Cell, (one.method for one in said), own)]),
-        ("k", True, [Cell(str(one.k), value=one.k) for one in said]),
+        ("k", True, [Cell(str(one.k or "all"), value=one.k) for one in said]),
         ("paper clean", True, [Cell(f"{100 * one.clean:.2f}", value=one.clean) for one in said]),
         ("clean %", True, [*map(percent, clean)]),
         ("diff", True, [_points(a, b.clean) for a, b in zip(clean, said, strict=True)]),
@@ -239,7 +239,7 @@ OWN_COLUMN = ("data", "k")
 
 def _stated(line: PublishedRow) -> Parts:
     """What a published line says of itself, but for its method."""
-    found = {"data": f"{line.source_data} → {line.target_data}", "k": f"k {line.k}"}
+    found = {"data": f"{line.source_data} → {line.target_data}", "k": f"k {line.k or 'all'}"}
     for name, symbol in symbols().items():
         if (value := getattr(line, name, None)) is not None:
             found[symbol] = f"{symbol} {value:g}"

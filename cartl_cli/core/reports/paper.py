@@ -27,7 +27,7 @@ class PublishedRow(BaseModel):
     target_data: str
     arch: str | None = None
     method: str
-    k: Annotated[int, Field(ge=1)]
+    k: Annotated[int, Field(ge=1)] | None = None
     freeze_bn: FreezeBatchNorm | None = None
     fdm_lambda: float | None = None
     neft_beta: float | None = None
@@ -82,13 +82,13 @@ def beside_paper(rows: Sequence[Row], table: TableName | None) -> list[Beside]:
 
 def _repeats(row: Row, published: PublishedRow) -> bool:
     setting = row.setting
-    same = (setting.source_data, setting.target_data, setting.method, setting.k) == (
+    same = (setting.source_data, setting.target_data, setting.method) == (
         published.source_data,
         published.target_data,
         published.method,
-        published.k,
     )
-    stated = [getattr(published, name, None) in (None, setting.number(name)) for name in symbols()]
+    stated = [published.k in (None, setting.k)]
+    stated += [getattr(published, name, None) in (None, setting.number(name)) for name in symbols()]
     stated.append(published.freeze_bn in (None, setting.freeze_bn))
     return same and all(stated) and row.conditions.data == published.target_data
 
