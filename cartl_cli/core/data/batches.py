@@ -104,9 +104,12 @@ def flip(images: Tensor, mirror: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, turn: Tensor) -> Tensor:
-    """A rotation by −15°..15°, bilinear, zero outside; draws (B,) in [0, 1)."""
+    """A rotation by −15°..15°, zero outside; draws (B,) in [0, 1).
+
+    Each pixel is the nearest one of the image, as in the official code: interpolation would blur.
+    """
     angle = MAX_ROTATION * (2 * turn - 1)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return F.grid_sample(images, grid, mode="nearest", align_corners=False)
