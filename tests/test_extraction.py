@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import pytest
@@ -25,7 +26,7 @@ from tests.conftest import Command, ImageFolder
 from tests.fitting import fitted
 
 CPU = torch.device("cpu")
-CASES: list[FreezeBatchNorm] = ["none", "affine", "stats", "all"]
+CASES = get_args(FreezeBatchNorm)
 
 
 def passed_on(model: BlockModel, k: int, split: Split) -> list[Tensor]:
@@ -45,7 +46,7 @@ def test_an_extractor_is_settled_where_its_features_never_change(
     for k in (1, 2, len(model.blocks)):
         freeze(model, k, freeze_bn)
         once, again = passed_on(model, k, split)
-        frozen = freeze_bn in ("stats", "all") or (arch == "wrn-10-1" and k == 5)
+        frozen = freeze_bn in ("stats", "all", "everything") or (arch == "wrn-10-1" and k == 5)
         assert settled(model, k) == torch.allclose(once, again, atol=1e-4) == frozen
 
 

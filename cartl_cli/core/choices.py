@@ -7,6 +7,7 @@ NORM_SIGNS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-FreezeBatchNorm = Literal["none", "affine", "stats", "all"]
+FreezeBatchNorm = Literal["none", "affine", "stats", "all", "everything"]
 """Which batch-norm parts stay as they are: the sub-model's affine parameters, the extractor's
-running statistics, both or neither (CARTL Section 6, Table 1)."""
+running statistics, neither, both, or both and the sub-model's statistics (CARTL Section 6, Table 1;
+the last is in its text)."""

@@ -5,26 +5,30 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cartl_cli.core.choices import FreezeBatchNorm
 from cartl_cli.core.models.blocks import BlockModel, extractor, sub_model
 
+KEPT: dict[FreezeBatchNorm, tuple[bool, bool, bool]] = {
+    # extractor's statistics, sub-model's affine parameters, sub-model's statistics
+    "none": (False, False, False),
+    "affine": (False, True, False),
+    "stats": (True, False, False),
+    "all": (True, True, False),
+    "everything": (True, True, True),
+}
+
 
 def freeze(model: BlockModel, k: int, freeze_bn: FreezeBatchNorm) -> None:
-    """Freeze the extractor and the batch-norm parts named by ``freeze_bn``; set training mode.
+    """Freeze the extractor and the batch-norm parts ``KEPT`` by ``freeze_bn``; set training mode.
 
-    | value  | extractor statistics | sub-model affine |
-    |--------|----------------------|------------------|
-    | none   | updated              | trained          |
-    | affine | updated              | frozen           |
-    | stats  | frozen               | trained          |
-    | all    | frozen               | frozen           |
-
-    The extractor's weights and affine parameters are always frozen; the sub-model's statistics
-    are always updated. Statistics are frozen by evaluation mode, which ``eval_mode`` restores.
+    The extractor's weights and affine parameters are always frozen. Statistics are frozen by
+    evaluation mode, which ``eval_mode`` restores.
     """
+    outside, affine, inside = KEPT[freeze_bn]
     model.train()
     extractor(model, k).requires_grad_(False)
-    extractor(model, k).train(freeze_bn in ("none", "affine"))
+    extractor(model, k).train(not outside)
     for module in sub_model(model, k).modules():
         if isinstance(module, _BatchNorm):
-            module.requires_grad_(freeze_bn in ("none", "stats"))
+            module.requires_grad_(not affine)
+            module.train(not inside)
 
 
 def settled(model: BlockModel, k: int) -> bool:
