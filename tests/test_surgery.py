@@ -21,6 +21,7 @@ from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.transfer_methods import replace_head
 from cartl_cli.core.models.blocks import BlockModel, extractor, sub_model
 from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runtime.randomness import seeded
 from tests.fitting import fitted
 
 CPU = torch.device("cpu")
@@ -126,6 +127,15 @@ def test_new_head_has_a_normal_linear_initialisation(model: BlockModel) -> None:
     assert model.head.weight.abs().max() <= bound
     assert abs(model.head.weight.mean().item()) < 0.1 * bound
     assert not model.head.bias.any()
+
+
+def test_the_head_of_the_official_code_is_uniform(model: BlockModel) -> None:
+    """Its logits all rise with the features: they are alike, and far from 0."""
+    with seeded(0, "head"):
+        replace_head(model, 200, "uniform")
+    for drawn in (model.head.weight, model.head.bias):
+        assert 0 <= drawn.min() < 0.1 < 0.9 < drawn.max() < 1
+        assert abs(drawn.mean().item() - 0.5) < 0.1
 
 
 def batch_norm_state(blocks: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -7,6 +7,9 @@ NORM_SIGNS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+HeadInit = Literal["linear", "uniform"]
+"""How a new classifier is drawn: as a linear layer usually is, or from U(0, 1)."""
+
 FreezeBatchNorm = Literal["none", "affine", "stats", "all", "everything"]
 """Which batch-norm parts stay as they are: the sub-model's affine parameters, the extractor's
 running statistics, neither, both, or both and the sub-model's statistics (CARTL Section 6, Table 1;

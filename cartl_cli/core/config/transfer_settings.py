@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, model_validator
 
-from cartl_cli.core.choices import FreezeBatchNorm
+from cartl_cli.core.choices import FreezeBatchNorm, HeadInit
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
 from cartl_cli.core.config.values import SETTINGS
@@ -137,6 +137,13 @@ class TransferConfig(BaseModel):
         FreezeBatchNorm | None,
         Field(description=f"Batch norm kept as it is (default: all; {_DEFAULT_CASES})."),
     ] = None
+    head_init: Annotated[
+        HeadInit,
+        Field(
+            description="How the new classifier is drawn; uniform: from U(0, 1), as in the paper's "
+            "official code."
+        ),
+    ] = "linear"
     epochs: fields.Epochs = _default("epochs", "Passes over the training data")
     batch_size: fields.BatchSize = 64
     lr: fields.LearningRate = _default("lr", "Peak learning rate of SGD")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cartl_cli.core.choices import FreezeBatchNorm
+from cartl_cli.core.choices import FreezeBatchNorm, HeadInit
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.method.adversarial_training import (
     AdversarialTraining,
@@ -74,11 +74,18 @@ class Tuned:
     convex_blocks: int = 0
 
 
-def replace_head(model: BlockModel, num_classes: int) -> None:
-    """A new linear classifier with a normal linear initialisation (global random state)."""
+def replace_head(model: BlockModel, num_classes: int, init: HeadInit = "linear") -> None:
+    """A new linear classifier (global random state).
+
+    ``linear``: weights U(−1/√d, 1/√d) of d inputs, no bias. ``uniform``: weights and bias U(0, 1),
+    as the official code has it.
+    """
     old = model.head
     head = nn.Linear(old.in_features, num_classes).to(old.weight.device)
     nn.init.zeros_(head.bias)
+    if init == "uniform":
+        nn.init.uniform_(head.weight)
+        nn.init.uniform_(head.bias)
     model.blocks[-1].linear = head
 
 
@@ -92,7 +99,7 @@ def prepare(
     under NEFT.
     """
     model, k, settings = tuning.model, tuning.k, tuning.settings
-    replace_head(model, num_classes)
+    replace_head(model, num_classes, settings["head_init"])
     model.to(memory_format=torch.channels_last)
     freeze(model, k, freeze_bn)
     if (beta := settings["neft_beta"]) is not None:

@@ -37,6 +37,7 @@ ADDED: dict[Kind, dict[str, object]] = {
         "eps_warmup": 0.0,
         "awp_gamma": 0.0,
         "ema": 0.0,
+        "head_init": "linear",
         **dict.fromkeys(
             (
                 *("radius", "latent_steps", "eps", "step_size", "pgd_steps", "trades_beta"),
