@@ -36,6 +36,9 @@ CLASSES = ("a", "b", "c", "d")
 EPS = 8 / 255
 
 
+TRAIN_IMAGES = {"cifar10": 50000, "cifar100": 50000, "svhn": 73257, "gtsrb": 26640}
+
+
 class Runs:
     """A folder of runs that is filled one by one; names are those of the folders."""
 
@@ -143,7 +146,9 @@ class Runs:
             "data": DataRecord(
                 name=dataset,
                 fingerprint=hashlib.sha256(dataset.encode()).hexdigest(),
-                train_images=4000,
+                train_images=round(
+                    getattr(config, "fraction", 1) * TRAIN_IMAGES.get(dataset, 4000)
+                ),
                 measured="test",
                 measured_images=1000,
                 augment=(),

@@ -36,7 +36,7 @@ class PublishedRow(BaseModel):
 
 
 class Paper(BaseModel):
-    """What the paper published, and under which attack; ``test_images`` by target data set."""
+    """What the paper published, and under which attack; numbers of images by data set."""
 
     model_config = SETTINGS
 
@@ -46,6 +46,7 @@ class Paper(BaseModel):
     eps: float
     pgd_steps: int
     restarts: int
+    train_images: dict[str, int]
     test_images: dict[str, int]
     rows: tuple[PublishedRow, ...]
 
@@ -98,7 +99,7 @@ def _differs(row: Row, published: PublishedRow, paper: Paper) -> tuple[str, ...]
     setting, ours = row.setting, row.conditions
     classes = dict(setting.others)["classes"]
     attack = next((name for name in ours.attacks if name == paper.attack), ours.attacks[0])
-    pairs = (
+    pairs: tuple[tuple[str, str], ...] = (
         (setting.arch, published.arch or setting.arch),
         (f"classes {classes}" if classes else "all classes", "all classes"),
         (f"{ours.measured} images", "test images"),
@@ -110,6 +111,11 @@ def _differs(row: Row, published: PublishedRow, paper: Paper) -> tuple[str, ...]
         (f"{ours.pgd_steps} steps", f"{paper.pgd_steps} steps"),
         (f"{ours.restarts} restarts", f"{paper.restarts} restarts"),
     )
+    for run in row.results[0].trainings:
+        data, part = run.manifest.data, getattr(run.training, "fraction", 1)
+        theirs = round(part * paper.train_images[data.name])
+        if data.train_images != theirs:
+            pairs += ((f"{data.train_images:,} training images of {data.name}", f"{theirs:,}"),)
     differing = [f"{mine}, paper {theirs}" for mine, theirs in pairs if mine != theirs]
     untold = [
         f"{symbol} {mine:g}, not told in the table"
