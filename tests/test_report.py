@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from rich.console import Console
@@ -185,6 +186,34 @@ def test_z07_without_outcomes_there_is_no_test(cartl: Command, runs: Runs) -> No
     assert value["paired"] == []
     assert "image by image are not there" in reasons(value)["b-attack"]
     assert len(value["results"]) == 2
+
+
+def test_the_gain_at_equal_accuracy_lies_on_the_baselines_line(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    for name, method, k, clean, robust in (
+        ("v4", {}, 4, 900, 400),
+        ("v6", {}, 6, 960, 200),
+        ("v8", {}, 8, 970, 100),
+        ("ours", {"neft_beta": 0.4}, 6, 930, 500),
+        ("beyond", {"neft_beta": 1}, 6, 980, 300),
+    ):
+        target = runs.transfer(source, name, k=k, **method)
+        runs.attack(target, f"a-{name}", clean, robust, robust)
+    shown = report(cartl, "--baseline", "vanilla")
+    (gain,) = shown["gains"]
+    assert gain["runs"] == ["a-ours"]
+    assert (gain["clean"], gain["robust"]) == (0.93, 0.5)
+    assert gain["baseline_robust"] == pytest.approx(0.3)
+    assert gain["points"] == pytest.approx(0.2)
+    draw = numpy.random.default_rng(0).binomial
+    c0, r0, c1, r1, c, r = (draw(1000, p, 20_000) / 1000 for p in (0.9, 0.4, 0.96, 0.2, 0.93, 0.5))
+    drawn = r - (r0 + (c - c0) / (c1 - c0) * (r1 - r0))
+    low, high = numpy.quantile(drawn, [0.025, 0.975])
+    assert (gain["low"], gain["high"]) == pytest.approx((low, high), abs=0.015)
+    table = cartl("report", "--baseline", "vanilla").out
+    assert "At the same clean accuracy as vanilla" in table
+    assert "+20.0" in table
+    assert report(cartl, "--baseline", "a-v4")["gains"] == []
 
 
 def test_a_baseline_that_means_nothing_is_refused(cartl: Command, runs: Runs) -> None:
@@ -900,7 +929,7 @@ def test_long_tables_for_a_paper_are_cut_into_pages(tmp_path: Path) -> None:
         target = runs.transfer(source, f"t{number}", neft_beta=(number + 1) / 100)
         runs.attack(target, f"a{number}", 900, 300)
     rows, _ = rows_of(find_results([], runs.folder).results)
-    text = latex(Report(tuple(rows), (), None, None, ()))
+    text = latex(Report(tuple(rows), (), (), None, None, ()))
     check_latex(text)
     assert text.count(r"\begin{table}") == 3
     assert text.count("(continued)") == text.count(r"\clearpage") == 2

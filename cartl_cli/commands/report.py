@@ -177,6 +177,7 @@ def _reported(
     sort_by: str | None,
 ) -> "Report":
     from cartl_cli.core.reports.collection import find_results
+    from cartl_cli.core.reports.equal_accuracy import gains
     from cartl_cli.core.reports.paper import beside_paper
     from cartl_cli.core.reports.rows import paired_with, rows_of, sorted_rows
     from cartl_cli.display.report_sheets import Report
@@ -186,11 +187,12 @@ def _reported(
     if sort_by is not None:
         rows = sorted_rows(rows, sort_by)
     paired, untested = paired_with(rows, baseline) if baseline is not None else ([], [])
+    gained = gains(rows, baseline) if baseline is not None else []
     named = table or found.table
     chosen = next((name for name in _tables() if name == named), None)
     paper = tuple(beside_paper(rows, chosen)) if against else None
     left_out = (*found.left_out, *repeats, *untested)
-    return Report(tuple(rows), tuple(paired), baseline, paper, left_out)
+    return Report(tuple(rows), tuple(paired), tuple(gained), baseline, paper, left_out)
 
 
 def _written(found: "Report", name: str) -> str:

@@ -169,6 +169,18 @@ def as_json(report: Report) -> str:
             }
             for one in report.paired
         ],
+        "gains": [
+            {
+                "runs": [result.run.name for result in one.ours.results],
+                "clean": one.ours.clean.mean,
+                "robust": one.ours.robust.mean,
+                "baseline_robust": one.theirs,
+                "points": one.value,
+                "low": one.low,
+                "high": one.high,
+            }
+            for one in report.gains
+        ],
         "paper": report.paper
         and [
             {

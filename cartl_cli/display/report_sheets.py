@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.registry.transfer_methods import symbols
 from cartl_cli.core.reports.collection import LeftOut
+from cartl_cli.core.reports.equal_accuracy import Gain
 from cartl_cli.core.reports.paper import Beside, PublishedRow
 from cartl_cli.core.reports.rows import Paired, Row
 from cartl_cli.core.statistics import Spread
@@ -29,10 +30,11 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says; ``baseline`` is that of the paired tests."""
+    """All that a report says; ``baseline`` is that of the paired tests and of the gains."""
 
     rows: tuple[Row, ...]
     paired: tuple[Paired, ...]
+    gains: tuple[Gain, ...]
     baseline: str | None
     paper: tuple[Beside, ...] | None
     left_out: tuple[LeftOut, ...]
@@ -67,6 +69,8 @@ def sheets_of(report: Report) -> list[Sheet]:
     sheets = [results_sheet(report.rows)]
     if report.baseline is not None and report.paired:
         sheets.append(paired_sheet(report.paired, report.baseline))
+    if report.baseline is not None and report.gains:
+        sheets.append(gains_sheet(report.gains, report.baseline))
     if report.paper is not None:
         tables = list(dict.fromkeys(one.published.table for one in report.paper))
         for name in tables:
@@ -191,6 +195,40 @@ def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
             "points: accuracy of the run minus that of the baseline, its 95 % interval below "
             "(Tango 1998).",
             f"p: exact McNemar test; p (Holm): adjusted for all {len(rows)} comparisons.",
+        ),
+    )
+
+
+def gains_sheet(gains: Sequence[Gain], baseline: str) -> Sheet:
+    """A line for each row that a baseline's curve can be read beside."""
+    told = told_apart([one.ours for one in gains])
+    rows = []
+    for one, own in zip(gains, told.settings, strict=True):
+        ours, (low, high) = one.ours, one.between
+        rows.append(
+            (
+                Cell(ours.setting.method, ", ".join(own.values())),
+                Cell(str(ours.setting.k), value=ours.setting.k),
+                percent(ours.clean),
+                percent(ours.robust),
+                Cell(f"{100 * one.theirs:.1f}", value=one.theirs),
+                Cell(
+                    f"{100 * one.value:+.1f}",
+                    f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+                    one.value,
+                ),
+                Cell(f"{low.setting.k}, {high.setting.k}"),
+            )
+        )
+    return Sheet(
+        f"At the same clean accuracy as {baseline}",
+        ("method", "k", "clean %", "worst %", f"{baseline} there", "points", "between its k"),
+        (False, True, True, True, True, True, False),
+        tuple(rows),
+        (
+            f"{baseline} there: its worst %, on the line between its two rows with the next lower "
+            "and the next higher clean accuracy.",
+            "points: the gain, its 95 % interval below, as if each row had images of its own.",
         ),
     )
 

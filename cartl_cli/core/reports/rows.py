@@ -171,13 +171,13 @@ def _baselines(rows: Sequence[Row], baseline: str) -> Callable[[Row, Result], Re
         candidates: dict[object, list[Row]] = {}
         for row in rows:
             if row.setting.method == method:
-                candidates.setdefault(_meeting(row), []).append(row)
+                candidates.setdefault(meeting(row), []).append(row)
         if not candidates:
             raise UsageError(f"--baseline: no {method} among the results")
         return lambda row, ours: (
             ours
             if row.setting.method == method
-            else _baseline_of(row, ours, candidates.get(_meeting(row), []))
+            else _baseline_of(row, ours, candidates.get(meeting(row), []))
         )
     named = {
         result.run.name: result
@@ -195,7 +195,7 @@ def _baselines(rows: Sequence[Row], baseline: str) -> Callable[[Row, Result], Re
     return lambda row, ours: theirs
 
 
-def _meeting(row: Row) -> tuple[object, ...]:
+def meeting(row: Row) -> tuple[object, ...]:
     """What a row and its baseline must have in common."""
     return row.conditions, row.eps, row.setting.source_data, row.setting.arch
 
