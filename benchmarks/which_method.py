@@ -115,7 +115,8 @@ def signs(data_dir: Path, runs_dir: Path) -> Target:
     archive = data_dir / "gtsrb.zip"
     even, odd = halves(archive)
     source = ("--dataset", archive, "--classes", even, "--arch", "wrn-16-2", "--epochs", 10)
-    return Target(("--dataset", archive, "--classes", odd, "--fraction", 0.2), source, 200)
+    target = ("--dataset", archive, "--classes", odd, "--fraction", 0.2, "--epochs", 30)
+    return Target(target, source, 200)
 
 
 def cifar_signs(data_dir: Path, runs_dir: Path) -> Target:
