@@ -5,6 +5,7 @@ from cartl_cli.core.data.split import stratified
 from cartl_cli.core.evaluation.verdicts import share
 from cartl_cli.core.statistics import (
     accuracy_interval,
+    at_chance,
     clopper_pearson,
     mcnemar,
     paired_difference,
@@ -117,3 +118,16 @@ def test_paired_difference_at_the_ends() -> None:
     # no image tells the models apart: p̃ = 0, and the limit solves n·d² = z²·(1 − d)·d
     z2 = 1.959964**2
     assert paired_difference(*verdicts(5, 0, 0, 5)).high == pytest.approx(z2 / (10 + z2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("right", "largest", "chance"),
+    [
+        (140, 100, False),  # two classes alike, 70 %: more than 1.5 times a half is not needed
+        (107, 100, True),  # 53.5 % of 200 images are within the interval of a coin
+        (194, 194, True),  # always the class of 97 %
+        (30, 20, False),  # ten classes
+    ],
+)
+def test_chance_is_the_largest_class(right: int, largest: int, chance: bool) -> None:
+    assert at_chance(right, 200, largest) == chance

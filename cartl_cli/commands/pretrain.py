@@ -34,10 +34,8 @@ def pretrain(
     if run is None:
         return  # another process tells
     say(f"saved {run.folder}")
-    results = run.results
-    if results.clean_accuracy <= 1.5 / len(run.manifest.model.classes):
-        say("warning: clean accuracy is at chance; train longer or with a smaller --fdm-lambda")
     if as_json:
+        results = run.results
         shown = {
             "run": run.name,
             "folder": str(run.folder),

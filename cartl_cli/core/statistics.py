@@ -38,6 +38,14 @@ def accuracy_interval(successes: int, n: int) -> tuple[float, float]:
     return clopper_pearson(successes, n) if exact else wilson_interval(successes, n)
 
 
+def at_chance(right: int, n: int, largest: int) -> bool:
+    """Whether a model that got so many of n images right may be one that always answers the same.
+
+    ``largest`` counts the images of the largest class; within the 95 % interval nothing is shown.
+    """
+    return accuracy_interval(right, n)[0] <= largest / n
+
+
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p value (McNemar 1947) that b and c, out of b + c, are as likely.
 

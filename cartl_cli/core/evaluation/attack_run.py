@@ -24,7 +24,7 @@ from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import versions
 from cartl_cli.core.runtime.ranks import Ranks
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
-from cartl_cli.core.statistics import accuracy_interval
+from cartl_cli.core.statistics import accuracy_interval, at_chance
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
 
 VERDICTS = "verdicts.safetensors"  # of a checkpoint
@@ -174,7 +174,7 @@ def check_clean(
             f"clean accuracy: expected {100 * expected.clean_accuracy:.1f} %, got "
             f"{100 * clean:.1f} %: wrong data, normalization or labels"
         )
-    if clean <= 1.5 / len(data.classes):
+    if at_chance(int(verdicts.clean.sum()), n, int(setup.split.labels.bincount().max())):
         say("warning: clean accuracy is at chance; robust accuracy means nothing here")
     if n < SMALL:
         low, high = accuracy_interval(round(clean * n), n)

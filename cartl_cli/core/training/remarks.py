@@ -1,9 +1,12 @@
 """What a user should know of a transfer, before it and after it."""
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.data.split import Split
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import list_runs
+from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.statistics import at_chance
 
 LOW = 0.8  # of the training images, and less is a training that stopped low
 
@@ -26,10 +29,18 @@ def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[st
     return found
 
 
-def verdict(run: Run, session: Session) -> list[str]:
-    """Whether training stopped low, and how the run compares with vanilla transfer at its k."""
+def no_better_than_chance(results: TrainingResults, measured: Split) -> bool:
+    """Whether the model may be no better than one that always answers the largest class."""
+    right, largest = round(results.clean_accuracy * results.n), measured.labels.bincount().max()
+    return at_chance(right, results.n, int(largest))
+
+
+def verdict(run: Run, session: Session, measured: Split) -> list[str]:
+    """Whether training stopped low or at chance, and what vanilla transfer had at the same k."""
     found, results, config = [], run.results, run.training
     assert isinstance(config, TransferConfig)
+    if no_better_than_chance(results, measured):
+        found.append("warning: clean accuracy is at chance; try more --epochs or a larger --lr")
     if results.train_accuracy is not None and results.train_accuracy < LOW:
         found.append(
             f"warning: training stopped low: {100 * results.train_accuracy:.1f} % of the training "

@@ -29,6 +29,7 @@ from cartl_cli.core.runtime.randomness import seeded
 from cartl_cli.core.training import weight_average
 from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training.remarks import no_better_than_chance
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 from cartl_cli.core.training.training_run import TrainingRun, begun, set_up
 
@@ -74,7 +75,12 @@ def pretrain(
             moved=moved_by_pgd(model, data.evaluation, config, config.batch_size),
             collapsed_after=int(plan.state.get(COLLAPSED, 0)) or None,
         )
-        return training.finish(model, results, done)
+        run = training.finish(model, results, done)
+    if no_better_than_chance(results, data.evaluation):
+        session.say(
+            "warning: clean accuracy is at chance; train longer or with a smaller --fdm-lambda"
+        )
+    return run
 
 
 def measure(

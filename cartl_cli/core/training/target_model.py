@@ -91,7 +91,7 @@ def transfer(
             collapsed_after=int(plan.state.get(COLLAPSED, torch.tensor(0))) or None,
         )
         run = training.finish(model, results, done)
-    for note in verdict(run, session):
+    for note in verdict(run, session, data.evaluation):
         session.say(note)
     return run
 
