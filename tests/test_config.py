@@ -6,7 +6,7 @@ import pytest
 from cartl_cli.commands.options import Request
 from cartl_cli.commands.session import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.config.configure import configure
+from cartl_cli.core.config.configure import at_own_eps, configure
 from cartl_cli.core.config.presets import SETTINGS_FOLDER
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
@@ -85,3 +85,11 @@ def test_an_unknown_setting_is_named_with_the_nearest_known() -> None:
 def test_fields_are_described() -> None:
     for config_type in TYPES.values():
         assert all(field.description for field in config_type.model_fields.values())
+
+
+def test_each_norm_has_an_eps_of_its_own() -> None:
+    norms: dict[str, float] = {"linf": 8 / 255, "l2": 0.5}
+    for norm, eps in norms.items():
+        config = configure(AttackConfig, {"norm": norm})
+        assert at_own_eps(config, "cifar10").eps == config.eps == (eps,)
+    assert at_own_eps(configure(AttackConfig, {}), "mnist").eps == (0.15,)

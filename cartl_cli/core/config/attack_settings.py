@@ -49,9 +49,13 @@ class AttackConfig(BaseModel):
         Field(
             min_length=1,
             description="Radius of the ball; several, as 2/255,4/255, one curve (default: the data "
-            "set's own, see pretrain).",
+            "set's own, see pretrain; in l2 0.5).",
         ),
-    ] = Field(default_factory=lambda given: (values.own_eps(given.get("dataset")),))
+    ] = Field(
+        default_factory=lambda given: (
+            values.own_eps(given.get("dataset"), given.get("norm", "linf")),
+        )
+    )
     step_size: fields.StepSize = None
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
     restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1

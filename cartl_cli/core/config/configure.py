@@ -35,7 +35,7 @@ def at_own_eps(config: AttackConfig, dataset: str) -> AttackConfig:
     """The attack with the eps of the data set that is attacked, unless one was given."""
     if "eps" in config.model_fields_set:
         return config
-    return configure(AttackConfig, config.model_dump(), {"eps": [own_eps(dataset)]})
+    return configure(AttackConfig, config.model_dump(), {"eps": [own_eps(dataset, config.norm)]})
 
 
 def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:

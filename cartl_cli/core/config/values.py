@@ -5,6 +5,8 @@ import re
 
 from pydantic import ConfigDict
 
+from cartl_cli.core.choices import Norm
+
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -113,8 +115,13 @@ def divergence_weight(method: str, trades_beta: float | None) -> float | None:
     return 6.0 if trades_beta is None else trades_beta
 
 
-def own_eps(dataset: str | None) -> float:
-    """The radius that a data set is trained and attacked with unless another is given."""
+def own_eps(dataset: str | None, norm: Norm = "linf") -> float:
+    """The radius that a data set is trained and attacked with unless another is given.
+
+    In l2 it is the usual one of images of 32 pixels.
+    """
+    if norm == "l2":
+        return 0.5
     return 0.15 if dataset in ("mnist", "fashion-mnist") else 8 / 255
 
 

@@ -29,6 +29,7 @@ from cartl_cli.core.runtime.devices import (
 IMAGES: Mapping[str, int] = {"off": 128, "fast": 128, "default": 128, "thorough": 256}
 """On how many images the checks of each tier are made."""
 
+SMALL_L2 = 0.05  # a tenth of what is usual at 32 pixels
 LARGE_EPS = 16 / 255  # above it, a change of a colour image is plain to see
 
 
@@ -109,6 +110,8 @@ def notes(config: AttackConfig, data: DataSet) -> list[str]:
             found.append(f"with fewer than 4 classes {name} {different}")
     if config.norm == "linf" and eps > max(LARGE_EPS, own_eps(data.name)):
         found.append(f"eps {shown_pixels(eps)} is unusual for images of this kind")
+    if config.norm == "l2" and eps < SMALL_L2:
+        found.append(f"eps {shown_pixels(eps)} is so small in ℓ₂ that hardly an image can fall")
     return [f"note: {line}" for line in found]
 
 

@@ -33,7 +33,8 @@ def _default(config: BaseModel, name: str, field: FieldInfo) -> object:
     """What a setting is when nobody gives it; the eps of an attack is always told."""
     if field.default_factory is None:
         return field.default
-    return own_eps(dict(config)["dataset"]) if name == "eps" else None
+    settings = dict(config)
+    return own_eps(settings["dataset"], settings.get("norm", "linf")) if name == "eps" else None
 
 
 def _words(name: str, value: object) -> Iterator[str]:
