@@ -1,4 +1,5 @@
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from cartl_cli.core.config.configure import at_own_eps, configure
 from cartl_cli.core.config.presets import SETTINGS_FOLDER
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
+from cartl_cli.core.sweeps.spec import parse_spec
 
 TYPES: dict[str, Any] = {
     "pretrain": PretrainConfig,
@@ -93,3 +95,15 @@ def test_each_norm_has_an_eps_of_its_own() -> None:
         config = configure(AttackConfig, {"norm": norm})
         assert at_own_eps(config, "cifar10").eps == config.eps == (eps,)
     assert at_own_eps(configure(AttackConfig, {}), "mnist").eps == (0.15,)
+
+
+@pytest.mark.parametrize("name", ["mine.toml", "mine.JSON"])
+def test_settings_may_have_a_byte_order_mark(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    text = '{"epochs": 3}' if name.endswith("JSON") else "epochs = 3"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert layers(Request({}, config=path), "pretrain") == [{"epochs": 3}, {}]
+    assert parse_spec("seeds = [4]".encode("utf-8-sig"), "spec").seeds == (4,)
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(UsageError, match="is no text in UTF-8; save it as that"):
+        layers(Request({}, config=path), "pretrain")

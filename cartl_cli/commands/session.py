@@ -43,13 +43,15 @@ def _read_preset(name: str, command: str) -> dict[str, Any]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"--config: no such file: {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config: cannot read {str(path)!r}: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--config: {str(path)!r} is no text in UTF-8; save it as that") from None
+    except OSError as error:
+        raise UsageError(f"--config: cannot read {str(path)!r}: {error.strerror}") from None
     try:
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise UsageError(f"--config: {str(path)!r}: {error}") from None
     if not isinstance(content, dict):

@@ -88,12 +88,10 @@ def open_spec(given: str) -> tuple[str, Spec]:
 
 def parse_spec(data: bytes, shown: str) -> Spec:
     """The spec in a TOML text. Raises UsageError for the first thing that is wrong."""
-    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError(f"SPEC: {shown!r} must be UTF-8 without BOM")
     try:
-        content = tomllib.loads(data.decode())
+        content = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UsageError(f"SPEC: {shown!r} is no text; it must be TOML in UTF-8") from None
+        raise UsageError(f"SPEC: {shown!r} is no text in UTF-8; save it as that") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"SPEC: {shown!r} is not valid TOML: {error}") from None
     try:
