@@ -77,7 +77,7 @@ def check_place(session: Session) -> None:
             "one run from two machines"
         )
     if session.resume is None and session.name is not None:
-        _check_free(runs_dir / session.name)
+        _check_free(runs_dir, session.name)
 
 
 @contextmanager
@@ -176,12 +176,17 @@ def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     return _write(stored, status="running", config=draft.config, **nothing)
 
 
-def _check_free(folder: Path) -> None:
-    """Refuse a run folder that is already there. Raises UsageError or, while in use, InUseError."""
-    if not re.fullmatch(storage.NAME, folder.name) or re.fullmatch(storage.TEMPORARY, folder.name):
+def _check_free(runs_dir: Path, name: str) -> None:
+    """Refuse a name that is none, or the folder of a run that is there.
+
+    Raises UsageError or, while the run is in use, InUseError.
+    """
+    if not re.fullmatch(storage.NAME, name) or re.fullmatch(storage.TEMPORARY, name):
         raise UsageError(
-            f"--name: {folder.name!r} is not a run name; use letters, digits, '.', '_' and '-'"
+            f"--name: {name!r} is not a run name; use letters, digits, '.', '_' and '-', and "
+            "--runs-dir for another folder"
         )
+    folder = runs_dir / name
     if not os.path.lexists(folder):
         return
     with suppress(RunError):
