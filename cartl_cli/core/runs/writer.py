@@ -146,8 +146,9 @@ def _begin(session: Session, draft: Manifest, held: ExitStack) -> Run:
             session.say(f"note: run {other.name} has the same settings; {state(other)}")
     with storage.locked(runs_dir, wait=True):
         manifest = draft.model_copy(update={"number": next_number(runs_dir)})
-        folder = runs_dir / (session.name or f"{manifest.number:03d}-{manifest.kind}")
-        _check_free(folder)
+        name = session.name or f"{manifest.number:03d}-{manifest.kind}"
+        _check_free(runs_dir, name)
+        folder = runs_dir / name
         storage.commit_folder(folder, {MANIFEST: _text(manifest)})
         held.enter_context(storage.locked(folder))
     return Run(folder, manifest)
