@@ -47,7 +47,25 @@ def test_weights_survive_the_round_trip(source: Run, runs_dir: Path) -> None:
     loaded = load_model(runs_dir / "source")
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(loaded(images), model(images))
+        assert torch.allclose(loaded(images), model(images), atol=1e-5)
+
+
+def test_a_loaded_model_is_what_other_libraries_expect(runs_dir: Path) -> None:
+    model = load_model(runs_dir / "source")
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    model(images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.is_contiguous()
+    assert images.grad.view(2, -1).shape == (2, 3072)
+    assert all(p.is_contiguous() for p in model.parameters())
+    wide = model.double()(images.double())
+    assert wide.dtype == torch.float64
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = load_model(runs_dir / "source")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
 
 
 def test_a_neft_model_is_read_with_its_convex_residuals(runs_dir: Path) -> None:

@@ -136,10 +136,10 @@ class BlockModel(nn.Module):
         return [*found, last[:-1](features)]
 
     def classify(self, features: Tensor, start: int) -> Tensor:
-        """What left block ``start`` → logits (B, classes) in float32."""
+        """What left block ``start`` → logits (B, classes) in float32, or wider if it is so."""
         for block in self.blocks[start:]:
             features = block(features)
-        return features.float()
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] → logits (B, classes)."""

@@ -53,13 +53,13 @@ def read_model(run: Run) -> BlockModel:
     path = run.folder / record.name
     data = read_recorded(run.folder, record)
     with torch.device("meta"):
-        expected = build_model(manifest.model.arch, len(manifest.model.classes)).state_dict()
+        expected = build_model(arch, len(manifest.model.classes)).float().state_dict()
     found = from_bytes(data, expected, path)
     for name, tensor in found.items():
         if name.endswith("weight") and tensor.dim() > 1 and not tensor.any():
             raise RunError(f"checkpoint: {name} is all zero: {path}")
     with torch.random.fork_rng(devices=[]):
-        model: BlockModel = build_model(manifest.model.arch, len(manifest.model.classes))
+        model: BlockModel = build_model(arch, len(manifest.model.classes)).float()
     make_convex(model, manifest.model.convex_blocks)
     model.load_state_dict(found)
     return model.eval().to(memory_format=torch.channels_last)
