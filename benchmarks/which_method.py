@@ -13,6 +13,7 @@ at once and not measured again; an unfinished run is gone on with.
 
 import argparse
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -365,9 +366,13 @@ def drawn(
 ) -> Figure:
     """A panel for each target: a line for each method through its ks, at the ``place`` of a row."""
     methods = [method for method in METHODS if any(row.method == method for row in rows)]
-    figure = Figure(figsize=(9.6, 8.8), layout="constrained")
-    panels = list(figure.subplots(2, 2).flat)
-    for axes, target in zip(panels, TARGETS, strict=True):
+    targets = [target for target in TARGETS if any(row.target == target for row in rows)]
+    down = math.ceil(len(targets) / 2)
+    figure = Figure(figsize=(9.6, 4.4 * down), layout="constrained")
+    panels = list(figure.subplots(down, 2, squeeze=False).flat)
+    for axes in panels[len(targets) :]:
+        axes.set_axis_off()
+    for axes, target in zip(panels, targets, strict=False):
         of_target = [row for row in rows if row.target == target]
         guides(axes, of_target)
         for method in methods:
