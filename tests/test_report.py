@@ -552,6 +552,16 @@ def test_the_paper_beside_ours_says_what_differs(cartl: Command, runs: Runs) -> 
     assert {beside.published.table for beside in beside_paper(rows, None)} == {"table2", "table3"}
 
 
+def test_only_distances_of_pixels_are_told_in_255ths(runs: Runs) -> None:
+    source = runs.pretrain("source", lr=0.2, eps=51 / 255)
+    words = command_of(source)
+    assert "--eps 51/255" in words
+    target = runs.transfer(source, "target", lr=0.4, method="at", step_size=2 / 255)
+    words = command_of(target)
+    assert "--lr 0.4" in words
+    assert "--step-size 2/255" in words
+
+
 def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: Command) -> None:
     """What a command line is read as is what was stored: for the commands of real and odd runs."""
     from cartl_cli.core.config.configure import configure

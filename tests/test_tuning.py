@@ -330,6 +330,7 @@ def test_a_search_ends_with_a_choice_whose_commands_run(here: Command) -> None:
     assert {path.name for path in folder.iterdir()} == {"search.json", "front.png"}
     with Image.open(folder / "front.png") as picture:
         assert picture.size == (960, 720)
+    assert f"--lr {found['chosen']['lr']}" in found["commands"][0]
     for command in found["commands"]:
         program, *arguments = shlex.split(command)
         assert program == "cartl"

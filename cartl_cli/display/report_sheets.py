@@ -228,7 +228,9 @@ def gains_sheet(gains: Sequence[Gain], baseline: str) -> Sheet:
         (
             f"{baseline} there: its worst %, on the line between its two rows with the next lower "
             "and the next higher clean accuracy.",
-            "points: the gain, its 95 % interval below, as if each row had images of its own.",
+            "points: the gain, its 95 % interval below, as if each row had images of its own; the "
+            "choice of images moves clean and worst %.",
+            f"Lines that {baseline}'s clean accuracies do not enclose are not here.",
         ),
     )
 

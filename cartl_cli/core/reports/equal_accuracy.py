@@ -29,7 +29,7 @@ class Gain:
 def gains(rows: Sequence[Row], baseline: str) -> list[Gain]:
     """The gain of every row of another method between two of the baseline's.
 
-    All are of the same images, attack and source data. None where ``baseline`` is no method.
+    All are of the same images, attack and source data. Nothing where ``baseline`` is no method.
     """
     method = next((name for name in methods() if name.lower() == baseline.lower()), None)
     found = []

@@ -11,6 +11,8 @@ from cartl_cli.core.config.configure import flag, is_positional
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.runs.manifest import Run
 
+PIXELS = {"eps", "step_size"}  # settings that are distances between images
+
 
 def command_of(run: Run) -> str:
     """``cartl pretrain …`` with every setting that is no default, quoted for a shell."""
@@ -43,15 +45,20 @@ def _words(name: str, value: object) -> Iterator[str]:
         return
     yield flag(name)
     values = value if isinstance(value, tuple) else (value,)
-    yield ",".join(_text(one) for one in values) or "none"
+    text = _pixels if name in PIXELS else _text
+    yield ",".join(text(one) for one in values) or "none"
 
 
 def _text(value: object) -> str:
     """A value as text that is read back as exactly that value."""
-    if not isinstance(value, float):
-        return str(value)
-    steps = shown_pixels(value)
-    return steps if "/" in steps and int(steps.removesuffix("/255")) / 255 == value else repr(value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _pixels(value: object) -> str:
+    """The same of a distance between images: in 255ths where it is so many."""
+    steps = shown_pixels(value) if isinstance(value, float) else ""
+    exact = "/" in steps and int(steps.removesuffix("/255")) / 255 == value
+    return steps if exact else _text(value)
 
 
 def resuming(run: Run) -> str:

@@ -40,7 +40,11 @@ def verdict(run: Run, session: Session, measured: Split) -> list[str]:
     found, results, config = [], run.results, run.training
     assert isinstance(config, TransferConfig)
     if no_better_than_chance(results, measured):
-        found.append("warning: clean accuracy is at chance; try more --epochs or a larger --lr")
+        largest = 100 * float(measured.labels.bincount().max()) / results.n
+        found.append(
+            "warning: clean accuracy is at chance: always answering with the largest class gives "
+            f"{largest:.1f} %"
+        )
     if results.train_accuracy is not None and results.train_accuracy < LOW:
         found.append(
             f"warning: training stopped low: {100 * results.train_accuracy:.1f} % of the training "

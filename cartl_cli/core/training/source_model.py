@@ -77,9 +77,8 @@ def pretrain(
         )
         run = training.finish(model, results, done)
     if no_better_than_chance(results, data.evaluation):
-        session.say(
-            "warning: clean accuracy is at chance; train longer or with a smaller --fdm-lambda"
-        )
+        less = " or with a smaller --fdm-lambda" if config.fdm_lambda > 0 else ""
+        session.say(f"warning: clean accuracy is at chance; train longer{less}")
     return run
 
 
