@@ -27,10 +27,12 @@ from cartl_cli.core.runs import checkpoints
 from cartl_cli.core.runs.checkpoints import Keeper
 from cartl_cli.core.runs.manifest import Position, Run
 from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runtime.randomness import generator, seeded
 from cartl_cli.core.runtime.ranks import Part
 from cartl_cli.core.runtime.stopping import Asked
 from cartl_cli.core.training.loop import Progress, Tally, count_steps, learning_rate, one_cycle
+from cartl_cli.core.training.remarks import remarks
 from cartl_cli.core.training.source_model import adversarial_training, plan_of
 from cartl_cli.core.training.target_model import prepare
 from cartl_cli.core.training.training_plan import TrainingPlan
@@ -405,3 +407,14 @@ def test_seeded_leaves_the_global_random_state(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     with seeded(0, "anything"):
         assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize(("clean", "told"), [(0.118, True), (0.2, False)])
+def test_a_source_at_chance_is_told(clean: float, told: bool) -> None:
+    source = mock.Mock(results=TrainingResults(clean_accuracy=clean, n=500, seconds=1.0))
+    source.name = "weak"
+    source.manifest.config = PretrainConfig()
+    source.manifest.model.classes = tuple("abcdefghij")
+    found = remarks(TransferConfig(), source, 4, 8)
+    said = f"warning: source weak is itself at chance: it has {100 * clean:.1f} % clean accuracy"
+    assert any(line.startswith(said) for line in found) == told

@@ -69,6 +69,11 @@ def tune(
         outcome = search.run(everything, TUNE_RUNGS, wanted.want)
         if outcome.cut:
             say(f"not all was tried in --budget {wanted.budget}; with more, it goes on from here")
+        if outcome.seconds > wanted.seconds:
+            say(
+                f"note: this took {outcome.seconds:.0f} s, more than --budget {wanted.budget}: two "
+                "candidates are tried to the end, and times are foretold by those before"
+            )
         draw(outcome, wanted, folder, say)
     commands = command_lines(bench, outcome, wanted, f"{name}-{wanted.want}", request)
     if as_json:
