@@ -43,6 +43,7 @@ from benchmarks.competitors import (
 from benchmarks.peers import DISTRIBUTIONS, missing
 from cartl_cli.core.attacks.judged_pgd import predict
 from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.evaluation import attack_run
 from cartl_cli.core.evaluation.trust_checks import checked
@@ -161,7 +162,7 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
 
     attacked = reader.find_run(name, runs_dir, "RUN", ("transfer",))
     config = AttackConfig(run=name, attack=("pgd",), pgd_steps=steps, batch_size=BATCH)
-    session = Session(runs_dir, None, None, progress.print)
+    session = Session(runs_dir, None, NOWHERE, progress.print)
     with mock.patch.object(attack_run, "checked", clocked):
         run = attack_run.attack_model(config, attacked, session, lambda done, total: None, True)
     assert run is not None

@@ -85,20 +85,16 @@ def pixels(split: Split) -> tuple[Tensor, Tensor]:
     return to_pixels(split.images), split.labels
 
 
-class FloatTargets(Targets):
-    """Images that are float32 in [0, 1] already, as the peers get them."""
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Some of the images."""
-        return Batch(self.images[indices], self.labels[indices], indices)
-
-
 def cartl(model: BlockModel, limits: Budget, way: Way, to_the_end: bool) -> Run:
     """What ``cartl attack`` does with images; fallen ones leave unless ``to_the_end``."""
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        targets = FloatTargets(images, labels, torch.arange(len(images)), BATCH)
+
+        def batch(indices: Tensor) -> Batch:
+            return Batch(images[indices], labels[indices], indices)
+
+        targets = Targets(batch, torch.arange(len(images)), BATCH)
         found = torch.empty_like(images)
         with way.autocast, compiled_passes(BATCH if way.compiled else 0):
             setting = AttackSetting(0, 0, 1, 1, to_the_end)

@@ -24,9 +24,10 @@ from cartl_cli.commands.session import cache_dir
 from cartl_cli.core.choices import HeadInit
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import at_own_eps, configure
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.config.presets import read_preset
-from cartl_cli.core.data.data_sets import augmentation, load_data_set
-from cartl_cli.core.data.downloads import Store
+from cartl_cli.core.data.data_sets import DataChoice, augmentation, load_data_set
+from cartl_cli.core.data.downloads import Place, Store
 from cartl_cli.core.data.split import to_pixels
 from cartl_cli.core.method.batch_norm import freeze
 from cartl_cli.core.method.keeping import l1_distance
@@ -132,7 +133,8 @@ def beginnings(source: Path, dataset: str) -> Table:
     """How the logits and the gradients of the last k blocks begin with each classifier."""
     model = read_model(find_run(str(source), source.parent, "--source", ("pretrain",)))
     store = Store(None, False, progress.print)
-    images = load_data_set(dataset, (), 32, 0.0, 0, cache_dir(), store).train
+    choice, preprocessing = DataChoice(dataset), Preprocessing(image_size=32)
+    images = load_data_set(choice, preprocessing, Place(cache_dir(), store)).train
     some = images.take(torch.arange(0, len(images), max(1, len(images) // IMAGES))[:IMAGES])
     table = Table("β", "classifier", "spread of logits", "gradient", title=f"{source.name}, k {K}")
     for beta in (None, BETA):

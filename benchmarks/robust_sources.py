@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from benchmarks.commands import progress
 from cartl_cli.commands.session import cache_dir, located
 from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.data.downloads import Place
 from cartl_cli.core.data.split import stratified
 from cartl_cli.core.method.adversarial_training import NaturalTraining
 from cartl_cli.core.models.blocks import BlockModel
@@ -51,11 +52,12 @@ def source_run(file: Path, dataset: Path, runs_dir: Path) -> Run:
     if stored and stored.manifest.status == "completed":
         return stored
     config = settings(file.stem, dataset)
-    session = Session(runs_dir, file.stem, cache_dir(), progress.print, stored)
-    setup = set_up(config, config.image_size, session)
+    session = Session(runs_dir, file.stem, Place(cache_dir()), progress.print, stored)
+    setup = set_up(config, config.preprocessing, session)
     model = read_weights(file, config.arch, len(setup.data.classes)).to(setup.device)
     plan = TrainingPlan(NaturalTraining(model))
-    spec = ModelSpec(arch=config.arch, classes=setup.data.classes, image_size=config.image_size)
+    classes, preprocessing = setup.data.classes, config.preprocessing
+    spec = ModelSpec(arch=config.arch, classes=classes, preprocessing=preprocessing)
     images = setup.data.evaluation
     some = images.take(stratified(images.labels, MEASURED, config.seed, "limit"))
     with begun(session, setup, model, plan, spec, config.k) as training:

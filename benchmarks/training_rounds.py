@@ -34,7 +34,9 @@ from benchmarks.training_tasks import (
     autocast_of,
     precisions,
 )
-from cartl_cli.core.data.data_sets import load_data_set
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.data_sets import DataChoice, load_data_set
+from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.data.split import Split, fraction_of
 from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.method.neft import NonExpansive
@@ -121,7 +123,7 @@ def cartl_transfer(task: Task, precision: str) -> Go:
                 ends.append(done.position)
 
         with tempfile.TemporaryDirectory() as place:
-            session = Session(Path(place) / "runs", None, None, lambda text: None)
+            session = Session(Path(place) / "runs", None, NOWHERE, lambda text: None)
             transfer(config, source, session, report)
         first, last = ends[0], ends[-1]
         later = (len(ends) - 1) * last.seen / (last.seconds - first.seconds)
@@ -136,7 +138,9 @@ def official(task: Task) -> Callable[[], object]:
         model = build_model(task.arch, CLASSES).to(task.where)
         return training_peers.pretraining(model, random_images(task), task.pretrain, task.where)
     config = task.transfer
-    data = load_data_set(config.dataset, (), SIDE, HELD_OUT, config.seed)
+    data = load_data_set(
+        DataChoice(config.dataset, val_fraction=HELD_OUT), Preprocessing(image_size=SIDE)
+    )
     split = fraction_of(data, config.fraction, config.seed)
     source = plain(weights.read_model(reader.read_run(Path(task.source))).to(task.where))
     return training_peers.transferring(source, split, config, len(data.classes), task.where)

@@ -140,7 +140,7 @@ class Runs:
             arch = config.arch
         manifest = {
             "kind": kind,
-            "model": ModelSpec(arch=arch, classes=CLASSES, image_size=32),
+            "model": ModelSpec(arch=arch, classes=CLASSES, preprocessing={"image_size": 32}),
             "config": config,
             "k": k,
             "data": DataRecord(

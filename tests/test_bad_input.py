@@ -500,9 +500,9 @@ REFUSED = [
     ),
     row(
         "R09",
-        attack_manifest(lambda m: m.update(schema_version=5)),
+        attack_manifest(lambda m: m.update(schema_version=99)),
         1,
-        "written by a newer cartl (schema 5",
+        "written by a newer cartl (schema 99",
     ),
     row("R11", attack_manifest(lambda m: m.pop("schema_version")), 1, "a bad schema_version"),
     row("R11-true", attack_manifest(updated(schema_version=True)), 1, "a bad schema_version"),

@@ -3,14 +3,18 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from PIL import ExifTags, Image
 
-from cartl_cli.core.data import folders
-from cartl_cli.core.data.data_sets import augmentation, load_data_set
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data import folders, pixel_cache
+from cartl_cli.core.data.data_sets import DataChoice, augmentation, load_data_set
+from cartl_cli.core.data.decoding import decode_image
+from cartl_cli.core.data.downloads import NOWHERE, Place
 from cartl_cli.core.data.shapes import PATTERN, shapes, shapes_target
 from cartl_cli.core.data.split import DataSet, Split, channel_statistics, shared_images
 from cartl_cli.core.errors import DataError, UsageError
@@ -21,10 +25,11 @@ SHAPES = "7e167987ff6ff3ab1a37ba8e66b17fb11b57fefa043266ef94c72d444e827199"
 SHAPES_TARGET = "1dc9c0d00e30b34adfd9c19a2fe7873f42d6dd387bd702e85218694758a05b17"
 
 
-def load(path: Path, classes: tuple[str, ...] = (), **changes: float) -> DataSet:
-    settings = {"image_size": 32, "val_fraction": 0.0, "seed": 0} | changes
+def load(
+    path: Path, classes: tuple[str, ...] = (), size: int = 32, place: Place = NOWHERE, **choice: Any
+) -> DataSet:
     return load_data_set(
-        str(path), classes, int(settings["image_size"]), settings["val_fraction"], 0
+        DataChoice(str(path), classes, **choice), Preprocessing(image_size=size), place
     )
 
 
@@ -97,7 +102,7 @@ def test_chosen_classes_keep_the_data_sets_order(image_folder: ImageFolder) -> N
     chosen = load(folder, ("c", "a"))
     assert chosen.classes == ("a", "c")
     assert chosen.train.labels.bincount().tolist() == [4, 4]
-    built_in = load_data_set("shapes", ("square", "disk"), 32, 0.0, 0)
+    built_in = load(Path("shapes"), ("square", "disk"))
     assert built_in.classes == ("disk", "square")
     assert torch.equal(built_in.train.images, shapes().train.images[:600])
     with pytest.raises(UsageError, match="no class 'd'"):
@@ -114,7 +119,7 @@ def test_held_out_part_is_stratified_and_seeded(
     assert data.evaluation.labels.bincount().tolist() == [held, held]
     assert data.train.labels.bincount().tolist() == [20 - held, 20 - held]
     assert load(folder, val_fraction=val_fraction).fingerprint() == data.fingerprint()
-    other = load_data_set(str(folder), (), 32, val_fraction, seed=1)
+    other = load(folder, val_fraction=val_fraction, split_seed=1)
     assert other.fingerprint() != data.fingerprint()
 
 
@@ -155,10 +160,10 @@ def test_d23_exif_orientation_is_applied(image_folder: ImageFolder) -> None:
         exif[ExifTags.Base.Orientation] = orientation
         path = folder / "train" / "a" / f"turned-{orientation}.png"
         upright.transpose(turn).save(path, exif=exif)
-    data = folders.image_folder(folder, (), 32, None)
+    data = load(folder)
     expected = torch.from_numpy(numpy.array(upright)).permute(2, 0, 1)
     assert all(torch.equal(image, expected) for image in data.train.images[4:11])
-    assert data.notes == ("7 of 15 images were turned upright (EXIF)",)
+    assert data.notes[0] == "7 of 15 images were turned upright (EXIF)"
 
 
 def test_d24_shared_images_are_counted_pixel_for_pixel(data: DataSet) -> None:
@@ -171,7 +176,7 @@ def test_d24_shared_images_are_counted_pixel_for_pixel(data: DataSet) -> None:
 
 
 def test_image_size_resizes(image_folder: ImageFolder) -> None:
-    data = load(image_folder(size=(40, 20)), image_size=16)
+    data = load(image_folder(size=(40, 20)), size=16)
     assert data.train.images.shape[-2:] == (16, 16)
 
 
@@ -181,7 +186,7 @@ def test_decoding_happens_once(
     folder, cache = image_folder(mode="L"), tmp_path / "cache"
 
     def from_cache() -> DataSet:
-        return load_data_set(str(folder), (), 32, 0.0, 0, cache)
+        return load(folder, place=Place(cache))
 
     first = from_cache()
     with monkeypatch.context() as patch:
@@ -191,9 +196,55 @@ def test_decoding_happens_once(
     assert again.notes == first.notes
     Image.new("RGB", (32, 32), "white").save(folder / "train" / "cat" / "0.png")
     assert from_cache().fingerprint() != first.fingerprint()
-    for file in cache.iterdir():
-        file.write_bytes(b"damaged")
-    assert from_cache().classes == first.classes
+    expected = from_cache().fingerprint()
+    for name in (pixel_cache.STATE, pixel_cache.PIXELS):
+        for entry in cache.iterdir():
+            (entry / name).write_bytes(b"damaged")
+        assert from_cache().fingerprint() == expected
+
+
+def test_decoding_that_was_stopped_is_gone_on_with(
+    image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 18 images 12 are noted as decoded; the pixels are those of a decoding in one go."""
+    folder, place, decoded = image_folder(train=6, test=3), Place(tmp_path / "cache"), list[str]()
+    expected = load(folder).fingerprint()
+    monkeypatch.setattr(pixel_cache, "PART", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+    def decode(data: bytes, name: str, preprocessing: Preprocessing) -> Any:
+        if len(decoded) == 14:
+            raise KeyboardInterrupt
+        decoded.append(name)
+        return decode_image(data, name, preprocessing)
+
+    monkeypatch.setattr(folders, "decode_image", decode)
+    with pytest.raises(KeyboardInterrupt):
+        load(folder, place=place)
+    assert len(decoded) == 14
+    decoded.append("")
+    assert load(folder, place=place).fingerprint() == expected
+    assert len(decoded) == 15 + 6
+
+
+def test_what_is_done_to_the_pixels_does_not_reach_the_cache(
+    image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    folder, place = image_folder(), Place(tmp_path / "cache")
+    data = load(folder, place=place)
+    expected = data.fingerprint()
+    data.train.images.zero_()
+    assert load(folder, place=place).fingerprint() == expected != data.fingerprint()
+
+
+def test_a_held_out_part_shares_the_pixels(image_folder: ImageFolder) -> None:
+    data = load(image_folder(("a", "b"), train=20, test=0))
+    assert data.train.images.data_ptr() == data.evaluation.images.data_ptr()
+    whole = torch.cat([*data.train.batches(7)])
+    some = torch.tensor([3, 0, 5])
+    assert torch.equal(data.train.take(some).images, whole[some])
+    assert torch.equal(data.train.part(some).take(torch.tensor([2])).images, whole[[5]])
+    assert torch.equal(data.train.part(some).labels, data.train.labels[some])
 
 
 def test_hidden_files_are_no_classes(image_folder: ImageFolder) -> None:

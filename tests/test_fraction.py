@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
-from cartl_cli.core.data.data_sets import load_data_set
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.data_sets import DataChoice, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runs.manifest import Position
@@ -29,7 +30,7 @@ def numbered(*counts: int) -> DataSet:
 
 
 def numbers(split: Split) -> list[int]:
-    found: list[int] = split.images.flatten().tolist()
+    found: list[int] = torch.cat([*split.batches(64)]).flatten().tolist()
     return found
 
 
@@ -89,10 +90,12 @@ def test_a_run_is_trained_on_its_part_and_attacked_on_the_same_data(
         whole = cartl(*TRANSFER, *where, "--name", "whole", "--json")
         half = cartl(*TRANSFER, *where, "--fraction", "0.5", "--name", "half")
     assert (whole.code, half.code) == (0, 0), half.err
-    data = load_data_set("shapes-target", ("ring", "frame", "grid"), 32, 0.2, 0)
+    data = load_data_set(
+        DataChoice("shapes-target", ("ring", "frame", "grid"), 0.2), Preprocessing(image_size=32)
+    )
     expected = fraction_of(data, 0.5, seed=0)
-    assert torch.equal(seen["0"].images, data.train.images)
-    assert torch.equal(seen["1"].images, expected.images)
+    for number, split in (("0", data.train), ("1", expected)):
+        assert torch.equal(*(torch.cat([*s.batches(64)]) for s in (seen[number], split)))
     assert torch.equal(seen["1"].labels, expected.labels)
 
     count = len(data.train)

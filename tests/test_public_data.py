@@ -24,9 +24,10 @@ from cartl_cli import load_model
 from cartl_cli.core.config import AttackConfig, PretrainConfig
 from cartl_cli.core.config.configure import at_own_eps, configure
 from cartl_cli.core.config.fields import PUBLIC_DATA
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data import downloads, public_formats
-from cartl_cli.core.data.data_sets import augmentation, load_data_set
-from cartl_cli.core.data.downloads import Store
+from cartl_cli.core.data.data_sets import DataChoice, augmentation, load_data_set
+from cartl_cli.core.data.downloads import Place, Store
 from cartl_cli.core.data.public import PUBLIC, public_data_set
 from cartl_cli.core.data.split import DataSet, channel_statistics
 from cartl_cli.core.errors import CartlError, DataError, StorageError, UsageError
@@ -78,7 +79,12 @@ def store(tmp_path: Path) -> Store:
 
 
 def load(name: str, store: Store, image_size: int = 32, cache: Path | None = None) -> DataSet:
-    return public_data_set(name, PUBLIC[name], image_size, cache, store)
+    preprocessing = Preprocessing(image_size=image_size)
+    return public_data_set(name, PUBLIC[name], preprocessing, Place(cache, store))
+
+
+def chosen_of(name: str, classes: tuple[str, ...], place: Place) -> DataSet:
+    return load_data_set(DataChoice(name, classes), Preprocessing(image_size=32), place)
 
 
 def as_shown(images: Pixels, size: int = 32) -> torch.Tensor:
@@ -128,14 +134,14 @@ def test_images_can_have_another_size(name: str, store: Store, publish: Publish)
 
 def test_some_classes_in_the_order_of_the_data_set(store: Store, publish: Publish) -> None:
     publish("cifar10")
-    data = load_data_set("cifar10", ("truck", "cat"), 32, 0.0, 0, None, store)
+    data = chosen_of("cifar10", ("truck", "cat"), Place(None, store))
     labels = torch.tensor(FORMATS["cifar10"][0].test_labels)
     assert data.classes == ("cat", "truck")
     chosen = (labels == 3) | (labels == 9)
     assert data.evaluation.labels.tolist() == (labels[chosen] == 9).long().tolist()
     assert torch.equal(data.evaluation.images, as_shown(FORMATS["cifar10"][0].test)[chosen])
     publish("mnist")
-    notes = load_data_set("mnist", ("3", "7"), 32, 0.0, 0, None, store).notes
+    notes = chosen_of("mnist", ("3", "7"), Place(None, store)).notes
     assert notes == ("all images were grayscale, made RGB", "all images were resized to 32x32")
 
 
@@ -144,7 +150,7 @@ def test_a_class_that_is_not_there_is_said_before_a_download(
 ) -> None:
     publish("cifar10")
     with pytest.raises(UsageError, match="--classes: no class 'cow'; the data has 10: airplane, "):
-        load_data_set("cifar10", ("cow", "cat"), 32, 0.0, 0, None, store)
+        chosen_of("cifar10", ("cow", "cat"), Place(None, store))
     assert not server.asked
 
 
@@ -475,7 +481,7 @@ def test_source_and_target_by_name(cartl: Command, publish: Publish) -> None:
     assert "eps 0.15" in done.out
     assert "unusual" not in done.err
 
-    data = load_data_set("cifar10", (), 32, 0.0, 0, Path("cache/cartl"))
+    data = chosen_of("cifar10", (), Place(Path("cache/cartl")))
     mean, std = channel_statistics(data.train)
     for run in ("source", "target"):
         stored = load_model(Path("runs") / run).state_dict()

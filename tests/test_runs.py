@@ -9,6 +9,7 @@ import torch
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
+from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
 from cartl_cli.core.runs.manifest import Manifest, Run
@@ -24,7 +25,7 @@ TRAININGS: Any = ("pretrain", "transfer")
 
 
 def session(runs_dir: Path, name: str | None = None, resume: Run | None = None) -> Session:
-    return Session(runs_dir, name, None, lambda line: None, resume)
+    return Session(runs_dir, name, NOWHERE, lambda line: None, resume)
 
 
 @pytest.fixture

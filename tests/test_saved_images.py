@@ -20,6 +20,8 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.data.folders import image_folder as read_image_folder
 from cartl_cli.core.errors import StorageError
 from cartl_cli.core.evaluation import saved_images
@@ -112,7 +114,7 @@ def test_the_pictures_are_the_images_in_eight_bits(saved: Run) -> None:
     theirs = TorchvisionFolder(str(root))
     assert theirs.classes == sorted(classes)
     assert len(theirs) == len(held["labels"])
-    ours = read_image_folder(root, (), 32, None)
+    ours = read_image_folder(root, (), Preprocessing(image_size=32), None, False, NOWHERE)
     assert ours.classes == tuple(sorted(classes))
     assert ours.train.labels.bincount().tolist() == [50, 50, 50]
 
@@ -196,7 +198,9 @@ def test_hostile_class_names_stay_inside(cartl: Command, image_folder: ImageFold
     labels = sorted(set(by_index.values()))
     for path, label in theirs.samples:  # in the same order as the classes
         assert labels[label] == by_index[int(Path(path).stem)]
-    assert len(read_image_folder(folder, (), 8, None).classes) == len(theirs.classes)
+    assert len(
+        read_image_folder(folder, (), Preprocessing(image_size=8), None, False, NOWHERE).classes
+    ) == len(theirs.classes)
 
 
 @given(st.lists(st.text() | st.sampled_from(HOSTILE), min_size=2, max_size=12, unique=True))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import configure
+from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.method.keeping import DISTANCES, Keeping, kept_blocks
 from cartl_cli.core.method.latent import worst_features
@@ -289,7 +290,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def session(root: Path, name: str | None, resume: Run | None = None) -> Session:
-    return Session(root / "runs", name, None, lambda line: None, resume)
+    return Session(root / "runs", name, NOWHERE, lambda line: None, resume)
 
 
 class StopError(Exception):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from cartl_cli.commands.transfer import chosen_k
 from cartl_cli.core.config import TransferConfig
+from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.data.split import folds
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
@@ -407,7 +408,7 @@ def test_a_trial_on_all_images_is_the_model_that_transfer_makes(here: Command) -
         run, source = read_run(Path("runs") / name), read_run(Path("runs/source"))
         config = run.training
         assert isinstance(config, TransferConfig)
-        session = Session(Path("runs"), None, None, lambda line: None)
+        session = Session(Path("runs"), None, NOWHERE, lambda line: None)
         bench = prepared(config, source, session, lambda: None)
         bench = trials.with_radii(bench, source, (2,), session)
         ours = trained_on(bench, config, bench.setup.split).state_dict()

@@ -113,11 +113,11 @@ def open_session(
     elif request.name is not None:
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
     check_torch()
-    from cartl_cli.core.data.downloads import Store
+    from cartl_cli.core.data.downloads import Place, Store
     from cartl_cli.core.runs.reader import find_run, state
     from cartl_cli.core.runs.writer import Session, tidy
     from cartl_cli.core.runtime.ranks import current
-    from cartl_cli.display.terminal import say
+    from cartl_cli.display.terminal import decoding_progress, say
 
     if resume is not None:
         stored = find_run(resume, runs_dir, "--resume", (kind,))
@@ -127,7 +127,8 @@ def open_session(
     cache = cache_dir()
     kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
     store = Store(kept, not request.no_download, say)
-    session = Session(runs_dir, request.name, cache, say, stored, store, current())
+    place = Place(cache, store, decoding_progress)
+    session = Session(runs_dir, request.name, place, say, stored, current())
     if stored is None:
         return Opened(config, session, source, None)
     check_same(stored.manifest.config, config, extend)

@@ -163,9 +163,10 @@ def executor(
 @contextmanager
 def sweeps_folder(runs_dir: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """The folder of the sweeps, ours alone. Raises InUseError while another sweep runs here."""
+    from cartl_cli.core.data.downloads import NOWHERE
     from cartl_cli.core.runs.writer import Session, check_place
 
-    check_place(Session(runs_dir, None, None, say))
+    check_place(Session(runs_dir, None, NOWHERE, say))
     storage.make_folder(folder := runs_dir / FOLDER)
     with ExitStack() as held:
         try:

@@ -151,6 +151,28 @@ def make_cache(path: Path) -> None:
         os.mkdir(path, 0o700)
 
 
+def allocate(path: Path, size: int) -> bool:
+    """Make a file of ``size`` bytes whose space is the system's promise; no link is followed.
+
+    Whether it was there in that size already. Raises OSError.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if os.fstat(descriptor).st_size == size:
+            return True
+        os.ftruncate(descriptor, 0)
+        os.posix_fallocate(descriptor, 0, size)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def flush(path: Path) -> None:
+    """Have what was written to a file on the disk. Raises OSError."""
+    _sync(path, os.O_NOFOLLOW)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder of files; one that cannot be removed is left for the next sweep."""
     aside = _temporary(path)  # first out of the way: a half-removed folder has no name

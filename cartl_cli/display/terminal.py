@@ -141,6 +141,20 @@ def attack_progress() -> Iterator[Callable[[int, int], None]]:
         yield report
 
 
+@contextmanager
+def decoding_progress(missing: int) -> Iterator[Callable[[int], None]]:
+    """A reporter of images decoded, of those that are missing."""
+    say(f"decoding {missing:,} images")
+    with _bar() as bar:
+        task = bar.add_task("decoding", total=missing, numbers="")
+
+        def report(done: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, numbers=f"{speed:,.0f} images/s" if speed else "")
+
+        yield report
+
+
 def _bar() -> "Progress":
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cartl_cli.core.method.pgd import Budget
@@ -65,19 +64,12 @@ class Batch:
 class Targets:
     """Images to attack: those numbered in ``indices`` (N,), at most ``size`` of them at a time.
 
-    ``images`` are uint8 (M, C, H, W), their ``labels`` (M,).
+    ``batch`` gives some of them by their numbers (B,).
     """
 
-    images: Tensor
-    labels: Tensor
+    batch: Callable[[Tensor], Batch]
     indices: Tensor
     size: int
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Some of the images as float32 in [0, 1]."""
-        images = self.images[indices].float() / 255
-        images = images.to(memory_format=torch.channels_last)
-        return Batch(images, self.labels[indices], indices)
 
 
 Attack = Callable[[BlockModel, Targets, Budget, AttackSetting], Iterator[tuple[Tensor, Outcome]]]

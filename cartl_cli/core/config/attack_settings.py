@@ -29,6 +29,7 @@ class AttackConfig(BaseModel):
     dataset: Annotated[
         str | None, Field(description="Data set to attack on (default: the run's own).")
     ] = None
+    skip_bad: fields.SkipBad = False
     split: Annotated[
         SplitName | None,
         Field(description="Images to attack (default: those the run was measured on)."),

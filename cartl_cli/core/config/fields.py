@@ -55,6 +55,17 @@ Classes = Annotated[Names, Field(description="Only these classes, as a,b,c (defa
 ValFraction = Annotated[
     Number, Field(ge=0, le=0.5, description="Part of the training data held out to measure on.")
 ]
+SplitSeed = Annotated[
+    Whole,
+    Field(
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of which images are held out, so that runs of other seeds share them.",
+    ),
+]
+SkipBad = Annotated[
+    bool, Field(description="Go on without images that cannot be used; they are counted.")
+]
 Augment = Annotated[
     Augmentations | None,
     Field(description="crop, flip and rotate, as a,b; none; default: the data set's own choice."),

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
+from cartl_cli.core.config.preprocessing import Preprocessing, Resize
 from cartl_cli.core.config.values import SETTINGS
 from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, owner
@@ -23,7 +24,13 @@ class PretrainConfig(BaseModel):
     image_size: Annotated[
         Whole, Field(ge=8, le=512, description="Images are resized to this side in pixels.")
     ] = 32
+    resize: Annotated[
+        Resize,
+        Field(description="squash: the whole image becomes a square; crop: its centre square."),
+    ] = "squash"
     val_fraction: fields.ValFraction = 0.0
+    split_seed: fields.SplitSeed = 0
+    skip_bad: fields.SkipBad = False
     augment: fields.Augment = None
     arch: Annotated[
         str, Field(description=" or ".join(family.form for family in FAMILIES.values()) + ".")
@@ -72,6 +79,11 @@ class PretrainConfig(BaseModel):
     precision: fields.PrecisionField = "auto"
     compile: fields.Compile = None
     save_every: fields.SaveEvery = "10m"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are brought to the model's size."""
+        return Preprocessing(image_size=self.image_size, resize=self.resize)
 
     @property
     def attack_step(self) -> float:

@@ -51,6 +51,8 @@ class TransferConfig(BaseModel):
     dataset: fields.Dataset = "shapes-target"
     classes: fields.Classes = ()
     val_fraction: fields.ValFraction = 0.0
+    split_seed: fields.SplitSeed = 0
+    skip_bad: fields.SkipBad = False
     fraction: Annotated[
         Number,
         Field(gt=0, le=1, description="Part of the training images to use, each class alike."),

@@ -35,6 +35,7 @@ class TuneConfig(BaseModel):
     source: fields.Source = ""
     dataset: fields.Dataset = "shapes-target"
     classes: fields.Classes = ()
+    skip_bad: fields.SkipBad = False
     budget: Annotated[
         str,
         AfterValidator(check_budget),
@@ -73,4 +74,4 @@ class TuneConfig(BaseModel):
         return self.model_dump(include={*TuneConfig.model_fields} & _OF_TRANSFER)
 
 
-_OF_TRANSFER = {"source", "dataset", "classes", "batch_size", "seed", "device"}
+_OF_TRANSFER = {"source", "dataset", "classes", "skip_bad", "batch_size", "seed", "device"}

@@ -2,14 +2,16 @@
 
 import difflib
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from cartl_cli.core.config import TrainingConfig
 from cartl_cli.core.config.fields import BUILT_IN_DATA
-from cartl_cli.core.data.downloads import NOWHERE, Store
-from cartl_cli.core.data.folders import image_folder
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.downloads import NOWHERE, Place
+from cartl_cli.core.data.folders import Measured, image_folder
 from cartl_cli.core.data.public import PUBLIC, public_data_set
 from cartl_cli.core.data.shapes import shapes, shapes_target
 from cartl_cli.core.data.split import DataSet, Split, choose_classes, shared_images
@@ -26,42 +28,86 @@ AUGMENTATION: dict[str, tuple[str, ...]] = {
 }
 FOLDER_AUGMENTATION = ("crop",)
 DEFAULT_HELD_OUT = 0.1
+SHOWN = 10  # classes that are shown
+UNEVEN = 10  # times as many images in one class as in another: told
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which images: a data set, some of its classes, and the part of it that measures.
+
+    ``measured`` asks for a split of the data set's own, ``test`` or ``val``, if it has that one.
+    """
+
+    dataset: str
+    classes: tuple[str, ...] = ()
+    val_fraction: float = 0.0
+    split_seed: int = 0
+    skip_bad: bool = False
+    measured: Measured | None = None
+
+
+def choice_of(config: TrainingConfig) -> DataChoice:
+    """The images that a training asks for."""
+    return DataChoice(
+        config.dataset, config.classes, config.val_fraction, config.split_seed, config.skip_bad
+    )
 
 
 def load_data_set(
-    name: str,
-    classes: tuple[str, ...],
-    image_size: int,
-    val_fraction: float,
-    seed: int,
-    cache_dir: Path | None = None,
-    store: Store = NOWHERE,
+    choice: DataChoice, preprocessing: Preprocessing, place: Place = NOWHERE
 ) -> DataSet:
     """A data set by name, an image folder or a ``.zip`` of one, as (N, 3, S, S) tensors.
 
-    With ``val_fraction`` > 0, or without a test split, the part that measures is a seeded
-    stratified part of the training data. Raises UsageError for an unknown name or class and
-    DataError for content that cannot be used.
+    With ``val_fraction`` > 0, or where it brings neither test images nor others to measure on, the
+    part that measures is a seeded stratified part of the training data. Raises UsageError for an
+    unknown name or class and DataError for content that cannot be used.
     """
+    name, classes = choice.dataset, choice.classes
     check_name(name)
     if name in BUILT_IN:
         data = _chosen(BUILT_IN[name](), classes)
-        if image_size != data.train.images.shape[-1]:
-            raise UsageError(f"--image-size: {name} is drawn at 32 pixels, got {image_size}")
+        if preprocessing.image_size != data.train.images.shape[-1]:
+            raise UsageError(
+                f"--image-size: {name} is drawn at 32 pixels, got {preprocessing.image_size}"
+            )
     elif name in PUBLIC:
         choose_classes(PUBLIC[name].classes, classes)  # before anything is downloaded
-        data = _chosen(public_data_set(name, PUBLIC[name], image_size, cache_dir, store), classes)
+        data = _chosen(public_data_set(name, PUBLIC[name], preprocessing, place), classes)
     else:
-        data = image_folder(Path(os.path.expanduser(name)), classes, image_size, cache_dir)
+        path = Path(os.path.expanduser(name))
+        data = image_folder(path, classes, preprocessing, choice.measured, choice.skip_bad, place)
     if len(data.classes) < 2:
-        raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}")
-    if val_fraction > 0 or len(data.evaluation) == 0:
-        data = _hold_out(data, val_fraction or DEFAULT_HELD_OUT, seed)
+        found = ", ".join(map(repr, data.classes))
+        raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}: {found}")
+    if choice.val_fraction > 0 or len(data.evaluation) == 0:
+        data = _hold_out(data, choice.val_fraction or DEFAULT_HELD_OUT, choice.split_seed)
     if shared := shared_images(data.train, data.evaluation):
         total = len(data.evaluation)
         note = f"warning: {shared:,} of {total:,} {data.measured} images are also in train"
         data = replace(data, notes=(*data.notes, note))
     return data
+
+
+def described(data: DataSet) -> list[str]:
+    """The first classes and how many images each has of each split; how uneven they are."""
+    train, measured = data.class_counts
+    some = [
+        f"{name} {n:,} + {m:,}"
+        for name, n, m in zip(data.classes[:SHOWN], train, measured, strict=False)
+    ]
+    more = f", … {len(data.classes) - SHOWN} more" if len(data.classes) > SHOWN else ""
+    lines = [
+        f"{len(data.classes)} classes (images in train + {data.measured}): {', '.join(some)}{more}"
+    ]
+    least, most = min(train), max(train)
+    if most > UNEVEN * least:
+        rare, common = (data.classes[train.index(count)] for count in (least, most))
+        lines.append(
+            f"warning: class {common!r} has {most / least:.0f} times as many training images as "
+            f"{rare!r}; a model that neglects rare classes may still look accurate"
+        )
+    return lines
 
 
 def check_name(name: str) -> None:
@@ -85,12 +131,14 @@ def augmentation(name: str, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _chosen(data: DataSet, classes: tuple[str, ...]) -> DataSet:
     kept = choose_classes(data.classes, classes)
+    if kept == data.classes:
+        return data
     renumber = torch.full((len(data.classes),), -1)
     renumber[[data.classes.index(name) for name in kept]] = torch.arange(len(kept))
 
     def select(split: Split) -> Split:
         part = split.take((renumber[split.labels] >= 0).nonzero().squeeze(1))
-        return Split(part.images, renumber[part.labels])
+        return replace(part, labels=renumber[part.labels])
 
     train, evaluation = select(data.train), select(data.evaluation)
     return DataSet(data.name, kept, train, evaluation, data.measured, data.notes)
@@ -108,8 +156,8 @@ def _hold_out(data: DataSet, fraction: float, seed: int) -> DataSet:
     return DataSet(
         name=data.name,
         classes=data.classes,
-        train=data.train.take((~held).nonzero().squeeze(1)),
-        evaluation=data.train.take(held.nonzero().squeeze(1)),
+        train=data.train.part((~held).nonzero().squeeze(1)),
+        evaluation=data.train.part(held.nonzero().squeeze(1)),
         measured="held-out",
         notes=data.notes,
     )

@@ -1,26 +1,40 @@
 """One image file as pixels: what is taken, what is changed, what is refused."""
 
 import io
+import re
 import warnings
+from pathlib import PurePath
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "GIF", "TIFF")
+Image.init()  # loads every format; what an older Pillow lacks is no format of ours either
+FORMATS = tuple(
+    {"PNG", "JPEG", "MPO", "BMP", "DIB", "PPM", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000"}
+    & Image.OPEN.keys()
+)
+UNMARKED = {".tga": "TGA"}  # a format that nothing but the file's ending tells
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
+SPARE = 2  # a JPEG is decoded at a fraction of its size that is still so many times the target's
+BITS_PER_SAMPLE = 258  # of TIFF
 
 
-def decode_image(data: bytes, name: str, image_size: int) -> tuple[Tensor, list[str]]:
+def decode_image(
+    data: bytes, name: str, preprocessing: Preprocessing
+) -> tuple[Tensor, tuple[str, ...]]:
     """One image as uint8 (3, S, S) and what had to be changed. Raises DataError naming it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own; what matters is checked here
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            unmarked = UNMARKED.get(PurePath(name).suffix.lower())
+            opened = Image.open(io.BytesIO(data), formats=[unmarked] if unmarked else FORMATS)
             _check_image(opened, name)
+            _reduce(opened, preprocessing)
             opened.load()
             image, changes = _upright_rgb(opened)
     except DataError:
@@ -31,10 +45,28 @@ def decode_image(data: bytes, name: str, image_size: int) -> tuple[Tensor, list[
         raise DataError(f"not an image: {name!r}") from None
     except Exception as error:  # a decoder may fail in any way on a damaged file
         raise DataError(f"damaged image: {name!r} ({error})") from None
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        changes.append(f"were resized to {image_size}x{image_size}")
-    return pil_to_tensor(image), changes
+    side = preprocessing.image_size
+    if opened.format == "MPO" and getattr(opened, "n_frames", 1) > 1:
+        changes.append("were the first of several pictures in a file")
+    if image.size != (side, side):
+        changes.append(f"were resized to {side}x{side}")
+    return pil_to_tensor(resized(image, preprocessing)), tuple(changes)
+
+
+def resized(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The square that a model takes of an image."""
+    side = preprocessing.image_size
+    box = preprocessing.part_taken(*image.size)
+    if image.size == (side, side) and box == (0, 0, side, side):
+        return image
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    return image.resize((side, side), resampling, box=box)
+
+
+def _reduce(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Have a JPEG decoded at a half, quarter or eighth of its size, where that is enough."""
+    side = SPARE * (preprocessing.shorter_side or preprocessing.image_size)
+    image.draft(None, (side, side))
 
 
 def _check_image(image: Image.Image, name: str) -> None:
@@ -42,12 +74,11 @@ def _check_image(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"image too large: {name!r} has {width}x{height} pixels")
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise DataError(f"multi-frame image: {name!r}; keep one frame")
     if image.mode == "CMYK":
         raise DataError(f"CMYK image: {name!r}; convert it to RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        bits = 16 if ";16" in image.mode else 32
+    if (bits := _bits(image)) > 8:
         raise DataError(f"{bits}-bit image: {name!r}; convert it to 8 bits a channel")
     if min(width, height) < MIN_SIDE:
         raise DataError(
@@ -56,16 +87,38 @@ def _check_image(image: Image.Image, name: str) -> None:
         )
 
 
+def _bits(image: Image.Image) -> int:
+    """Bits of a channel in the file, of which Pillow may already have dropped the lower ones."""
+    if image.format == "TIFF":
+        depths = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (1,))
+        if max(depths) > 8:
+            return int(max(depths))
+    for tile in getattr(image, "tile", ()):
+        white = tile.args[1] if image.format == "PPM" and isinstance(tile.args, tuple) else 255
+        if white > 255 or re.search(";16[BLN]", str(tile.args)):
+            return 16
+    if ";16" in image.mode:
+        return 16
+    return 32 if image.mode in ("I", "F") else 8
+
+
 def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The image as RGB, turned as its EXIF asks, and what had to be changed."""
     changes = []
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         image = ImageOps.exif_transpose(image)
         changes.append("were turned upright (EXIF)")
-    if "A" in image.getbands() or "transparency" in image.info:
+    if _is_transparent(image):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
         changes.append("were transparent, laid on black")
-    elif image.mode in ("L", "1"):
+    elif image.mode in ("L", "LA", "1"):
         changes.append("were grayscale, made RGB")
     return image.convert("RGB"), changes
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return False
+    least, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return least < 255  # type: ignore[operator]

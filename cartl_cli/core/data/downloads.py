@@ -7,7 +7,13 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+)
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -42,7 +48,23 @@ class Store:
     say: Callable[[str], None] = lambda line: None
 
 
-NOWHERE = Store()
+Progress = AbstractContextManager[Callable[[int], None]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data are kept: decoded images, archives.
+
+    ``progress`` is given how many images are to be decoded, and gives a reporter of how many are.
+    By default nothing is kept and nobody told.
+    """
+
+    cache: Path | None = None
+    store: Store = Store()
+    progress: Callable[[int], Progress] = lambda missing: nullcontext(lambda done: None)
+
+
+NOWHERE = Place()
 
 
 @contextmanager

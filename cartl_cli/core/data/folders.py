@@ -1,41 +1,91 @@
-"""The user's own images: a folder or ``.zip`` with ``train/<class>/…`` and ``test/<class>/…``.
-
-Decoded once into one uint8 tensor and kept in a cache under a fingerprint of what was read.
-"""
+"""The user's own images: a folder or ``.zip`` of splits and classes (see ``layout``)."""
 
 import hashlib
-import unicodedata
 import zipfile
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from cartl_cli.core.data.cache import Content, decoded_once
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.decoding import decode_image
-from cartl_cli.core.data.listings import Entry, Listing, is_hidden, list_folder, list_zip
-from cartl_cli.core.data.split import DataSet, choose_classes
+from cartl_cli.core.data.downloads import Place
+from cartl_cli.core.data.layout import Layout, layout_of
+from cartl_cli.core.data.listings import Entry, Listing, list_folder, list_zip
+from cartl_cli.core.data.pixel_cache import Decoded, decoded_once
+from cartl_cli.core.data.split import DataSet, Split, choose_classes
 from cartl_cli.core.errors import DataError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".gif", ".tif", ".tiff")
-DECODER = "2"  # part of the cache key: raise it when decoding changes
+DECODER = "3"  # part of the cache key: raise it when decoding changes
+SHOWN = 20  # bad files that an error names
 
-Group = tuple[str, str]
-"""Split and class."""
+Measured = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is taken of a layout: the images of each class and split, in the order of decoding."""
+
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    members: Mapping[tuple[str, str], Sequence[Entry]]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All images, one split after the other."""
+        return [e for s in self.splits for c in self.classes for e in self.members[s, c]]
+
+    def labels(self, split: str) -> torch.Tensor:
+        """The class of each image of a split, by number, (N,)."""
+        counts = torch.tensor([len(self.members[split, name]) for name in self.classes])
+        return torch.arange(len(self.classes)).repeat_interleave(counts)
 
 
 def image_folder(
-    path: Path, classes: tuple[str, ...], image_size: int, cache_dir: Path | None
+    path: Path,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    measured: Measured | None,
+    skip_bad: bool,
+    place: Place,
 ) -> DataSet:
-    """Read an image folder or zip as RGB at ``image_size``; an absent test split is empty.
+    """Read an image folder or zip as RGB squares.
 
-    Grayscale becomes three channels, transparency lies on black, other sizes are resized; each is
-    counted in ``notes``. Raises DataError naming the first file that cannot be used.
+    ``measured`` names the split that measures, if there is one; by default ``test``, else ``val``.
+    Without any, ``evaluation`` is empty. What had to be changed in images is counted in ``notes``.
+    Raises DataError for a layout that is not clear, and for files that cannot be used, which
+    ``skip_bad`` leaves out.
     """
+    with _listed(path) as listing:
+        layout = layout_of(listing, str(path))
+        wanted = chosen(layout, classes, measured)
+        pixels, state = _decoded(listing, wanted.entries, preprocessing, place)
+    if state.bad and not skip_bad:
+        raise DataError(_named(state.bad))
+    parts = _splits(pixels, wanted, state)
+    _check_none_is_empty(wanted, parts)
+    split = wanted.splits[-1]
+    empty = Split(pixels[:0], torch.empty(0, dtype=torch.int64))
+    return DataSet(
+        name=path.name,
+        classes=wanted.classes,
+        train=parts["train"],
+        evaluation=empty if split == "train" else parts[split],
+        measured=split,
+        notes=(*_notes(layout, wanted, state), *layout.left.notes),
+    )
+
+
+@contextmanager
+def _listed(path: Path) -> Iterator[Listing]:
+    """What a folder or an archive, which stays open, holds. Raises DataError."""
     if path.is_dir():
-        return _data_set(path, list_folder(path), classes, image_size, cache_dir)
+        yield list_folder(path)
+        return
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise DataError(f"{str(path)!r} is neither an image folder nor a .zip of one")
     try:
@@ -43,106 +93,85 @@ def image_folder(
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from None
     with archive:
-        return _data_set(path, list_zip(archive), classes, image_size, cache_dir)
+        yield list_zip(archive)
 
 
-def _data_set(
-    path: Path, listing: Listing, classes: tuple[str, ...], image_size: int, cache_dir: Path | None
-) -> DataSet:
-    kept, wanted = _choose(path, listing, classes)
-    key = hashlib.sha256(f"{DECODER}/{image_size}/{listing.origin!r}".encode())
-    for group, members in wanted.items():
-        for parts, state in members:
-            key.update(repr((group, parts, state)).encode())
-    cached = cache_dir and cache_dir / f"images-{key.hexdigest()[:32]}.safetensors"
-    return decoded_once(path.name, kept, cached, lambda: _decode(listing, wanted, kept, image_size))
+def chosen(layout: Layout, classes: tuple[str, ...], measured: Measured | None) -> Wanted:
+    """The chosen classes of the training split and of the one that measures.
 
-
-def _choose(
-    path: Path, listing: Listing, classes: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[Group, list[Entry]]]:
-    """The chosen classes, and the images of each (split, class) that is used."""
-    images, groups, has_test = _by_split_and_class(listing)
-    known = {split: {label for s, label in groups if s == split} for split in ("train", "test")}
-    if not known["train"]:
-        raise DataError(f"no class folders in {str(path)!r}; expected train/<class>/<image>")
-    _check_names(known["train"])
-    if strays := known["test"] - known["train"]:
-        raise DataError(f"class {min(strays)!r} is in test but not in train")
-    if has_test and not any(split == "test" for split, _ in images):
-        raise DataError(f"test split is empty in {str(path)!r}")
-    kept = choose_classes(tuple(sorted(known["train"])), classes)
-    wanted = {
-        (split, label): images.get((split, label), [])
-        for split in (("train", "test") if has_test else ("train",))
-        for label in kept
-    }
-    for (split, label), members in wanted.items():
-        if not members:
-            raise DataError(f"class {label!r} has no images in {split}")
-    return kept, wanted
-
-
-def _check_names(names: Iterable[str]) -> None:
-    """Refuse class names that are no text or that another machine may not tell apart."""
-    seen: dict[str, str] = {}
-    for name in sorted(names):
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"class name {name!r} is not valid UTF-8; rename it") from None
-        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if other != name:
-            raise DataError(f"ambiguous class names: {other!r} and {name!r}; rename one")
-
-
-def _by_split_and_class(listing: Listing) -> tuple[dict[Group, list[Entry]], set[Group], bool]:
-    """Images by (split, class), every class folder, and whether there is a test split.
-
-    A lone outer folder is looked through, and a folder of classes without ``train/`` is all
-    training data.
+    Raises UsageError for an unknown class, DataError for one without images.
     """
-    visible = [
-        (parts, state)
-        for parts, state in listing.entries
-        if not is_hidden(parts) and parts[-1].lower().endswith(ENDINGS)
-    ]
-    folders = [parts for parts in listing.folders if parts and not is_hidden(parts)]
-    folders += [parts[:-1] for parts, _ in visible if len(parts) > 1]
-    tops = {parts[0] for parts in folders}
-    outer = int(len(tops) == 1 and not tops & {"train", "test"})
-    if outer:
-        tops = {parts[1] for parts in folders if len(parts) > 1}
-    split_named = "train" in tops
-
-    def group(folder: tuple[str, ...]) -> Group | None:
-        inner = folder[outer:] if split_named else ("train", *folder[outer:])
-        return (inner[0], inner[1]) if len(inner) > 1 and inner[0] in ("train", "test") else None
-
-    images: dict[Group, list[Entry]] = {}
-    for parts, state in visible:
-        if found := group(parts[:-1]):
-            images.setdefault(found, []).append((parts, state))
-    groups = {found for folder in folders if (found := group(folder))}
-    return images, groups, split_named and "test" in tops
+    kept = choose_classes(layout.classes, classes)
+    held = [split for split in ("test", "val") if split in layout.members]
+    if measured is not None:
+        held = [split for split in held if split == measured]
+    splits = ("train", *held[:1])
+    members = {(s, name): layout.members[s].get(name, ()) for s in splits for name in kept}
+    for (split, label), found in members.items():
+        if not found:
+            raise DataError(f"class {label!r} has no images in {split}{layout.left.said}")
+    return Wanted(kept, splits, members)
 
 
-def _decode(
-    listing: Listing, wanted: dict[Group, list[Entry]], classes: tuple[str, ...], image_size: int
-) -> Content:
-    converted: Counter[str] = Counter()
-    tensors: dict[str, Tensor] = {}
-    for split in ("train", "test"):
-        pixels, labels = [], []
-        for label, name in enumerate(classes):
-            for parts, _ in wanted.get((split, name), []):
-                image, changes = decode_image(listing.read(parts), "/".join(parts), image_size)
-                converted.update(changes)
-                pixels.append(image)
-                labels.append(label)
-        empty = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
-        tensors[f"{split}_images"] = torch.stack(pixels) if pixels else empty
-        tensors[f"{split}_labels"] = torch.tensor(labels, dtype=torch.int64)
-    total = len(tensors["train_labels"]) + len(tensors["test_labels"])
-    notes = [f"{count:,} of {total:,} images {what}" for what, count in sorted(converted.items())]
-    return tensors, tuple(notes)
+def _decoded(
+    listing: Listing, entries: Sequence[Entry], preprocessing: Preprocessing, place: Place
+) -> tuple[torch.Tensor, Decoded]:
+    """The pixels of all images, from the cache if nothing has changed since."""
+    key = hashlib.sha256(f"{DECODER}/{preprocessing!r}/{listing.origin!r}".encode())
+    for entry in entries:
+        key.update(repr(entry).encode())
+
+    def decode(number: int) -> tuple[torch.Tensor, tuple[str, ...]]:
+        parts, _ = entries[number]
+        return decode_image(listing.read(parts), "/".join(parts), preprocessing)
+
+    kept = place.cache and place.cache / f"images-{key.hexdigest()[:32]}"
+    return decoded_once(kept, len(entries), preprocessing.image_size, decode, place.progress)
+
+
+def _splits(pixels: torch.Tensor, wanted: Wanted, state: Decoded) -> dict[str, Split]:
+    """The splits by name: slices of the pixels, or rows of them where some are bad."""
+    labels = [wanted.labels(split) for split in wanted.splits]
+    ends = list(accumulate(map(len, labels)))
+    parts = {}
+    for split, of_split, end in zip(wanted.splits, labels, ends, strict=True):
+        first = end - len(of_split)
+        good = torch.tensor([n not in state.bad for n in range(first, end)], dtype=torch.bool)
+        whole = Split(pixels[first:end], of_split)
+        parts[split] = whole if good.all() else whole.part(good.nonzero().squeeze(1))
+    return parts
+
+
+def _check_none_is_empty(wanted: Wanted, parts: Mapping[str, Split]) -> None:
+    for split, part in parts.items():
+        counts = part.labels.bincount(minlength=len(wanted.classes)).tolist()
+        if 0 in counts:
+            name = wanted.classes[counts.index(0)]
+            raise DataError(f"class {name!r} has no images in {split} that can be used")
+
+
+def _named(bad: Mapping[int, str]) -> str:
+    """The files that cannot be used, as an error says them."""
+    said = [bad[number] for number in sorted(bad)]
+    if len(said) == 1:
+        return f"{said[0]}; --skip-bad leaves it out"
+    more = f"; and {len(said) - SHOWN:,} more" if len(said) > SHOWN else ""
+    return (
+        f"{len(said):,} images cannot be used; mend them, or leave them out with --skip-bad: "
+        f"{'; '.join(said[:SHOWN])}{more}"
+    )
+
+
+def _notes(layout: Layout, wanted: Wanted, state: Decoded) -> list[str]:
+    total = sum(map(len, wanted.members.values()))
+    found = [f"{n:,} of {total:,} images {what}" for what, n in sorted(state.changes.items())]
+    if state.bad:
+        found.append(
+            f"warning: {len(state.bad):,} of {total:,} images cannot be used and are left out: "
+            f"{'; '.join([state.bad[n] for n in sorted(state.bad)][:SHOWN])}"
+        )
+    for split, folder in layout.folders.items():
+        if split not in wanted.splits:
+            count = sum(map(len, layout.members[split].values()))
+            found.append(f"{folder}/ is not used ({count:,} images)")
+    return found

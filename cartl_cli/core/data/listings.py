@@ -1,11 +1,14 @@
 """What an image folder or a zip of one holds, and how its files are read; nothing is unpacked."""
 
 import os
+import re
 import stat
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from cartl_cli.core.errors import DataError
 from cartl_cli.core.storage import read
@@ -14,7 +17,12 @@ MAX_BYTES = 200_000_000  # of one image file
 MAX_MEMBERS = 200_000  # of an archive
 MAX_EXPANSION = 20  # times the archive's own size; images are compressed already
 
-Entry = tuple[tuple[str, ...], str]
+UTF8_FLAG = 0x800  # of a member's flags: its name is UTF-8
+UNICODE_PATH = 0x7075  # the extra field that has the name as UTF-8
+
+Parts = tuple[str, ...]
+"""The parts of a path."""
+Entry = tuple[Parts, str]
 """Path parts of a file, and what tells that it has changed."""
 
 
@@ -27,11 +35,11 @@ class Listing:
 
     origin: str
     entries: tuple[Entry, ...]
-    folders: tuple[tuple[str, ...], ...]
-    read: Callable[[tuple[str, ...]], bytes]
+    folders: tuple[Parts, ...]
+    read: Callable[[Parts], bytes]
 
 
-def is_hidden(parts: tuple[str, ...]) -> bool:
+def is_hidden(parts: Parts) -> bool:
     """Whether a path is none of the user's making."""
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
@@ -51,7 +59,7 @@ def list_folder(root: Path) -> Listing:
             status = os.lstat(os.path.join(folder, name))
             entries.append(((*parts, name), f"{status.st_size}/{status.st_mtime_ns}"))
 
-    def read_image(parts: tuple[str, ...]) -> bytes:
+    def read_image(parts: Parts) -> bytes:
         name = "/".join(parts)
         data, size = read(root.joinpath(*parts), f"image {name!r}", MAX_BYTES)
         if size > MAX_BYTES:
@@ -66,33 +74,70 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def list_zip(archive: zipfile.ZipFile) -> Listing:
-    """Every member of an archive. Raises DataError for a bomb or an unsafe member."""
-    infos = sorted(archive.infolist(), key=lambda info: info.filename)
-    _check_members(infos, os.path.getsize(archive.filename or ""))
-    entries = [
-        (tuple(info.filename.split("/")), f"{info.file_size}/{info.CRC}")
-        for info in infos
-        if not info.is_dir()
-    ]
-    folders = {tuple(info.filename.rstrip("/").split("/")) for info in infos if info.is_dir()}
+    """Every member of an archive, by the name that its maker gave it.
 
-    def read_image(parts: tuple[str, ...]) -> bytes:
+    Raises DataError for a bomb, an unsafe member or two members of one name.
+    """
+    infos = archive.infolist()
+    _check_size(infos, os.path.getsize(archive.filename or ""))
+    members: dict[Parts, zipfile.ZipInfo] = {}
+    folders: set[Parts] = set()
+    for info in infos:
+        name = member_name(info)
+        parts = _safe_parts(name, info)
+        if name.endswith(("/", "\\")):
+            folders.add(parts)
+        elif members.setdefault(parts, info) is not info:
+            raise DataError(f"archive contains {'/'.join(parts)!r} twice; keep one")
+    entries = sorted((parts, f"{i.file_size}/{i.CRC}") for parts, i in members.items())
+
+    def read_image(parts: Parts) -> bytes:
         try:
-            return archive.read("/".join(parts))
+            return archive.read(members[parts])
         except Exception as error:  # each compression has errors of its own
             raise DataError(f"cannot read {'/'.join(parts)!r}: {error}") from None
 
     return Listing("", tuple(entries), tuple(sorted(folders)), read_image)
 
 
-def _check_members(infos: list[zipfile.ZipInfo], size: int) -> None:
+def member_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member as it was meant.
+
+    Without the flag of UTF-8 the format means code page 437, but the usual tools of Linux and macOS
+    store UTF-8 bytes all the same, or an extra field with the name in UTF-8.
+    """
+    if info.flag_bits & UTF8_FLAG:
+        return info.orig_filename
+    stored = info.orig_filename.encode("cp437")
+    try:
+        return (_unicode_path(info.extra, stored) or stored).decode()
+    except UnicodeDecodeError:
+        return info.orig_filename
+
+
+def _unicode_path(extra: bytes, stored: bytes) -> bytes | None:
+    """What the extra field says of a member's name, unless the name was changed since."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        if kind == UNICODE_PATH and size >= 5 and extra[5:9] == struct.pack("<I", crc32(stored)):
+            return extra[9 : 4 + size]
+        extra = extra[4 + size :]
+    return None
+
+
+def _safe_parts(name: str, info: zipfile.ZipInfo) -> Parts:
+    """A member's path, by slashes of either kind. Raises DataError for one that leads elsewhere."""
+    parts = name.replace("\\", "/").split("/")
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    if is_link or not parts[0] or ".." in parts or re.fullmatch("[A-Za-z]:", parts[0]):
+        raise DataError(f"archive contains an unsafe member: {name!r}; nothing was read")
+    return tuple(part for part in parts if part not in ("", "."))
+
+
+def _check_size(infos: list[zipfile.ZipInfo], size: int) -> None:
     """Refuse an archive of ``size`` bytes that is no honest set of images. Raises DataError."""
     if len(infos) > MAX_MEMBERS:
         raise DataError(f"archive has {len(infos):,} members; at most {MAX_MEMBERS:,}")
-    for info in infos:
-        name, is_link = info.filename, stat.S_ISLNK(info.external_attr >> 16)
-        if is_link or name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"archive contains an unsafe member: {name!r}; nothing was read")
     largest = max((info.file_size for info in infos), default=0)
     total = sum(info.file_size for info in infos)
     if largest > MAX_BYTES or total > MAX_EXPANSION * size + 1_000_000:

@@ -10,18 +10,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data import public_formats
-from cartl_cli.core.data.cache import Content, decoded_once
-from cartl_cli.core.data.downloads import Archive, Store, verified
+from cartl_cli.core.data.downloads import Archive, Place, Store, verified
+from cartl_cli.core.data.public_cache import Content, read_once
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DataError
 
-DECODER = "1"  # part of the cache key: raise it when decoding changes
+DECODER = "2"  # part of the cache key: raise it when decoding changes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Published:
 
     classes: tuple[str, ...]
     archives: tuple[Archive, ...]
-    read: Callable[[public_formats.Files, int], tuple[public_formats.Images, public_formats.Images]]
+    read: Callable[
+        [public_formats.Files, Preprocessing], tuple[public_formats.Images, public_formats.Images]
+    ]
 
 
 def _published(entry: dict[str, Any]) -> Published:
@@ -46,27 +48,27 @@ PUBLIC = {
 
 
 def public_data_set(
-    name: str, published: Published, image_size: int, cache_dir: Path | None, store: Store
+    name: str, published: Published, preprocessing: Preprocessing, place: Place
 ) -> DataSet:
-    """A public data set as RGB at ``image_size``, measured on its own test part.
+    """A public data set as RGB squares, measured on its own test part.
 
-    Archives come from ``store`` (see ``downloads.verified``); once decoded, the cache will do.
+    Archives come from the store (see ``downloads.verified``); once decoded, the cache will do.
     Raises DataError for an archive that cannot be had or used, StorageError where it cannot be
     kept.
     """
-    key = hashlib.sha256(f"{DECODER}/{name}/{image_size}".encode())
+    key = hashlib.sha256(f"{DECODER}/{name}/{preprocessing!r}".encode())
     for archive in published.archives:
         key.update(archive.sha256.encode())
-    cached = cache_dir and cache_dir / f"{name}-{key.hexdigest()[:32]}.safetensors"
-    return decoded_once(
-        name, published.classes, cached, lambda: _read(name, published, image_size, store)
+    cached = place.cache and place.cache / f"{name}-{key.hexdigest()[:32]}.safetensors"
+    return read_once(
+        name, published.classes, cached, lambda: _read(name, published, preprocessing, place.store)
     )
 
 
-def _read(name: str, published: Published, image_size: int, store: Store) -> Content:
+def _read(name: str, published: Published, preprocessing: Preprocessing, store: Store) -> Content:
     with verified(name, published.archives, store) as files:
         try:
-            parts = published.read(files, image_size)
+            parts = published.read(files, preprocessing)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
         except Exception as error:  # every format has errors of its own
@@ -77,9 +79,10 @@ def _read(name: str, published: Published, image_size: int, store: Store) -> Con
         _check(f"{name} {split}", images, labels, len(published.classes))
         if images.shape[1] == 1:
             notes.add("all images were grayscale, made RGB")
-        if images.shape[2] != image_size:
-            notes.add(f"all images were resized to {image_size}x{image_size}")
-        tensors[f"{split}_images"] = public_formats.resized(images, image_size)
+        side = preprocessing.image_size
+        if images.shape[2] != side:
+            notes.add(f"all images were resized to {side}x{side}")
+        tensors[f"{split}_images"] = public_formats.as_squares(images, preprocessing)
         tensors[f"{split}_labels"] = labels
     return tensors, tuple(sorted(notes))
 

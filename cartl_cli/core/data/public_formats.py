@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from cartl_cli.core.data.decoding import decode_image
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.decoding import decode_image, resized
 from cartl_cli.core.data.listings import Listing, list_zip
 from cartl_cli.core.errors import DataError
 
@@ -30,14 +31,14 @@ Images = tuple[Tensor, Tensor]
 """Images and labels."""
 
 
-def cifar10(files: Files, image_size: int) -> tuple[Images, Images]:
+def cifar10(files: Files, preprocessing: Preprocessing) -> tuple[Images, Images]:
     """The binary version of CIFAR-10: records of a label and 3072 pixels."""
     folder = "cifar-10-batches-bin"
     train = [f"{folder}/data_batch_{number}.bin" for number in range(1, 6)]
     return _cifar(files[0], train, f"{folder}/test_batch.bin", label_bytes=1)
 
 
-def cifar100(files: Files, image_size: int) -> tuple[Images, Images]:
+def cifar100(files: Files, preprocessing: Preprocessing) -> tuple[Images, Images]:
     """The binary version of CIFAR-100: records of a coarse and a fine label and 3072 pixels."""
     folder = "cifar-100-binary"
     return _cifar(files[0], [f"{folder}/train.bin"], f"{folder}/test.bin", label_bytes=2)
@@ -54,7 +55,7 @@ def _cifar(file: BinaryIO, train: list[str], test: str, label_bytes: int) -> tup
     return part(train), part([test])
 
 
-def stl10(files: Files, image_size: int) -> tuple[Images, Images]:
+def stl10(files: Files, preprocessing: Preprocessing) -> tuple[Images, Images]:
     """STL-10: 96 × 96 pixels, columns first; labels from 1. The unlabelled images stay unread."""
     names = ["train_X", "train_y", "test_X", "test_y"]
     members = tar_members(files[0], [f"stl10_binary/{name}.bin" for name in names])
@@ -67,13 +68,13 @@ def stl10(files: Files, image_size: int) -> tuple[Images, Images]:
     return part("train"), part("test")
 
 
-def mnist(files: Files, image_size: int) -> tuple[Images, Images]:
+def mnist(files: Files, preprocessing: Preprocessing) -> tuple[Images, Images]:
     """MNIST and its kin: gzipped IDX files of images and labels, for train and for test."""
     train, train_labels, test, test_labels = (idx(file) for file in files)
     return (train.unsqueeze(1), train_labels.long()), (test.unsqueeze(1), test_labels.long())
 
 
-def svhn(files: Files, image_size: int) -> tuple[Images, Images]:
+def svhn(files: Files, preprocessing: Preprocessing) -> tuple[Images, Images]:
     """SVHN, cropped: MATLAB arrays ``X`` (H, W, C, N) and ``y`` (N, 1), where 10 stands for 0."""
 
     def part(file: BinaryIO) -> Images:
@@ -83,7 +84,7 @@ def svhn(files: Files, image_size: int) -> tuple[Images, Images]:
     return part(files[0]), part(files[1])
 
 
-def gtsrb(files: Files, image_size: int) -> tuple[Images, Images]:
+def gtsrb(files: Files, preprocessing: Preprocessing) -> tuple[Images, Images]:
     """GTSRB: PPM images of many sizes; the classes of the test images are in a table."""
     train, test, table = (list_zip(zipfile.ZipFile(file)) for file in files)
     by_class = [
@@ -99,26 +100,26 @@ def gtsrb(files: Files, image_size: int) -> tuple[Images, Images]:
     listed = [
         (("GTSRB", "Final_Test", "Images", row["Filename"]), int(row["ClassId"])) for row in rows
     ]
-    return _decoded(train, by_class, image_size), _decoded(test, listed, image_size)
+    return _decoded(train, by_class, preprocessing), _decoded(test, listed, preprocessing)
 
 
 def _decoded(
-    listing: Listing, images: Sequence[tuple[tuple[str, ...], int]], image_size: int
+    listing: Listing, images: Sequence[tuple[tuple[str, ...], int]], preprocessing: Preprocessing
 ) -> Images:
-    decoded = [decode_image(listing.read(p), "/".join(p), image_size)[0] for p, _ in images]
+    decoded = [decode_image(listing.read(p), "/".join(p), preprocessing)[0] for p, _ in images]
     return torch.stack(decoded), torch.tensor([label for _, label in images])
 
 
-def resized(images: Tensor, image_size: int) -> Tensor:
+def as_squares(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Images (N, C, H, W) as (N, 3, S, S), gray repeated; resized as ``decode_image`` does."""
-    if images.shape[2:] != (image_size, image_size):
-        size = (image_size, image_size)
-        stacked = torch.empty(len(images), images.shape[1], *size, dtype=torch.uint8)
+    side = preprocessing.image_size
+    height, width = images.shape[2:]
+    if (height, width) != (side, side) or preprocessing.part_taken(width, height)[0] > 0:
+        squares = torch.empty(len(images), images.shape[1], side, side, dtype=torch.uint8)
         for place, image in enumerate(images):
-            pixels = image.permute(1, 2, 0).squeeze(2).numpy()
-            smooth = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
-            stacked[place] = pil_to_tensor(smooth)
-        images = stacked
+            pixels = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+            squares[place] = pil_to_tensor(resized(pixels, preprocessing))
+        images = squares
     return images.expand(-1, 3, -1, -1).contiguous()
 
 

@@ -37,7 +37,7 @@ def diagnosed(
         return None
     kept = verdicts.kept
     attacked_ones = verdicts.clean[kept]
-    images = to_pixels(setup.split.images[kept[attacked_ones]])
+    images = to_pixels(setup.split.take(kept[attacked_ones]).images)
     adversarial = verdicts.adversarial[attacked_ones]
     target = feature_distances(setup.model, images, adversarial, config.batch_size)
     source: list[Moved | None] = [None] * len(target)

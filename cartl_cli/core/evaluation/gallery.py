@@ -60,7 +60,7 @@ def gallery(run: Run, attacked: Run, session: Session) -> Gallery:
     saved = read_saved(run, manifest.adversarial, run.attack_results.n)
     rows = chosen_rows(read_outcomes(run), saved["labels"], config.seed)
     indices, adversarial = saved["indices"][rows], saved["adversarial"][rows]
-    clean = to_pixels(data.evaluation.images[indices])
+    clean = to_pixels(data.evaluation.take(indices).images)
     device = resolve_device(config.device)
     model = weights.read_model(attacked).to(device)
     with eval_mode(model):

@@ -141,5 +141,5 @@ def _batches(run: Run, names: list[str], batch_size: int, device: torch.device) 
         images = []
         for name in names[first : first + batch_size]:
             data, _ = storage.read(run.folder / FOLDER / name, f"picture {name}", 4 * MAX_PIXELS)
-            images.append(decode_image(data, name, run.manifest.model.image_size)[0])
+            images.append(decode_image(data, name, run.manifest.model.preprocessing)[0])
         yield to_pixels(torch.stack(images).to(device))

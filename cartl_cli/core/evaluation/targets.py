@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cartl_cli.core.config import AttackConfig, SplitName, own_eps
 from cartl_cli.core.config.values import shown_pixels
-from cartl_cli.core.data.data_sets import load_data_set
+from cartl_cli.core.data.data_sets import choice_of, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.evaluation.verdicts import Plan
@@ -76,7 +76,7 @@ def set_up(config: AttackConfig, attacked: Run, session: Session) -> AttackSetup
         model=model,
         data=data,
         indices=indices,
-        split=data.evaluation.take(indices).to(device),
+        split=data.evaluation.part(indices).to(device),
         plan=plan_of(config, attacked.manifest.k),
         device=device,
         precision=resolve_precision(config.precision, device),
@@ -122,15 +122,14 @@ def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataS
     Raises UsageError or DataError.
     """
     training = attacked.training
-    data = load_data_set(
-        config.dataset or training.dataset,
-        training.classes,
-        attacked.manifest.model.image_size,
-        0.0 if config.split == "test" else training.val_fraction,
-        training.seed,
-        session.cache_dir,
-        session.store,
+    choice = replace(
+        choice_of(training),
+        dataset=config.dataset or training.dataset,
+        val_fraction=0.0 if config.split == "test" else training.val_fraction,
+        skip_bad=training.skip_bad or config.skip_bad,
+        measured=None if config.split == "train" else config.split,
     )
+    data = load_data_set(choice, attacked.manifest.model.preprocessing, session.place)
     check_classes(attacked, data)
     return measured_on(data, config.split)
 
@@ -140,12 +139,12 @@ def measured_on(data: DataSet, split: SplitName | None) -> DataSet:
 
     Raises UsageError if it is not there.
     """
-    own = "val" if data.measured == "held-out" else "test"
+    own = "test" if data.measured == "test" else "val"
     if split in (None, own):
         return data
     if split == "train":
         return replace(data, evaluation=data.train, measured="train")
-    what = "no test split" if split == "test" else "no images that the run held out"
+    what = "no test split" if split == "test" else "no val split, and the run held nothing out"
     raise UsageError(f"--split: {data.name!r} has {what}; choose {own} or train")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cartl_cli.core.attacks.contract import STANDS, AttackSetting, Targets
+from cartl_cli.core.attacks.contract import STANDS, AttackSetting, Batch, Targets
 from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.method.losses import margin
@@ -120,7 +120,7 @@ class Verdicts:
 
 def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     """The verdicts before any attack, in float32 and evaluation mode."""
-    parts = split.images.split(plan.batch_size)
+    parts = split.batches(plan.batch_size)
     logits = torch.cat([predict(model, _pixels(part)) for part in parts])
     clean = correct(logits, split.labels)
     shape = (len(plan.budgets), len(plan.attacks), len(split))
@@ -132,13 +132,13 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
         kept = everything
     elif plan.probe > 0:
         kept = probe_images(split.labels, plan)
-    adversarial = to_pixels(split.images[kept])
+    adversarial = to_pixels(split.take(kept).images)
     return Verdicts(clean, -margin(logits, split.labels), fell_at, last, kept, adversarial)
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int, device: torch.device) -> Tensor:
     """Which images the model on a device gets right (N,), in float32 and evaluation mode."""
-    logits = [predict(model, _pixels(part.to(device))) for part in split.images.split(batch_size)]
+    logits = [predict(model, _pixels(part.to(device))) for part in split.batches(batch_size)]
     return correct(torch.cat(logits).cpu(), split.labels)
 
 
@@ -199,7 +199,12 @@ def _attacked(
 
     to_the_end = number == restart == 0 and attack.to_the_end
     setting = AttackSetting(plan.seed, restart, plan.queries, plan.k, to_the_end)
-    targets = Targets(split.images, split.labels, rows, size)
+
+    def batch(indices: Tensor) -> Batch:
+        some = split.take(indices)
+        return Batch(_pixels(some.images), some.labels, indices)
+
+    targets = Targets(batch, rows, size)
     found = resolve_name(attack.code)(model, targets, plan.budgets[eps], setting)
     while True:
         with autocast:

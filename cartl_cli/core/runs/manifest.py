@@ -20,6 +20,7 @@ from cartl_cli.core.config import (
     RunConfig,
     TransferConfig,
 )
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.runs.results import AttackResults, Count, TrainingResults
 from cartl_cli.core.storage import FileRecord
@@ -27,7 +28,7 @@ from cartl_cli.core.storage import FileRecord
 if TYPE_CHECKING:
     from cartl_cli.core.data.split import DataSet
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -40,12 +41,20 @@ class ModelSpec(BaseModel):
 
     arch: str
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
-    image_size: Annotated[int, Field(ge=8, le=512)]
+    preprocessing: Preprocessing
     convex_blocks: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def image_size(self) -> int:
+        """The side of its images in pixels."""
+        return self.preprocessing.image_size
 
 
 class DataRecord(BaseModel):
-    """The data a run was trained and measured on."""
+    """The data a run was trained and measured on.
+
+    The counts are of the images of each class; of an older run there are none.
+    """
 
     model_config = SETTINGS
 
@@ -56,6 +65,8 @@ class DataRecord(BaseModel):
     measured_images: int
     augment: tuple[str, ...]
     notes: tuple[str, ...]
+    train_counts: tuple[Count, ...] = ()
+    measured_counts: tuple[Count, ...] = ()
 
 
 class SourceRecord(BaseModel):
@@ -106,7 +117,7 @@ class Manifest(BaseModel):
 
     model_config = SETTINGS
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     id: Identity = Field(default_factory=lambda: secrets.token_hex(6))
     kind: Kind
     number: Count = 0
@@ -184,6 +195,7 @@ class Run:
 
 def data_record(data: "DataSet", augment: tuple[str, ...]) -> DataRecord:
     """What the manifest keeps of a data set."""
+    train, measured = data.class_counts
     return DataRecord(
         name=data.name,
         fingerprint=data.fingerprint(),
@@ -192,6 +204,8 @@ def data_record(data: "DataSet", augment: tuple[str, ...]) -> DataRecord:
         measured_images=len(data.evaluation),
         augment=augment,
         notes=data.notes,
+        train_counts=train,
+        measured_counts=measured,
     )
 
 

@@ -102,8 +102,8 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         content = _from_schema_1(content)
     if schema <= 2:
         content = _from_schema_2(content)
-    if schema <= 3:  # what came with schema 4 has defaults
-        content = content | {"schema_version": SCHEMA_VERSION}
+    if schema <= 4:  # what came with schema 4 has defaults
+        content = _from_schema_4(content)
     weights = content.get("weights")
     name = weights.get("name") if isinstance(weights, dict) else "none"
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
@@ -148,6 +148,19 @@ def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
     content["config"] = kept | {"attack": names, "eps": [config.get("eps")], "norm": "linf"}
     if isinstance(results, dict):
         content["results"] = _results_of_schema_2(config, results, names)
+    return content
+
+
+def _from_schema_4(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.2: of an image its size was known alone, and ``seed`` chose what was held out."""
+    content = content | {"schema_version": SCHEMA_VERSION}
+    model, data, config = (content.get(name) for name in ("model", "data", "config"))
+    if isinstance(model, dict) and "image_size" in model:
+        kept = {name: value for name, value in model.items() if name != "image_size"}
+        content["model"] = kept | {"preprocessing": {"image_size": model["image_size"]}}
+    held_out = isinstance(data, dict) and data.get("measured") == "held-out"
+    if held_out and isinstance(config, dict) and content.get("kind") != "attack":
+        content["config"] = config | {"split_seed": config.get("seed", 0)}
     return content
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cartl_cli.core import storage
-from cartl_cli.core.data.downloads import NOWHERE, Store
+from cartl_cli.core.data.downloads import Place
 from cartl_cli.core.errors import (
     CartlError,
     DivergedError,
@@ -38,14 +38,16 @@ SPARE = 3  # checkpoints that must fit on the disk before a run begins
 
 @dataclass(frozen=True)
 class Session:
-    """Where a command keeps its run and whom it tells; ``resume`` is the run to go on with."""
+    """Where a command keeps its run and its data, and whom it tells.
+
+    ``resume`` is the run to go on with.
+    """
 
     runs_dir: Path
     name: str | None
-    cache_dir: Path | None
+    place: Place
     say: Callable[[str], None]
     resume: Run | None = None
-    store: Store = NOWHERE
     ranks: Ranks = ALONE
 
 

@@ -24,6 +24,7 @@ SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
 PLACES = HARMLESS | {"source", "run", "sync_bn"}
 """Settings that say where a run is made or found, not what it is; each is made by one process."""
 
+_OF_DATA: dict[str, object] = {"split_seed": 0, "skip_bad": False}
 ADDED: dict[Kind, dict[str, object]] = {
     "pretrain": {
         "replays": None,
@@ -31,6 +32,8 @@ ADDED: dict[Kind, dict[str, object]] = {
         "awp_gamma": 0.0,
         "ema": 0.0,
         "fdm_at": None,
+        "resize": "squash",
+        **_OF_DATA,
     },
     "transfer": {
         "method": "natural",
@@ -38,6 +41,7 @@ ADDED: dict[Kind, dict[str, object]] = {
         "awp_gamma": 0.0,
         "ema": 0.0,
         "head_init": "linear",
+        **_OF_DATA,
         **dict.fromkeys(
             (
                 *("radius", "latent_steps", "eps", "step_size", "pgd_steps", "trades_beta"),
@@ -45,6 +49,7 @@ ADDED: dict[Kind, dict[str, object]] = {
             )
         ),
     },
+    "attack": {"skip_bad": False},
 }
 """Settings that came later, as all was before them: such a value leaves an id as it was."""
 

@@ -74,7 +74,7 @@ def prepared(
     The images that measure a run are dropped: nothing that is chosen can depend on them.
     """
     original = weights.read_model(source)
-    setup = set_up(config, source.manifest.model.image_size, session, config.fraction)
+    setup = set_up(config, source.manifest.model.preprocessing, session, config.fraction)
     data = replace(setup.data, evaluation=setup.data.evaluation.take(torch.arange(0)))
     check_counts(data, setup.split)
     setup = replace(setup, data=data)

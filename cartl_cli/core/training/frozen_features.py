@@ -20,7 +20,7 @@ def extracted(
     """
     cut, stored = len(model.blocks) - k, None
     try:
-        for number, images in enumerate(split.images.split(batch_size)):
+        for number, images in enumerate(split.batches(batch_size)):
             pixels = to_pixels(images.to(device)).to(memory_format=torch.channels_last)
             features = model.features(pixels, cut)
             if stored is None:

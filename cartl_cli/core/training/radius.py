@@ -1,7 +1,7 @@
 """The radius of ``--method latent``: how far adversarial images move the source's features."""
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
-from cartl_cli.core.data.data_sets import load_data_set
+from cartl_cli.core.data.data_sets import choice_of, load_data_set
 from cartl_cli.core.errors import CartlError, UsageError
 from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.models.blocks import BlockModel
@@ -68,15 +68,7 @@ def measured_on_source(
     training = source.training
     assert isinstance(training, PretrainConfig)
     try:
-        data = load_data_set(
-            training.dataset,
-            training.classes,
-            training.image_size,
-            training.val_fraction,
-            training.seed,
-            session.cache_dir,
-            session.store,
-        )
+        data = load_data_set(choice_of(training), training.preprocessing, session.place)
     except CartlError as error:
         raise UsageError(
             f"--radius: auto needs the images of source {source.name!r} ({error}); give a number "

@@ -46,7 +46,7 @@ def pretrain(
     Raises UsageError before any work, DataError for bad images, DivergedError if the loss is not
     finite, StoppedError once a signal asked to stop and the state is saved.
     """
-    setup = set_up(config, config.image_size, session, replays=config.steps_per_batch)
+    setup = set_up(config, config.preprocessing, session, replays=config.steps_per_batch)
     data, device = setup.data, setup.device
     with seeded(config.seed, "source weights"):
         model = build_model(config.arch, len(data.classes))
@@ -54,7 +54,7 @@ def pretrain(
     model = model.to(device).to(memory_format=torch.channels_last).train()
     plan = plan_of(model, config, setup, session.say)
 
-    spec = ModelSpec(arch=config.arch, classes=data.classes, image_size=config.image_size)
+    spec = ModelSpec(arch=config.arch, classes=data.classes, preprocessing=config.preprocessing)
     with begun(session, setup, model, plan, spec, config.k) as training:
         done = training.train(model, plan, setup, report)
         if done is None:

@@ -63,7 +63,7 @@ def transfer(
     spec = source.manifest.model
     original = weights.read_model(source)
     k = k or blocks_to_tune(config, source, original)
-    setup = set_up(config, spec.image_size, session, config.fraction)
+    setup = set_up(config, spec.preprocessing, session, config.fraction)
     data, device = setup.data, setup.device
     for note in remarks(config, source, k, len(original.blocks)):
         session.say(note)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
-from cartl_cli.core.data.data_sets import augmentation, load_data_set
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.data_sets import augmentation, choice_of, described, load_data_set
 from cartl_cli.core.data.split import fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.method.objective import Objective
@@ -43,7 +44,7 @@ TRAIN = "train.safetensors"  # the optimizer's momentum, the tensors of the trai
 
 def set_up(
     config: TrainingConfig,
-    image_size: int,
+    preprocessing: Preprocessing,
     session: Session,
     fraction: float = 1.0,
     replays: int = 1,
@@ -59,19 +60,11 @@ def set_up(
     check_division(config, ranks, device)
     writer.check_place(session)
     with ranks.in_turn():
-        data = load_data_set(
-            config.dataset,
-            config.classes,
-            image_size,
-            config.val_fraction,
-            config.seed,
-            session.cache_dir,
-            session.store,
-        )
+        data = load_data_set(choice_of(config), preprocessing, session.place)
     split = fraction_of(data, fraction, config.seed)
     precision = devices.resolve_precision(config.precision, device)
     total_steps = count_steps(config, len(split), replays)
-    for note in data.notes:
+    for note in (*described(data), *data.notes):
         session.say(note)
     return TrainingSetup(
         config=config,

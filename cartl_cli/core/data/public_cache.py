@@ -1,4 +1,4 @@
-"""Decoded images, kept so that they are decoded once; the cache can be deleted at any time."""
+"""Public data sets, kept as they were read; the cache can be deleted at any time."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Content = tuple[dict[str, Tensor], tuple[str, ...]]
 """Images (N, 3, S, S) and labels (N,) of train and test by name, and notes."""
 
 
-def decoded_once(
+def read_once(
     name: str, classes: tuple[str, ...], cached: Path | None, decode: Callable[[], Content]
 ) -> DataSet:
     """The data set that ``decode`` gives, from the file ``cached`` if it is there."""

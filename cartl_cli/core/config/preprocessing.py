@@ -1,0 +1,50 @@
+"""How an image file becomes the pixels of a model."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from cartl_cli.core.config.values import SETTINGS
+
+Resize = Literal["squash", "crop"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+
+
+class Preprocessing(BaseModel):
+    """The square of ``image_size`` pixels that a model takes, and how images are brought to it.
+
+    ``squash``: the whole image, whatever its shape. ``crop``: the centre, after the shorter side
+    was made ``shorter_side`` long (``image_size``, unless it is given).
+    """
+
+    model_config = SETTINGS
+
+    image_size: Annotated[int, Field(ge=8, le=512)]
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bilinear"
+    shorter_side: Annotated[int, Field(ge=8, le=1024)] | None = None
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Preprocessing":
+        if self.shorter_side is not None:
+            if self.resize != "crop":
+                raise ValueError("shorter_side: goes with --resize crop; drop it")
+            if self.shorter_side < self.image_size:
+                raise ValueError(f"shorter_side: must be {self.image_size} or more")
+        return self
+
+    def part_taken(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The box of an image that becomes the square: left, upper, right, lower in its pixels."""
+        if self.resize == "squash":
+            return 0.0, 0.0, width, height
+        shorter = self.shorter_side or self.image_size
+        side = min(width, height) * self.image_size / shorter
+        left, upper = (width - side) / 2, (height - side) / 2
+        return left, upper, left + side, upper + side
+
+    @property
+    def shown(self) -> str:
+        """In words: ``224 pixels, crop of 256, bilinear``."""
+        crop = f"crop of {self.shorter_side or self.image_size}"
+        how = "squash" if self.resize == "squash" else crop
+        return f"{self.image_size} pixels, {how}, {self.interpolation}"
