@@ -23,11 +23,6 @@ from cartl_cli.core.errors import DataError
 from cartl_cli.core.imports.checkpoint_files import LEGACY, read_checkpoint
 from cartl_cli.core.imports.unwrapping import PREFIXES, Normalization, shared_prefix, tidy, unwrap
 
-FOLDER = Path(os.environ.get("CARTL_TEST_DATA", ""))
-real_data = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not FOLDER.name, reason="CARTL_TEST_DATA names no folder of real images"),
-]
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SHAPES: dict[str, tuple[int, ...]] = {
     "conv1.weight": (4, 3, 3, 3),
@@ -153,6 +148,9 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
         {"best": nothing(), "last": weights()}, remarks=("took 'last' of last, best",)
     ),
     "averaged": lambda: Layout({"ema": {"module": under("module.", weights()), "decay": 0.999}}),
+    "swa_utils": lambda: Layout(
+        {"model_ema": {"n_averaged": torch.tensor(5)} | under("module.", weights())}
+    ),
     "adversarial wrapper": lambda: Layout({"net": under("module.basic_net.", weights())}),
     "some other word": lambda: Layout({"generator": weights(), "epoch": 1}),
 }

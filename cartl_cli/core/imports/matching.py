@@ -17,9 +17,12 @@ COUNTER = "num_batches_tracked"
 UNUSED = (
     (re.compile(r"(.*\.)?sub_block1\..*"), "sub_block1 (a block no image goes through)"),
     (re.compile(r"(.*\.)?model_preact_hl1\..*"), "model_preact_hl1 (a head of the pre-training)"),
-    (re.compile(r"(.*\.)?n_averaged"), "n_averaged (a counter of the weight average)"),
+    (
+        re.compile(r"(.*\.)?(relative_position_index|attn_mask)"),
+        "relative_position_index and attn_mask (a Swin computes them)",
+    ),
 )
-"""What published files have beside the network, and what it is."""
+"""What published files have that no network here expects, and what it is."""
 
 HEAD = re.compile(
     r"(.*\.)?linear\d*\.weight|(fc|logits|head|heads|classifier|last_linear|output)\d*(\.\w+)*\.weight"
@@ -51,14 +54,15 @@ def match(
     Raises DataError, with all that does not fit, if anything is missing, left over or of another
     shape.
     """
-    used, remarks = _without_unused(found)
     ours = {name: like for name, like in expected.items() if name not in (MEAN, STD)}
-    full, named = _short(ours), _renamed(used, renames)
+    full, named = _short(ours), _renamed(found, renames)
     published = {short: named[name] for short, name in _short(named).items()}
     filled = [name for name in full if name not in published and name.rpartition(".")[2] == COUNTER]
     missing = [full[name] for name in full if name not in published and name not in filled]
-    surplus = sorted(used.keys() - {published[name] for name in published if name in full})
-    pairs = {full[name]: used[published[name]] for name in full if name in published}
+    pairs = {full[name]: found[published[name]] for name in full if name in published}
+    taken = {published[name] for name in published if name in full}
+    unused = {name: what for name in found if name not in taken and (what := _unused(name))}
+    surplus = [name for name in found if name not in taken and name not in unused]
     misshapen = [
         f"{name} is {_kind(tensor)}, should be {_kind(ours[name])}"
         for name, tensor in pairs.items()
@@ -66,8 +70,9 @@ def match(
     ]
     if missing or surplus or misshapen:
         lines = [_some(missing, "missing"), _some(surplus, "left over")]
-        lines += [_some(misshapen, "of another shape"), _hint(missing, surplus, pairs, ours, used)]
+        lines += [_some(misshapen, "of another shape"), _hint(missing, surplus, pairs, ours, found)]
         raise DataError(f"the file does not fit: {'; '.join(filter(None, lines))}")
+    remarks = [f"left aside: {what}" for what in dict.fromkeys(unused.values())]
     if filled:
         remarks.append(f"{len(filled)} counters {COUNTER} are not in the file, and set to 0")
     tensors = {name: tensor.to(ours[name].dtype) for name, tensor in pairs.items()}
@@ -95,11 +100,9 @@ def last_linear(tensors: Mapping[str, Tensor]) -> str | None:
     return (named or matrices)[-1] if matrices else None
 
 
-def _without_unused(found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors without those that published files have for nothing, and which these were."""
-    rules = {name: what for name in found for pattern, what in UNUSED if pattern.fullmatch(name)}
-    used = {name: tensor for name, tensor in found.items() if name not in rules}
-    return used, [f"left aside: {what}" for what in dict.fromkeys(rules.values())]
+def _unused(name: str) -> str | None:
+    """What a tensor is that published files have for nothing, None for any other."""
+    return next((what for pattern, what in UNUSED if pattern.fullmatch(name)), None)
 
 
 def _renamed(found: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -141,7 +144,7 @@ def _hint(
     surplus: Sequence[str],
     pairs: Mapping[str, Tensor],
     ours: Mapping[str, Tensor],
-    used: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
 ) -> str:
     """What the differences probably mean and what to do."""
     head = last_linear(ours)
@@ -157,7 +160,7 @@ def _hint(
         return "the file has no classifier: it is of a feature extractor, not of a whole network"
     if not missing and not surplus and all("pos_embed" in name for name in wrong):
         return "the file is for images of another size: give --image-size"
-    if arch := recognise(used):
+    if arch := recognise(found):
         return f"the file seems to be {arch}"
     return "give --arch the architecture of the file, or write its network in a file of your own"
 

@@ -35,7 +35,7 @@ def _own_wide_resnet(found: Mapping[str, Tensor]) -> str | None:
 def _resnet(found: Mapping[str, Tensor]) -> str | None:
     """ResNets of torchvision (7×7 stem, ``fc``) and those for CIFAR (3×3 stem, ``linear``)."""
     stem, second = found.get("conv1.weight"), found.get("layer1.0.conv2.weight")
-    if stem is None or second is None or stem.dim() != 4:
+    if stem is None or second is None or second.shape[0] != second.shape[1]:  # groups: a ResNeXt
         return None
     depths = tuple(_count(found, rf"layer{stage}\.(\d+)\.conv1\.weight") for stage in range(1, 5))
     bottleneck, wide = "layer1.0.conv3.weight" in found, second.shape[0] == 128

@@ -30,7 +30,9 @@ PREFIXES = (
     "0.",
     "1.",
 )
-ATTACKER = "attacker."
+BESIDE = re.compile(r"attacker\..*|n_averaged")
+"""The copy of the network that MadryLab's attacker holds, and the counter of a weight average."""
+
 NORMALIZATION = re.compile(
     r"(?P<place>((normalizer|normalize|normalization|norm|0)\.)?)(?P<mean>new_mean|mean|mu)"
 )
@@ -81,8 +83,8 @@ def unwrap(content: Any, member: str | None, path: Path) -> tuple[dict[str, Tens
 def tidy(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], Normalization | None, list[str]]:
-    """Names without the prefixes that all share, without the attacker's copy of the network and
-    the normalization, which comes beside them; and what was decided.
+    """Names without the prefixes that all share, without what is ``BESIDE`` the network, and
+    without the normalization, which is given for itself; and what was decided.
 
     Raises DataError for a normalization that divides by nothing.
     """
@@ -91,7 +93,7 @@ def tidy(
         before = left
         prefix = shared_prefix(left)
         left = {name.removeprefix(prefix): tensor for name, tensor in left.items()}
-        own = {name: tensor for name, tensor in left.items() if not name.startswith(ATTACKER)}
+        own = {name: tensor for name, tensor in left.items() if not BESIDE.fullmatch(name)}
         left = own or left
         if normalization is None and (names := _normalization_names(left)):
             mean, std = (left.pop(name).double().flatten().tolist() for name in names)
