@@ -57,10 +57,13 @@ def read_checkpoint(path: Path, member: str | None = None) -> Checkpoint:
 
     Raises DataError for a file that is no checkpoint, holds more than weights, or is damaged.
     """
-    size, digest = _identify(path)
-    state, taken = unwrap(_content(path), member, path)
-    tensors, normalization, scaled = tidy(state, path)
-    checked = _checked(tensors, size, path)
+    try:
+        size, digest = _identify(path)
+        state, taken = unwrap(_content(path), member)
+        tensors, normalization, scaled = tidy(state)
+        checked = _checked(tensors, size)
+    except DataError as error:
+        raise DataError(f"{str(path)!r} {error}") from None
     return Checkpoint(checked, normalization, (*taken, *scaled), size, digest)
 
 
@@ -69,44 +72,44 @@ def _identify(path: Path) -> tuple[int, str]:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise refusal(path, "is a folder; name the file of weights in it")
+            raise DataError("is a folder; name the file of weights in it")
         if not stat.S_ISREG(status.st_mode):
-            raise refusal(path, "is not a regular file")
+            raise DataError("is not a regular file")
         if status.st_size == 0:
-            raise refusal(path, "is empty; download it again")
+            raise DataError("is empty; download it again")
         if status.st_size > MAX_SIZE:
-            raise refusal(path, f"has {status.st_size >> 30} GiB, too much for one network")
+            raise DataError(f"has {status.st_size >> 30} GiB, too much for one network")
         with path.open("rb") as file:
             return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise refusal(path, "does not exist") from None
+        raise DataError("does not exist") from None
     except OSError as error:
-        raise refusal(path, f"cannot be read: {error.strerror}") from None
+        raise DataError(f"cannot be read: {error.strerror}") from None
 
 
 def _content(path: Path) -> Any:
     """What is in a file, nested as it was saved; its first bytes tell the format."""
     with path.open("rb") as file:
         head = file.read(512)
+    if head[5:9] == b"\0\0\0{":  # a number of eight bytes, the length of the JSON behind it
+        return _safetensors_content(path)
     for start, trouble in FOREIGN:
         if head.lstrip().lower().startswith(start.lower()):
-            raise refusal(path, trouble)
+            raise DataError(trouble)
     if head[257:262] == b"ustar":
-        raise refusal(path, "is a tar archive; unpack it first")
+        raise DataError("is a tar archive; unpack it first")
     if not any(head):
-        raise refusal(path, "begins with nothing but zeros; download it again")
+        raise DataError("begins with nothing but zeros; download it again")
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path)
         return _torch_content(path, mmap=True)
     if head.startswith(LEGACY):
         return _torch_content(path, mmap=False)
-    if head[8:9] == b"{":
-        return _safetensors_content(path)
     if LEGACY.startswith(head):
-        raise refusal(path, CUT)
+        raise DataError(CUT)
     if head.startswith(b"\x80"):
-        raise refusal(path, f"is a pickle of Python objects, which is not loaded; {CURE}")
-    raise refusal(path, "is neither safetensors nor a checkpoint of PyTorch")
+        raise DataError(f"is a pickle of Python objects, which is not loaded; {CURE}")
+    raise DataError("is neither safetensors nor a checkpoint of PyTorch")
 
 
 def _check_zip(path: Path) -> None:
@@ -115,16 +118,16 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise refusal(path, CUT) from None
+        raise DataError(CUT) from None
     inner = {entry.filename.partition("/")[2] for entry in entries}
     if all(entry.filename.endswith(".npy") for entry in entries):
-        raise refusal(path, "is a numpy archive, not a checkpoint of PyTorch")
+        raise DataError("is a numpy archive, not a checkpoint of PyTorch")
     if "constants.pkl" in inner:
-        raise refusal(path, f"is a TorchScript archive, which holds code; {CURE}")
+        raise DataError(f"is a TorchScript archive, which holds code; {CURE}")
     if "data.pkl" not in inner:
-        raise refusal(path, "is a zip archive, but not a checkpoint of PyTorch")
+        raise DataError("is a zip archive, but not a checkpoint of PyTorch")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise refusal(path, "is a compressed zip archive, which PyTorch does not write")
+        raise DataError("is a compressed zip archive, which PyTorch does not write")
 
 
 def _torch_content(path: Path, mmap: bool) -> Any:
@@ -136,8 +139,8 @@ def _torch_content(path: Path, mmap: bool) -> Any:
     except Exception as error:  # whatever bytes make its reader stumble over
         if objects := sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))):
             what = f"holds Python objects ({', '.join(objects[:3])}), which are not loaded"
-            raise refusal(path, f"{what}; {CURE}") from None
-        raise refusal(path, CUT) from None
+            raise DataError(f"{what}; {CURE}") from None
+        raise DataError(CUT) from None
 
 
 def _safetensors_content(path: Path) -> dict[str, Tensor]:
@@ -146,7 +149,7 @@ def _safetensors_content(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys(), key=_counted)}
     except Exception:  # whatever bytes make its reader stumble over
-        raise refusal(path, CUT) from None
+        raise DataError(CUT) from None
 
 
 def _counted(name: str) -> list[tuple[int, str]]:
@@ -154,31 +157,26 @@ def _counted(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _checked(tensors: Mapping[str, Tensor], size: int, path: Path) -> dict[str, Tensor]:
+def _checked(tensors: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
     """The tensors as float32 or integers, finite, in memory of their own."""
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if claimed > MAX_SHARING * size:
-        raise refusal(path, f"claims {claimed} bytes of weights, but has only {size}")
-    return {name: _plain(name, tensor, path) for name, tensor in tensors.items()}
+        raise DataError(f"claims {claimed} bytes of weights, but has only {size}")
+    return {name: _plain(name, tensor) for name, tensor in tensors.items()}
 
 
-def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
+def _plain(name: str, tensor: Tensor) -> Tensor:
     """One tensor checked; where it was integer it stays, as counters and indices do."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise refusal(path, f"holds {name!r}, which is not a dense tensor with values")
+        raise DataError(f"holds {name!r}, which is not a dense tensor with values")
     integer = tensor.dtype in INTEGERS
     known = integer or tensor.dtype in FLOATS
     if not known or (integer and name.rpartition(".")[2] in ("weight", "bias")):
-        raise refusal(path, f"holds {name!r} as {kind}; save the weights as float32 or float16")
+        raise DataError(f"holds {name!r} as {kind}; save the weights as float32 or float16")
     if integer:
         return tensor.detach().clone(memory_format=torch.contiguous_format)
     plain = tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if not plain.isfinite().all():
-        raise refusal(path, f"holds NaN or infinite values in {name!r}; the model is broken")
+        raise DataError(f"holds NaN or infinite values in {name!r}; the model is broken")
     return plain
-
-
-def refusal(path: Path, trouble: str) -> DataError:
-    """The one line about a file."""
-    return DataError(f"{str(path)!r} {trouble}")

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +48,7 @@ class Normalization:
     std: tuple[float, ...]
 
 
-def unwrap(content: Any, member: str | None, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def unwrap(content: Any, member: str | None) -> tuple[dict[str, Tensor], list[str]]:
     """The flat dict of tensors within nested dicts and lists, and what was taken among several.
 
     Raises DataError where there are no weights, or it is open which are the network's.
@@ -65,23 +64,21 @@ def unwrap(content: Any, member: str | None, path: Path) -> tuple[dict[str, Tens
             break
         if not known and len(parts) > 1:
             names = ", ".join(map(_shown, list(parts)[:10]))
-            raise DataError(
-                f"{str(path)!r} holds several sets of weights ({names}); save the one you want"
-            )
+            raise DataError(f"holds several sets of weights ({names}); save the one you want")
         if not parts:
-            raise DataError(f"{str(path)!r} holds no weights of a network")
+            raise DataError("holds no weights of a network")
         if len(known) > 1:
             said.append(f"took {known[0]!r} of {', '.join(known)}")
         content = parts[(known or list(parts))[0]]
     if member is not None:
-        raise DataError(f"{str(path)!r} has no part {member!r}")
+        raise DataError(f"has no part {member!r}")
     if not _is_state(content):
-        raise DataError(f"{str(path)!r} holds no weights of a network")
+        raise DataError("holds no weights of a network")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}, said
 
 
 def tidy(
-    tensors: Mapping[str, Tensor], path: Path
+    tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], Normalization | None, list[str]]:
     """Names without the prefixes that all share, without what is ``BESIDE`` the network, and
     without the normalization, which is given for itself; and what was decided.
@@ -97,7 +94,7 @@ def tidy(
         left = own or left
         if normalization is None and (names := _normalization_names(left)):
             mean, std = (left.pop(name).double().flatten().tolist() for name in names)
-            normalization, scaled = _on_unit_scale(mean, std, path)
+            normalization, scaled = _on_unit_scale(mean, std)
             said += scaled
         if left.keys() == before.keys():
             return left, normalization, said
@@ -169,14 +166,12 @@ def _of_channels(tensor: Tensor) -> bool:
     return tuple(tensor.shape) in {(3,), (3, 1, 1), (1, 3, 1, 1)}
 
 
-def _on_unit_scale(
-    mean: Sequence[float], std: Sequence[float], path: Path
-) -> tuple[Normalization, list[str]]:
+def _on_unit_scale(mean: Sequence[float], std: Sequence[float]) -> tuple[Normalization, list[str]]:
     """Mean and deviation for pixels in 0..1, and a word where they were for 0..255."""
     if not all(0 < value < float("inf") for value in std) or not all(
         abs(value) < float("inf") for value in mean
     ):
-        raise DataError(f"{str(path)!r} has a normalization that is none: mean {mean}, std {std}")
+        raise DataError(f"has a normalization that is none: mean {mean}, std {std}")
     if max(*mean, *std) <= UNIT:
         return Normalization(tuple(mean), tuple(std)), []
     scaled = Normalization(tuple(m / 255 for m in mean), tuple(s / 255 for s in std))
