@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cartl_cli.core.errors import DataError
+from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.imports.checkpoint_files import LEGACY, read_checkpoint
 from cartl_cli.core.imports.unwrapping import PREFIXES, Normalization, shared_prefix, tidy, unwrap
 
@@ -441,7 +441,6 @@ def numpy_array(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "does not exist"),
     "folder": (Path.mkdir, "is a folder; name the file of weights in it"),
     "pipe": (os.mkfifo, "is not a regular file"),
     "empty": (Path.touch, "is empty; download it again"),
@@ -552,6 +551,28 @@ def test_other_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         read_checkpoint(path)
     assert str(refused.value) == f"{str(path)!r} {line}"
+
+
+def test_a_file_that_is_not_there_or_not_readable_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with pytest.raises(UsageError) as refused:
+        read_checkpoint(path)
+    assert str(refused.value) == f"no such file: {str(path)!r}"
+    path.symlink_to(path)
+    with pytest.raises(DataError) as unreadable:
+        read_checkpoint(path)
+    assert str(unreadable.value).startswith(f"cannot read {str(path)!r}: ")
+
+
+def test_a_link_to_a_file_is_followed(save: Save, tmp_path: Path) -> None:
+    """Caches of downloads are made of links."""
+    link = tmp_path / "link.pt"
+    link.symlink_to(save(weights()))
+    assert same(read_checkpoint(link).tensors, weights())
+
+
+def test_names_that_are_no_text_are_passed_over(save: Save) -> None:
+    assert same(read_checkpoint(save({**weights(), 3: torch.rand(2)})).tensors, weights())
 
 
 def test_more_than_one_network_can_need_is_refused_unread(tmp_path: Path) -> None:

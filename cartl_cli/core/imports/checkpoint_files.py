@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cartl_cli.core.errors import DataError
+from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.imports.unwrapping import Normalization, tidy, unwrap
 
 MAX_SIZE = 16 * 2**30
@@ -55,7 +55,8 @@ class Checkpoint:
 def read_checkpoint(path: Path, member: str | None = None) -> Checkpoint:
     """The weights in a file; ``member`` names the part to take where it holds several networks.
 
-    Raises DataError for a file that is no checkpoint, holds more than weights, or is damaged.
+    Raises UsageError for a file that is not there, and DataError for one that is no checkpoint,
+    holds more than weights, or is damaged.
     """
     try:
         size, digest = _identify(path)
@@ -64,27 +65,26 @@ def read_checkpoint(path: Path, member: str | None = None) -> Checkpoint:
         checked = _checked(tensors, size)
     except DataError as error:
         raise DataError(f"{str(path)!r} {error}") from None
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {str(path)!r}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from None
     return Checkpoint(checked, normalization, (*taken, *scaled), size, digest)
 
 
 def _identify(path: Path) -> tuple[int, str]:
     """Size and sha256 of a regular file."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise DataError("is a folder; name the file of weights in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("is not a regular file")
-        if status.st_size == 0:
-            raise DataError("is empty; download it again")
-        if status.st_size > MAX_SIZE:
-            raise DataError(f"has {status.st_size >> 30} GiB, too much for one network")
-        with path.open("rb") as file:
-            return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise DataError("does not exist") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}") from None
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError("is a folder; name the file of weights in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("is not a regular file")
+    if status.st_size == 0:
+        raise DataError("is empty; download it again")
+    if status.st_size > MAX_SIZE:
+        raise DataError(f"has {status.st_size >> 30} GiB, too much for one network")
+    with path.open("rb") as file:
+        return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _content(path: Path) -> Any:

@@ -74,7 +74,8 @@ def unwrap(content: Any, member: str | None) -> tuple[dict[str, Tensor], list[st
         raise DataError(f"has no part {member!r}")
     if not _is_state(content):
         raise DataError("holds no weights of a network")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}, said
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    return {name: tensor for name, tensor in tensors.items() if isinstance(name, str)}, said
 
 
 def tidy(
