@@ -15,6 +15,7 @@ FLOORS: dict[str, set[str]] = {
     "config": BASE | {"registry"},
     "runtime": BASE,
     "models": BASE | {"registry", "runtime"},
+    "imports": BASE | {"registry", "runtime", "models"},
     "method": BASE | {"registry", "runtime", "models"},
     "attacks": BASE | {"registry", "runtime", "models", "method"},
     "data": BASE | {"config", "registry", "runtime"},

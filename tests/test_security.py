@@ -80,12 +80,20 @@ def unsafe(node: ast.AST) -> str | None:
         if name.partition(".")[0] in UNSAFE_MODULES or name in UNSAFE_CALLS:
             return name
     if isinstance(node, ast.Call):
-        if dotted(node.func) in UNSAFE_CALLS:
+        if dotted(node.func) in UNSAFE_CALLS and not reads_weights_alone(node):
             return dotted(node.func)
         for keyword in node.keywords:
             if keyword.arg in UNSAFE_OPTIONS:
                 return keyword.arg
     return None
+
+
+def reads_weights_alone(call: ast.Call) -> bool:
+    """Whether it is ``torch.load(…, weights_only=True)``, which runs nothing of a file."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    alone = given.get("weights_only")
+    only = isinstance(alone, ast.Constant) and alone.value is True
+    return dotted(call.func) == "torch.load" and only and "pickle_module" not in given
 
 
 def test_no_file_is_executed_or_unpickled() -> None:
@@ -147,6 +155,11 @@ def test_only_the_storage_module_changes_files() -> None:
 UNSAFE_CODE = [
     *("import pickle", "from torch import load", "eval('1')", "torch.load(f)", "import yaml.x"),
     *("run(c, shell=True)", "np.load(f, allow_pickle=True)", "os.system(c)", "from dill import x"),
+    *("torch.load(f, weights_only=False)", "torch.load(f, weights_only=only)"),
+    *(
+        "torch.load(f, weights_only=True, pickle_module=dill)",
+        "torch.jit.load(f, weights_only=True)",
+    ),
 ]
 CHANGING_CODE = [
     *("open(p, 'w')", "open(p, mode='ab')", "p.open('r+')", "p.unlink()", "p.replace(q)"),
@@ -170,6 +183,11 @@ def test_the_searches_find_what_they_are_for(
 )
 def test_reading_is_no_change(code: str) -> None:
     assert not any(changing(node) for node in ast.walk(ast.parse(code)))
+
+
+def test_reading_weights_alone_is_safe() -> None:
+    code = "torch.load(f, map_location='cpu', weights_only=True, mmap=fast)"
+    assert not any(unsafe(node) for node in ast.walk(ast.parse(code)))
 
 
 # Terminal: what reaches it
