@@ -55,7 +55,7 @@ def image_folder(
 ) -> DataSet:
     """Read an image folder or zip as RGB squares.
 
-    ``measured`` names the split that measures, if there is one; by default ``test``, else ``val``.
+    ``measured`` names the split that measures, if it is there; else it is ``test``, else ``val``.
     Without any, ``evaluation`` is empty. What had to be changed in images is counted in ``notes``.
     Raises DataError for a layout that is not clear, and for files that cannot be used, which
     ``skip_bad`` leaves out.
@@ -103,8 +103,8 @@ def chosen(layout: Layout, classes: tuple[str, ...], measured: Measured | None) 
     """
     kept = choose_classes(layout.classes, classes)
     held = [split for split in ("test", "val") if split in layout.members]
-    if measured is not None:
-        held = [split for split in held if split == measured]
+    if measured in held:
+        held = [measured]
     splits = ("train", *held[:1])
     members = {(s, name): layout.members[s].get(name, ()) for s in splits for name in kept}
     for (split, label), found in members.items():

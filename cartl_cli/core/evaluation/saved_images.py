@@ -10,7 +10,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from cartl_cli.core import storage
 from cartl_cli.core.attacks.judged_pgd import correct, predict
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.decoding import MAX_PIXELS, decode_image
+from cartl_cli.core.data.layout import split_named
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.errors import StorageError
 from cartl_cli.core.evaluation.targets import AttackSetup
@@ -130,16 +132,18 @@ def _is_folder_name(name: str) -> bool:
         name.isprintable()
         and not name.startswith((".", " "))
         and not {"/", "\\"} & set(name)
-        and name not in ("", "train", "test", "__MACOSX")
+        and name not in ("", "__MACOSX")
+        and split_named(name) is None
         and len(name.encode()) <= 200
     )
 
 
 def _batches(run: Run, names: list[str], batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """The saved pictures from the disk, in [0, 1]."""
+    as_it_is = Preprocessing(image_size=run.manifest.model.image_size)
     for first in range(0, len(names), batch_size):
         images = []
         for name in names[first : first + batch_size]:
             data, _ = storage.read(run.folder / FOLDER / name, f"picture {name}", 4 * MAX_PIXELS)
-            images.append(decode_image(data, name, run.manifest.model.preprocessing)[0])
+            images.append(decode_image(data, name, as_it_is)[0])
         yield to_pixels(torch.stack(images).to(device))
