@@ -3,7 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -22,16 +23,51 @@ if TYPE_CHECKING:
 
 
 WIDTH = 100  # columns
+LEAST = 72  # columns of a table, so that its title and caption have room
 
 
 def show(table: Table) -> None:
     """Print a table on stdout."""
-    stdout().print(table)
+    console = stdout()
+    console.print(fitted(table, console))
 
 
 def show_aside(table: Table) -> None:
     """Print a table on stderr, beside what is said."""
-    stderr().print(table)
+    console = stderr()
+    console.print(fitted(table, console))
+
+
+def fitted(table: Table, console: Console) -> RenderableType:
+    """The table, or its cells as lines ``heading: value`` where its words need more columns."""
+    table.min_width = min(LEAST, console.width)
+    for column in table.columns:
+        column.overflow = "fold"
+    if Measurement.get(console, console.options, table).minimum <= console.width:
+        return table
+    heads = [as_text(column.header) for column in table.columns]
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    records = [_record(heads, [*map(as_text, row)]) for row in rows]
+    ends = [as_text(text) for text in (table.title, table.caption) if text]
+    parts = [*ends[:1], *records, *ends[1:]]
+    return Group(*(part for one in parts for part in (one, "")))
+
+
+def _record(heads: list[Text], cells: list[Text]) -> Text:
+    """A row of a table as a line for each cell that says something."""
+    lines = [
+        Text(": ").join([head, text]) if head else text
+        for head, text in zip(heads, cells, strict=True)
+        if text
+    ]
+    made = Text("\n", overflow="fold").join(lines)
+    made.overflow = "fold"
+    return made
+
+
+def as_text(content: RenderableType) -> Text:
+    """What a table was given, which is text of one of two kinds."""
+    return content if isinstance(content, Text) else Text(str(content))
 
 
 def stdout() -> Console:
@@ -55,7 +91,7 @@ def titled(
     title: str | Text, caption: str | Text, left: tuple[str, ...], right: tuple[str, ...]
 ) -> Table:
     """An empty table: columns of words, then columns of numbers, which end at the right."""
-    table = Table(title=title, caption=caption, min_width=72)
+    table = Table(title=title, caption=caption)
     for heading in left:
         table.add_column(cell(heading))
     for heading in right:
