@@ -73,7 +73,8 @@ def time_left(seconds: float | None) -> str:
 def _line(name: str) -> Iterator[Callable[[str, int, int, Sequence[str], str], None]]:
     """Shows head, steps done, of how many, numbers, and speed, which it measures if it is empty."""
     clock = Progress(disable=True)  # tells the time left, and is not shown itself
-    task = clock.tasks[clock.add_task(name, total=None, numbers=(), speed="")]
+    clock.add_task(name, total=None, numbers=(), speed="")
+    (task,) = clock.tasks
 
     def draw(width: int, height: int) -> Table:
         speed = task.fields["speed"] or (f"{task.speed:,.0f} images/s" if task.speed else "")

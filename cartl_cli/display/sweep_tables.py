@@ -119,7 +119,7 @@ def table(sweep: Sweep, states: "States") -> Table:
         made.add_row(
             cell(point.run),
             cell(words[point.id]),
-            _status(state),
+            Text(state.status, style=COLOURS.get(state.status, "")),
             _percent(state.clean_accuracy),
             _percent(state.robust_accuracy),
         )
@@ -172,20 +172,23 @@ def live_table(sweep: Sweep, states: "States", left: float | None, height: int) 
     A line each, cut with … where it is too long.
     """
     words = wording(sweep)
-    shown = sorted(sweep.points, key=lambda point: FIRST.index(states[point.id].status))
-    shown = shown[: max(0, height - MARGIN)]
-    rows = Table.grid(padding=(0, 2, 0, 0))
-    for name in ("run", "state", "what"):
-        rows.add_column(name, no_wrap=True)
+    ordered = sorted(sweep.points, key=lambda point: FIRST.index(states[point.id].status))
+    shown = ordered[: max(0, height - MARGIN)]
+    longest = max((len(point.run) for point in shown), default=0)
+    lines = []
     for point in shown:
         state = states[point.id]
-        accuracies = [_percent(x) for x in (state.clean_accuracy, state.robust_accuracy) if x]
-        what = cell(", ".join([words[point.id], *accuracies]))
-        rows.add_row(cell(point.run), _status(state), what)
-    more = len(sweep.points) - len(shown)
+        accuracies = [_percent(x) for x in (state.clean_accuracy, state.robust_accuracy)]
+        what = ", ".join(text for text in (words[point.id], *accuracies) if text)
+        line = Text().append(f"{state.status:9}", COLOURS.get(state.status, ""))
+        lines.append(line.append_text(cell(f"{point.run:{longest}}  {what}")))
+    more = len(ordered) - len(shown)
     hidden = [f"{more} not shown"] if more else []
     stand = [f"{time_left(left)} left", standing(states.values()), *hidden]
-    return Group(rows, Text("; ".join(stand), no_wrap=True, overflow="ellipsis"))
+    lines.append(Text("; ".join(stand)))
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return Group(*lines)
 
 
 @contextmanager
@@ -238,10 +241,6 @@ def _line(point: Point, state: "State", words: str) -> str:
     if state.reason:
         return f"{point.run}: {state.status}: {state.reason}"
     return f"{point.run}: {state.status} ({words})"
-
-
-def _status(state: "State") -> Text:
-    return Text(state.status, style=COLOURS.get(state.status, ""))
 
 
 def _percent(accuracy: float | None) -> str:

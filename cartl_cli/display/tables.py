@@ -3,8 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +13,7 @@ from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.terminal import printable, stderr
+from cartl_cli.display.widths import lines, widths
 
 if TYPE_CHECKING:
     from cartl_cli.core.models.block_table import BlockRow
@@ -23,46 +23,37 @@ if TYPE_CHECKING:
 
 
 WIDTH = 100  # columns
-LEAST = 72  # columns of a table, so that its title and caption have room
+FRAME = 3  # columns that the frame of a table takes of each column, and one more
+LEAST = 72  # columns of a table, where there are as many, so that its title has room
 
 
 def show(table: Table) -> None:
     """Print a table on stdout."""
-    console = stdout()
-    console.print(fitted(table, console))
+    print_fitted(table, stdout())
 
 
 def show_aside(table: Table) -> None:
     """Print a table on stderr, beside what is said."""
-    console = stderr()
-    console.print(fitted(table, console))
+    print_fitted(table, stderr())
 
 
-def fitted(table: Table, console: Console) -> RenderableType:
-    """The table, or its cells as lines ``heading: value`` where its words need more columns."""
-    table.min_width = min(LEAST, console.width)
-    for column in table.columns:
-        column.overflow = "fold"
-    if Measurement.get(console, console.options, table).minimum <= console.width:
-        return table
+def print_fitted(table: Table, console: Console) -> None:
+    """Print a table, or where it has no room its cells as lines ``heading: value``."""
     heads = [as_text(column.header) for column in table.columns]
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    records = [_record(heads, [*map(as_text, row)]) for row in rows]
-    ends = [as_text(text) for text in (table.title, table.caption) if text]
-    parts = [*ends[:1], *records, *ends[1:]]
-    return Group(*(part for one in parts for part in (one, "")))
-
-
-def _record(heads: list[Text], cells: list[Text]) -> Text:
-    """A row of a table as a line for each cell that says something."""
-    lines = [
-        Text(": ").join([head, text]) if head else text
-        for head, text in zip(heads, cells, strict=True)
-        if text
+    cells = [[*map(as_text, column.cells)] for column in table.columns]
+    columns = [
+        (head.plain, column.justify == "right" or column.no_wrap, [text.plain for text in texts])
+        for head, column, texts in zip(heads, table.columns, cells, strict=True)
     ]
-    made = Text("\n", overflow="fold").join(lines)
-    made.overflow = "fold"
-    return made
+    wide = widths(columns, console.width - FRAME * len(columns) - 1)
+    if wide is None:
+        ends = [as_text(text) for text in (table.title, table.caption) if text]
+        console.print(lines(heads, [*zip(*cells, strict=True)], ends[:1], ends[1:]))
+        return
+    for column, width in zip(table.columns, wide, strict=True):
+        column.overflow, column.max_width, column.min_width = "fold", width, width
+    table.min_width = min(LEAST, console.width)
+    console.print(table)
 
 
 def as_text(content: RenderableType) -> Text:
