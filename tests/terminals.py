@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -11,6 +12,7 @@ import termios
 from pathlib import Path
 from typing import Any
 
+ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 PATIENCE = 300  # seconds for a command, on a busy machine
 
 
@@ -56,7 +58,7 @@ def on_terminal(
 
 
 def read_until(terminal: int, text: str = "") -> str:
-    """What appears on a terminal, up to a text, or to the end where there is none."""
+    """What appears on a terminal, up to a text, or to the end where there is none; no escapes."""
     found = b""
     while not text or text.encode() not in found:
         assert select.select([terminal], [], [], PATIENCE)[0], found
@@ -67,4 +69,4 @@ def read_until(terminal: int, text: str = "") -> str:
         if not part:
             break
         found += part
-    return found.decode(errors="replace")
+    return ESCAPES.sub("", found.decode(errors="replace"))
