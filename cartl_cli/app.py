@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -12,7 +13,8 @@ from typer.core import TyperGroup
 
 from cartl_cli import __version__
 from cartl_cli.core.errors import CartlError, StoppedError, UsageError
-from cartl_cli.display.terminal import lasting_streams, printable, silent
+from cartl_cli.display.streams import Lasting, lasting_streams, silent
+from cartl_cli.display.terminal import printable
 
 COMMANDS = {
     "pretrain": "Train a robust source model: adversarial training and feature distance "
@@ -86,11 +88,11 @@ def _stand_in() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 success, 2 usage, 1 anything else, 128 + n on signal n."""
-    with lasting_streams(), ExitStack() as held:
-        _main(held)
+    with lasting_streams() as out, ExitStack() as held:
+        _main(held, out)
 
 
-def _main(held: ExitStack) -> NoReturn:
+def _main(held: ExitStack, out: Lasting) -> NoReturn:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # --debug is understood anywhere on the line
@@ -101,10 +103,11 @@ def _main(held: ExitStack) -> NoReturn:
         with nullcontext() if shows else silent():
             _refuse_bytes(arguments)
             _refuse_repeats(arguments)
-            code = typer.main.get_command(build_app(arguments)).main(
+            ended = typer.main.get_command(build_app(arguments)).main(
                 args=arguments, prog_name="cartl", standalone_mode=False
             )
-        sys.exit(code if isinstance(code, int) else 0)
+        _check_printed(out, ended)
+        sys.exit(ended if isinstance(ended, int) else 0)
     except StoppedError as error:
         message, code = str(error), error.exit_code
     except CartlError as error:
@@ -124,6 +127,17 @@ def _main(held: ExitStack) -> NoReturn:
     if speaks():
         print(f"cartl: {' '.join(printable(message).split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _check_printed(out: Lasting, ended: object) -> None:
+    """Say that what a command printed is lost; it has ended in the folder that has it, if any.
+
+    Raises CartlError.
+    """
+    out.flush()
+    if out.lost is not None:
+        kept = f"; it is in {ended}" if isinstance(ended, Path) else ""
+        raise CartlError(f"could not print the result: {out.lost.strerror}{kept}")
 
 
 def _always() -> bool:

@@ -31,9 +31,9 @@ from cartl_cli.core.statistics import accuracy_interval, holm, mcnemar, spread
 from cartl_cli.core.sweeps.grid import plan
 from cartl_cli.core.sweeps.points import Point, Sweep, point_id, write_sweep
 from cartl_cli.core.sweeps.spec import open_spec
-from cartl_cli.display.report_formats import rich_table, widths
+from cartl_cli.display.report_formats import rich_table
 from cartl_cli.display.report_latex import latex
-from cartl_cli.display.report_sheets import Report, results_sheet
+from cartl_cli.display.report_sheets import Report, Sheet, results_sheet
 from tests.conftest import Command
 from tests.reported import Runs, outcomes, paper_like
 
@@ -921,15 +921,33 @@ def test_a_table_is_as_wide_as_the_terminal_and_numbers_are_whole(tmp_path: Path
     far = runs.pretrain("far", dataset="/somewhere/" + "x" * 70, k=4)
     runs.attack(runs.transfer(far, "far-t", freeze_bn="stats"), "far-a", 900, 300, restarts=3)
     sheet = results_sheet(rows_of(find_results([], runs.folder).results)[0])
-    for width in (70, 80, 100):
-        console = Console(file=io.StringIO(), width=width)
-        console.print(rich_table(sheet, width))
-        text = console.file.getvalue()  # type: ignore[attr-defined]
+    for width in (24, 40, 60, 70, 80, 100):
+        text = printed(sheet, width)
         assert max(map(len, text.splitlines())) <= width
         for line in sheet.rows:
             for cell, right in zip(line, sheet.numeric, strict=True):
                 assert not right or (cell.text in text and cell.small in text)
-    assert sum(widths(sheet, 200)) < 200
+    assert max(map(len, printed(sheet, 200).splitlines())) < 200
+
+
+def test_a_table_too_wide_for_the_terminal_is_lines_of_names_and_values(tmp_path: Path) -> None:
+    runs = paper_like(tmp_path / "runs", seeds=2, ks=(4, 6))
+    sheet = results_sheet(rows_of(find_results([], runs.folder).results)[0])
+    text = "".join(printed(sheet, 24).split())
+    for line in sheet.rows:
+        said = [
+            f"{head}:{cell.text}" + (f"({cell.small})" if cell.small else "")
+            for head, cell in zip(sheet.heads, line, strict=True)
+            if cell.text
+        ]
+        assert "".join("".join(said).split()) in text
+
+
+def printed(sheet: Sheet, width: int) -> str:
+    """A sheet on a terminal of so many columns."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(rich_table(sheet, width))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def test_long_tables_for_a_paper_are_cut_into_pages(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from cartl_cli.core.config import CONFIGS, AttackConfig, TransferConfig
 from cartl_cli.core.config.presets import sweep_presets
@@ -28,7 +28,8 @@ from cartl_cli.core.sweeps.points import (
     write_sweep,
 )
 from cartl_cli.core.sweeps.spec import Spec, open_spec, parse_spec
-from cartl_cli.display.sweep_tables import table, tree
+from cartl_cli.display.sweep_tables import Clock, live_table, table, tree
+from cartl_cli.display.tables import print_fitted
 from tests.conftest import TINY_TRANSFER, Command
 
 RUNS = {
@@ -606,15 +607,56 @@ def test_s23_jobs_are_at_least_one(cartl: Command) -> None:
     assert "--jobs: must be >= 1" in done.err
 
 
-def test_a_small_screen_shows_what_is_most_worth_looking_at() -> None:
+@pytest.mark.parametrize(("columns", "lines"), [(24, 5), (60, 12), (80, 24), (120, 60)])
+def test_a_sweep_fits_the_screen_and_shows_what_runs(columns: int, lines: int) -> None:
     sweep = builtin("table2")
+    running, failed = sweep.points[20], sweep.points[40]
     states = {point.id: State("waiting") for point in sweep.points}
-    failed, running = sweep.points[40], sweep.points[20]
     states |= {failed.id: State("failed", "why"), running.id: State("running")}
+    states |= {point.id: State("done", "", 0.5, 0.25) for point in sweep.points[:6]}
+    shown = drawn(live_table(sweep, states, 3723.0, lines), columns).splitlines()
+    assert len(shown) < lines
+    assert max(map(len, shown)) <= columns
+    assert shown[0].startswith(f"running  {running.run[:10]}")
+    assert shown[-1].startswith("1:02:03 left")
+    if columns >= 80:
+        assert f"6 done, 1 running, 1 failed, {len(sweep.points) - 8} waiting" in shown[-1]
+        assert f"{len(sweep.points) - len(shown) + 1} not shown" in shown[-1] or lines == 60
+        assert shown[1].startswith(f"failed   {failed.run}")
+        assert "50.0 %, 25.0 %" in shown[2]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table(sweep, states, 3))
-    shown = console.export_text()
-    assert shown.index(failed.run) < shown.index(running.run) < shown.index(sweep.points[0].run)
-    assert "1 running, 1 failed, 40 waiting; 39 more rows" in shown
-    console.print(table(sweep, states))
+    print_fitted(table(sweep, states), console)
     assert all(point.run in console.export_text(clear=False) for point in sweep.points)
+
+
+def drawn(shown: RenderableType, columns: int) -> str:
+    """What a terminal of so many columns shows."""
+    console = Console(width=columns, record=True, file=io.StringIO())
+    console.print(shown)
+    return console.export_text()
+
+
+def test_the_time_left_of_a_sweep_follows_what_its_runs_took() -> None:
+    """Two sources of 10 s, a transfer of 4 s, two at a time; attacks as the mean of all, 8 s."""
+    sweep = builtin("table4-shapes")
+    kinds = {kind: [p for p in sweep.points if p.kind == kind] for kind in CONFIGS}
+    states = {point.id: State("waiting") for point in sweep.points}
+    clock = Clock()
+    assert clock.left(sweep, states, 0.0) is None
+
+    def note(point: Point, state: State, now: float) -> None:
+        clock.note(point, state, now)
+        states[point.id] = state
+
+    for point in kinds["pretrain"]:
+        note(point, State("running"), 0.0)
+    for point in kinds["pretrain"]:
+        note(point, State("done"), 10.0)
+    first, second, third = kinds["transfer"]
+    note(first, State("running"), 10.0)
+    note(second, State("running"), 10.0)
+    note(first, State("done"), 14.0)
+    note(kinds["attack"][0], State("running"), 14.0)
+    ahead = (4 - 4) + 4 + (8 - 1) + 2 * 8
+    assert clock.left(sweep, states, 15.0) == pytest.approx(ahead / 2)
+    assert states[third.id].status == "waiting"

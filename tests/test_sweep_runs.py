@@ -28,6 +28,7 @@ from cartl_cli.core.sweeps.points import Point, Sweep, read_sweep
 from cartl_cli.core.sweeps.spec import parse_spec
 from tests import tiny
 from tests.processes import Ended, finish, run, start
+from tests.terminals import on_terminal, read_until
 
 TRAINED = """
 dataset = "../images"
@@ -424,6 +425,26 @@ def test_s16_a_killed_job_has_failed_and_says_so(tmp_path: Path) -> None:
     state = ended_state(point, 1, tmp_path, tmp_path, False)
     assert state == State("failed", "out of memory; smaller")
     assert ended_state(point, 0, tmp_path, tmp_path, False).reason == "ended without a result"
+
+
+def test_s44_a_job_that_could_not_write_its_log_is_done(folder: Path) -> None:
+    """Its command ends with 1: it could not print the result, which is in the run folder."""
+    point = points(folder)["attack cartl"]
+    before = ended_state(point, 0, folder / "runs", folder, False)
+    assert before.status == "done"
+    assert ended_state(point, 1, folder / "runs", folder, False) == before
+
+
+def test_c62_a_sweep_goes_on_where_its_terminal_is_closed(folder: Path) -> None:
+    again = points(folder)["attack cartl"]
+    shutil.rmtree(folder / "runs" / again.run)
+    process, terminal = on_terminal(SWEEP[:-1], folder)
+    shown = read_until(terminal, "1 running")
+    os.close(terminal)
+    assert process.wait(PATIENCE) == 0
+    assert f"running  {again.run}" in shown
+    assert "-:--:-- left; 4 done, 1 running" in shown
+    assert read_run(folder / "runs" / again.run).manifest.status == "completed"
 
 
 def test_s31_a_run_that_another_process_writes_is_left_alone(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +37,7 @@ def attack(
         bool, typer.Option("--plot", help="Draw the results into the run folder, as PNG and SVG.")
     ] = False,
     as_json: AsJson = False,
-) -> None:
+) -> Path | None:
     """Attack a run's model with PGD and say how much accuracy is left."""
     if plot:
         check_matplotlib()
@@ -45,7 +46,8 @@ def attack(
     from cartl_cli.core.evaluation.attack_run import attack_model
     from cartl_cli.core.evaluation.comparison import compare as compare_runs
     from cartl_cli.core.runs.reader import find_run
-    from cartl_cli.display.terminal import attack_progress, say
+    from cartl_cli.display.progress import attack_progress
+    from cartl_cli.display.terminal import say
 
     chosen, attacked = opened.config, opened.source
     other = (
@@ -56,7 +58,7 @@ def attack(
             chosen, attacked, opened.session, report, force, other
         )
     if run is None:
-        return  # another process tells
+        return None  # another process tells
     say(f"saved {run.folder}")
     differences = compare_runs(run, other) if other else {}
     if as_json:
@@ -70,6 +72,7 @@ def attack(
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")
+    return run.folder
 
 
 def show(run: "Run", other: "Run | None", differences: "Differences") -> None:

@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cartl_cli.commands.panels import in_panels
 from cartl_cli.core.config.configure import flag, is_positional
 from cartl_cli.core.config.values import shown_pixels
 
@@ -54,7 +55,7 @@ class Request:
     no_download: NoDownload = False
 
 
-def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., None]], Any]:
+def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., Any]], Any]:
     """Give a command one flag for every field of ``config_type``.
 
     The command's parameter ``settings`` receives what was typed, as text by field name; parsing
@@ -62,21 +63,20 @@ def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., None]], 
     ``request`` instead gets the options of ``Request``, too.
     """
 
-    def decorate(command: Callable[..., None]) -> Any:
+    def decorate(command: Callable[..., Any]) -> Any:
         fields = config_type.model_fields
         own = dict(inspect.signature(command).parameters)
         shared = dict(inspect.signature(Request).parameters) if "request" in own else {}
         shared.pop("settings", None)
 
         @functools.wraps(command)
-        def wrapper(**given: Any) -> None:
+        def wrapper(**given: Any) -> Any:
             typed = {name: given.pop(name) for name in fields}
             settings = {name: text for name, text in typed.items() if text is not None}
             if "request" in own:
                 request = Request(settings, **{name: given.pop(name) for name in shared})
-                command(request, **given)
-            else:
-                command(settings, **given)
+                return command(request, **given)
+            return command(settings, **given)
 
         made = [
             inspect.Parameter(
@@ -85,9 +85,7 @@ def flags_from(config_type: type[BaseModel]) -> Callable[[Callable[..., None]], 
             for name, field in fields.items()
         ]
         kept = [p for name, p in (shared | own).items() if name not in ("settings", "request")]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept] + made
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        in_panels(wrapper, [*kept, *made])
         del wrapper.__wrapped__  # Typer would otherwise read the signature behind it
         return wrapper
 

@@ -1,6 +1,7 @@
 """``cartl pretrain``."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,20 +20,21 @@ def pretrain(
     describe: Annotated[
         bool, typer.Option("--describe", help="Show the architecture's blocks, and stop.")
     ] = False,
-) -> None:
+) -> Path | None:
     """Train a robust source model: adversarial training and feature distance minimization."""
     if describe:
         show_blocks(configure(PretrainConfig, *layers(request, "pretrain")))
-        return
+        return None
     opened = open_session(request, PretrainConfig, "pretrain", extend)
     from cartl_cli.core.training.source_model import pretrain as pretrain_run
     from cartl_cli.display import tables
-    from cartl_cli.display.terminal import say, training_progress
+    from cartl_cli.display.progress import training_progress
+    from cartl_cli.display.terminal import say
 
     with training_progress() as report:
         run = opened.finished or pretrain_run(opened.config, opened.session, report)
     if run is None:
-        return  # another process tells
+        return None  # another process tells
     say(f"saved {run.folder}")
     if as_json:
         results = run.results
@@ -50,6 +52,7 @@ def pretrain(
         print(json.dumps(shown))
     else:
         tables.show(tables.training_table(run))
+    return run.folder
 
 
 def show_blocks(config: PretrainConfig) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from cartl_cli.commands.options import AsJson, RunsDir
+from cartl_cli.commands.panels import panelled
 from cartl_cli.core import storage
 from cartl_cli.core.config.values import parse_list
 from cartl_cli.core.errors import CartlError, UsageError
@@ -27,6 +28,7 @@ ENDINGS = {
 PICTURES = ("tradeoff", "k", "fraction")
 
 
+@panelled
 def report(
     runs: Annotated[
         list[str] | None,

@@ -117,7 +117,8 @@ def open_session(
     from cartl_cli.core.runs.reader import find_run, state
     from cartl_cli.core.runs.writer import Session, tidy
     from cartl_cli.core.runtime.ranks import current
-    from cartl_cli.display.terminal import decoding_progress, say
+    from cartl_cli.display.progress import decoding_progress
+    from cartl_cli.display.terminal import say
 
     if resume is not None:
         stored = find_run(resume, runs_dir, "--resume", (kind,))

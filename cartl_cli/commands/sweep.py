@@ -46,11 +46,11 @@ def sweep(
     data_dir: DataDir = None,
     no_download: NoDownload = False,
     as_json: AsJson = False,
-) -> None:
+) -> Path | None:
     """Run a grid of settings: every source model, its transfers, an attack on each."""
     if listed:
         show_list(runs_dir, as_json)
-        return
+        return None
     config = configure(SweepConfig, settings)
     if spec is None:
         raise UsageError("SPEC: give a TOML file or a built-in sweep; --list shows those")
@@ -73,7 +73,7 @@ def sweep(
             print(json.dumps(summary(planned, states, runs_dir)))
         else:
             sweep_tables.show_tree(planned, states)
-        return
+        return None
 
     flags = [*(["--data-dir", str(data_dir.expanduser().absolute())] if data_dir else [])]
     flags += ["--no-download"] if no_download else []
@@ -100,6 +100,7 @@ def sweep(
     else:
         tables.show(sweep_tables.table(planned, states))
     finish(planned, states, logs, signal)
+    return runs_dir
 
 
 def finish(planned: Sweep, states: "States", logs: Path, signal: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
 from cartl_cli.commands.session import Opened, open_session
@@ -13,19 +14,20 @@ from cartl_cli.core.sweeps.halving import reason
 
 
 @flags_from(TransferConfig)
-def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) -> None:
+def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) -> Path | None:
     """Fine-tune the last k blocks of a source model on your images."""
     opened = open_session(request, TransferConfig, "transfer", extend)
     from cartl_cli.core.training.target_model import transfer as transfer_run
     from cartl_cli.display import tables
-    from cartl_cli.display.terminal import say, training_progress
+    from cartl_cli.display.progress import training_progress
+    from cartl_cli.display.terminal import say
 
     chosen, source = opened.config, opened.source
     k = None if opened.finished else chosen_k(opened, say)
     with training_progress() as report:
         run = opened.finished or transfer_run(chosen, source, opened.session, report, k)
     if run is None:
-        return  # another process tells
+        return None  # another process tells
     say(f"saved {run.folder}")
     if as_json:
         results = run.results
@@ -47,6 +49,7 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
     else:
         tables.show(tables.tuned_table(run))
         tables.show(tables.training_table(run))
+    return run.folder
 
 
 def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int | None:

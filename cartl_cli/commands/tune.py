@@ -43,7 +43,7 @@ def tune(
     data_dir: DataDir = None,
     no_download: NoDownload = False,
     as_json: AsJson = False,
-) -> None:
+) -> Path:
     """Choose k, the method and its settings for your images, on the training images alone."""
     wanted = configure(TuneConfig, settings)
     if name is not None:
@@ -78,11 +78,12 @@ def tune(
     commands = command_lines(bench, outcome, wanted, f"{name}-{wanted.want}", request)
     if as_json:
         print(json.dumps(summary(outcome, wanted, name, folder, commands)))
-        return
-    tables.show(tuning_tables.finalists(outcome, wanted.want, name))
-    print(f"chosen: {described(outcome.best(wanted.want).candidate)}")
-    print(f"why: {reason(outcome, wanted.want)}")
-    print("\n".join(commands))
+    else:
+        tables.show(tuning_tables.finalists(outcome, wanted.want, name))
+        print(f"chosen: {described(outcome.best(wanted.want).candidate)}")
+        print(f"why: {reason(outcome, wanted.want)}")
+        print("\n".join(commands))
+    return folder
 
 
 def made_ready(

@@ -19,17 +19,28 @@ from cartl_cli.core.registry.transfer_methods import symbols
 from cartl_cli.core.reports.rows import Row
 from cartl_cli.core.runs.command_line import command_of
 from cartl_cli.core.statistics import Spread
-from cartl_cli.display.report_sheets import Report, Sheet, sheets_of
+from cartl_cli.display.report_sheets import Cell, Report, Sheet, sheets_of
 from cartl_cli.display.tables import WIDTH, cell, stdout
 from cartl_cli.display.terminal import printable
+from cartl_cli.display.widths import lines, widths
 
-WORD = 16  # characters of a word that are folded only where the table is too wide without it
 GAP = 2  # columns between two columns
-NARROWEST = 3
 
 
 def rich_table(sheet: Sheet, width: int) -> Group:
-    """The sheet for a terminal of so many columns, its notes below."""
+    """The sheet for a terminal of so many columns, its notes below; as lines where it is too wide.
+
+    A line is ``heading: value``, small print in brackets.
+    """
+    notes = [*map(cell, sheet.notes)]
+    columns = [
+        (head, right, [text for one in cells for text in (one.text, one.small)])
+        for head, right, *cells in zip(sheet.heads, sheet.numeric, *sheet.rows, strict=True)
+    ]
+    wide = widths(columns, width - GAP * len(columns))
+    if wide is None:
+        rows = [[cell(_in_line(one)) for one in row] for row in sheet.rows]
+        return lines([*map(cell, sheet.heads)], rows, [cell(sheet.title)], notes)
     table = Table(
         title=cell(sheet.title),
         title_justify="left",
@@ -37,38 +48,17 @@ def rich_table(sheet: Sheet, width: int) -> Group:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for head, right, wide in zip(sheet.heads, sheet.numeric, widths(sheet, width), strict=True):
+    for (head, right, _), room in zip(columns, wide, strict=True):
         justify: JustifyMethod = "right" if right else "left"
-        table.add_column(cell(head), justify=justify, overflow="fold", width=wide)
+        table.add_column(cell(head), justify=justify, overflow="fold", width=room)
     for row in sheet.rows:
-        lines = [[text for text in (one.text, one.small) if text] for one in row]
-        table.add_row(*(_lines(parts) for parts in lines))
-    return Group(table, *map(cell, sheet.notes), "")
+        parts = [[text for text in (one.text, one.small) if text] for one in row]
+        table.add_row(*map(_lines, parts))
+    return Group(table, *notes, "")
 
 
-def widths(sheet: Sheet, width: int) -> list[int]:
-    """The columns that each column of a table gets, of ``width``: numbers are never folded.
-
-    Heads and texts are folded between words, and within words only where nothing else is left.
-    """
-    least, most = [], []
-    for head, right, *cells in zip(sheet.heads, sheet.numeric, *sheet.rows, strict=True):
-        texts = [text for one in cells for text in (one.text, one.small)]
-        words = [word for text in (head, *texts) for word in text.split()]
-        unfolded = [*texts, *head.split()] if right else [word[:WORD] for word in words]
-        least.append(max(map(len, unfolded)))
-        most.append(max(map(len, (head, *texts))))
-    spare = width - sum(least) - GAP * len(least)
-    while spare < 0:
-        widest = max(range(len(least)), key=lambda place: (not sheet.numeric[place], least[place]))
-        if least[widest] <= NARROWEST:
-            break
-        least[widest] -= 1
-        spare += 1
-    for place, (low, high) in enumerate(zip(least, most, strict=True)):
-        least[place] += min(high - low, max(spare, 0))
-        spare -= least[place] - low
-    return least
+def _in_line(one: Cell) -> str:
+    return f"{one.text} ({one.small})" if one.small else one.text
 
 
 def _lines(parts: Sequence[str]) -> Text:
@@ -103,9 +93,7 @@ def markdown(report: Report) -> str:
         lines = [f"## {_markdown(sheet.title)}", "", _line(map(_markdown, sheet.heads))]
         lines.append(_line(marks))
         for row in sheet.rows:
-            small = [f" ({_markdown(one.small)})" if one.small else "" for one in row]
-            texts = [_markdown(one.text) + more for one, more in zip(row, small, strict=True)]
-            lines.append(_line(texts))
+            lines.append(_line(_markdown(_in_line(one)) for one in row))
         lines += ["", *(f"{_markdown(note)}  " for note in sheet.notes)]
         parts.append("\n".join(lines).rstrip() + "\n")
     return "\n".join(parts)

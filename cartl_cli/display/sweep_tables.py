@@ -1,13 +1,15 @@
 """A sweep as people look at it: its plan as a tree, its runs as they go, what they ended in."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -16,8 +18,9 @@ from cartl_cli.core.config import Kind
 from cartl_cli.core.sweeps.grid import counts
 from cartl_cli.core.sweeps.points import Label, Point, Sweep
 from cartl_cli.core.sweeps.spec import KINDS, Hours
+from cartl_cli.display.progress import time_left
 from cartl_cli.display.tables import cell, percent
-from cartl_cli.display.terminal import say, stderr
+from cartl_cli.display.terminal import is_live, live, say
 
 if TYPE_CHECKING:
     from cartl_cli.core.sweeps.executor import State, States, Status
@@ -29,10 +32,10 @@ COLOURS: "dict[Status, str]" = {
     "failed": "red",
     "skipped": "yellow",
 }
-FIRST: "tuple[Status, ...]" = ("failed", "running", "done", "skipped", "waiting")
-"""What a small screen shows first."""
+FIRST: "tuple[Status, ...]" = ("running", "failed", "done", "skipped", "waiting")
+"""What a screen shows first."""
 WIDE = 200  # columns of a tree that goes to a file
-MARGIN = 6  # lines of a screen that the table's rows leave free
+MARGIN = 2  # lines of a screen that a live table's rows leave free
 
 
 def in_numbers(runs: dict[Kind, int]) -> str:
@@ -105,20 +108,13 @@ def _told(sweep: Sweep) -> dict[str, dict[str, str]]:
     return told
 
 
-def table(sweep: Sweep, states: "States", rows: int | None = None) -> Table:
-    """One row a run; where only some fit, those that are most worth looking at."""
+def table(sweep: Sweep, states: "States") -> Table:
+    """One row a run."""
     words = wording(sweep)
-    shown = list(sweep.points)
-    if rows is not None and len(shown) > rows:
-        shown.sort(key=lambda point: FIRST.index(states[point.id].status))
-        shown = shown[: max(1, rows)]
-    hidden = len(sweep.points) - len(shown)
-    more = f"; {hidden} more rows" if hidden else ""
-    caption = cell(f"{standing(states.values())}{more}")
-    made = Table(title=cell(f"sweep {sweep.name}"), caption=caption)
+    made = Table(title=cell(f"sweep {sweep.name}"), caption=cell(standing(states.values())))
     for heading in ("run", "what", "state", "clean", "robust"):
         made.add_column(heading, justify="right" if heading in ("clean", "robust") else "left")
-    for point in shown:
+    for point in sweep.points:
         state = states[point.id]
         made.add_row(
             cell(point.run),
@@ -130,27 +126,88 @@ def table(sweep: Sweep, states: "States", rows: int | None = None) -> Table:
     return made
 
 
+@dataclass
+class Clock:
+    """When each run began, by the id of its point, and how long each that ended well took.
+
+    Times are in seconds.
+    """
+
+    began: dict[str, float] = field(default_factory=dict)
+    took: dict[str, float] = field(default_factory=dict)
+
+    def note(self, point: Point, state: "State", now: float) -> None:
+        """A run has begun or ended."""
+        if state.status == "running":
+            self.began[point.id] = now
+        elif state.status == "done" and point.id in self.began:
+            self.took[point.id] = now - self.began[point.id]
+
+    def left(self, sweep: Sweep, states: "States", now: float) -> float | None:
+        """Seconds until all is done, with as many runs at a time as now; None while unknown.
+
+        A run takes as long as the mean of its kind did, or of all where none of its kind has ended.
+        """
+        took = dict(self.took)  # which another thread may add to
+        if not took:
+            return None
+        kinds: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
+        for point in sweep.points:
+            if point.id in took:
+                kinds[point.kind].append(took[point.id])
+        ahead, running = 0.0, 0
+        for point in sweep.points:
+            status = states[point.id].status
+            if status in ("running", "waiting"):
+                usual = fmean(kinds[point.kind] or took.values())
+                gone = now - self.began[point.id] if status == "running" else 0.0
+                ahead += max(usual - gone, 0.0)
+                running += status == "running"
+        return ahead / max(running, 1)
+
+
+def live_table(sweep: Sweep, states: "States", left: float | None, height: int) -> RenderableType:
+    """What fits a screen: runs, those most worth looking at first, and how all of them stand.
+
+    A line each, cut with … where it is too long.
+    """
+    words = wording(sweep)
+    ordered = sorted(sweep.points, key=lambda point: FIRST.index(states[point.id].status))
+    shown = ordered[: max(0, height - MARGIN)]
+    longest = max((len(point.run) for point in shown), default=0)
+    lines = []
+    for point in shown:
+        state = states[point.id]
+        accuracies = [_percent(x) for x in (state.clean_accuracy, state.robust_accuracy)]
+        what = ", ".join(text for text in (words[point.id], *accuracies) if text)
+        line = Text().append(f"{state.status:9}", COLOURS.get(state.status, ""))
+        lines.append(line.append_text(cell(f"{point.run:{longest}}  {what}")))
+    more = len(ordered) - len(shown)
+    hidden = [f"{more} not shown"] if more else []
+    stand = [f"{time_left(left)} left", standing(states.values()), *hidden]
+    lines.append(Text("; ".join(stand)))
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return Group(*lines)
+
+
 @contextmanager
 def sweep_progress(sweep: Sweep, states: "States") -> Iterator["Callable[[Point, State], None]"]:
     """A reporter of runs as they begin and end: a live table on a terminal, else a line each."""
-    current, words = dict(states), wording(sweep)
-    live = None
-    if stderr().is_terminal and not stderr().is_dumb_terminal:
-        rows = stderr().height - MARGIN
-        live = Live(table(sweep, current, rows), console=stderr(), transient=True)
+    current, words, clock = dict(states), wording(sweep), Clock()
+
+    def draw(width: int, height: int) -> RenderableType:
+        now = dict(current)
+        return live_table(sweep, now, clock.left(sweep, now, time.monotonic()), height)
 
     def report(point: Point, state: "State") -> None:
+        clock.note(point, state, time.monotonic())
         current[point.id] = state
-        if live:
-            live.update(table(sweep, current, stderr().height - MARGIN))
-        if not live or state.status in ("failed", "skipped"):
+        if not is_live() or state.status in ("failed", "skipped"):
             say(_line(point, state, words[point.id]))
 
-    if live is None:
+    with live(draw):
         yield report
-    else:
-        with live:
-            yield report
 
 
 def list_table(rows: Iterable[tuple[str, str, dict[Kind, int], Hours | None]]) -> Table:

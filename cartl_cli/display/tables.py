@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +13,7 @@ from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.terminal import printable, stderr
+from cartl_cli.display.widths import lines, widths
 
 if TYPE_CHECKING:
     from cartl_cli.core.models.block_table import BlockRow
@@ -22,16 +23,42 @@ if TYPE_CHECKING:
 
 
 WIDTH = 100  # columns
+FRAME = 3  # columns that the frame of a table takes of each column, and one more
+LEAST = 72  # columns of a table, where there are as many, so that its title has room
 
 
 def show(table: Table) -> None:
     """Print a table on stdout."""
-    stdout().print(table)
+    print_fitted(table, stdout())
 
 
 def show_aside(table: Table) -> None:
     """Print a table on stderr, beside what is said."""
-    stderr().print(table)
+    print_fitted(table, stderr())
+
+
+def print_fitted(table: Table, console: Console) -> None:
+    """Print a table, or where it has no room its cells as lines ``heading: value``."""
+    heads = [as_text(column.header) for column in table.columns]
+    cells = [[*map(as_text, column.cells)] for column in table.columns]
+    columns = [
+        (head.plain, column.justify == "right" or column.no_wrap, [text.plain for text in texts])
+        for head, column, texts in zip(heads, table.columns, cells, strict=True)
+    ]
+    wide = widths(columns, console.width - FRAME * len(columns) - 1)
+    if wide is None:
+        ends = [as_text(text) for text in (table.title, table.caption) if text]
+        console.print(lines(heads, [*zip(*cells, strict=True)], ends[:1], ends[1:]))
+        return
+    for column, width in zip(table.columns, wide, strict=True):
+        column.overflow, column.max_width, column.min_width = "fold", width, width
+    table.min_width = min(LEAST, console.width)
+    console.print(table)
+
+
+def as_text(content: RenderableType) -> Text:
+    """What a table was given, which is text of one of two kinds."""
+    return content if isinstance(content, Text) else Text(str(content))
 
 
 def stdout() -> Console:
@@ -55,7 +82,7 @@ def titled(
     title: str | Text, caption: str | Text, left: tuple[str, ...], right: tuple[str, ...]
 ) -> Table:
     """An empty table: columns of words, then columns of numbers, which end at the right."""
-    table = Table(title=title, caption=caption, min_width=72)
+    table = Table(title=title, caption=caption)
     for heading in left:
         table.add_column(cell(heading))
     for heading in right:

@@ -1,4 +1,7 @@
-"""Signals: the first one asks to stop after the step, the second one ends the process at once."""
+"""Signals: the first one asks to stop after the step, the second one ends the process at once.
+
+SIGHUP never is a second one: a terminal that is closed sends several, its shell's and its own.
+"""
 
 import os
 import signal
@@ -28,6 +31,8 @@ def stop_signals(quiet: bool = False) -> Iterator[Asked]:
     asked = Asked()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if asked.signal is not None and number == signal.SIGHUP:
+            return
         if asked.signal is not None:
             os._exit(128 + number)  # what is committed stays; the rest is swept at the next start
         asked.signal = number

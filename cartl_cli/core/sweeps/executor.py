@@ -195,9 +195,14 @@ def stored_state(point: Point, runs_dir: Path) -> State:
 
 
 def ended_state(point: Point, code: int, runs_dir: Path, folder: Path, stopped: bool) -> State:
-    """How a point stands whose job ended with an exit code, minus the signal that killed it."""
+    """How a point stands whose job ended with an exit code, minus the signal that killed it.
+
+    A run that is complete is done, though its job may not have been able to write its log.
+    """
+    state = stored_state(point, runs_dir)
+    if state.status == "done":
+        return state
     if code == 0:
-        state = stored_state(point, runs_dir)
         return state if state.status != "waiting" else State("failed", "ended without a result")
     if stopped and code in (128 + signal.SIGTERM, -signal.SIGTERM):
         return State("waiting")

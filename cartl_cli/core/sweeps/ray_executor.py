@@ -19,7 +19,7 @@ from typing import Any
 
 from cartl_cli import __version__
 from cartl_cli.core import storage
-from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.errors import CartlError, StorageError, UsageError
 from cartl_cli.core.runtime.stopping import SIGNALS, stop_signals
 from cartl_cli.core.sweeps.executor import PAUSE, Executor, Job, begin, log_path, write_settings
 from cartl_cli.core.sweeps.points import Point
@@ -207,7 +207,8 @@ def ray_tasks(
 
         def note(line: str) -> None:
             say(f"{point.run}: {line}")
-            storage.add_line(log_path(folder, point), line)
+            with suppress(StorageError):  # a log that cannot be written is no reason to stop
+                storage.add_line(log_path(folder, point), line)
 
         write_settings(folder, point)
         return Task(submit, note, submit())

@@ -1,0 +1,56 @@
+"""How a table is laid out in so many columns of a screen, so that nothing of it is lost."""
+
+import re
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.text import Text
+
+WORD = 16  # characters of a word that are folded only where the table is too wide without it
+NARROWEST = 8  # to which a column is made narrower before the table is given up
+Column = tuple[str, bool, Sequence[str]]
+"""Head, whether numbers, the texts below it."""
+
+
+def widths(columns: Sequence[Column], room: int) -> list[int] | None:
+    """The widths of the columns of a table, of ``room``; None where it has too little.
+
+    Numbers are never folded. Heads and texts are folded between words, and within words only
+    where nothing else is left.
+    """
+    least, most = [], []
+    for head, numeric, texts in columns:
+        words = [word for text in (head, *texts) for word in re.split(r"(?<=\S)\s+", text)]
+        unfolded = [*texts, *head.split()] if numeric else [word[:WORD] for word in words]
+        least.append(max(map(len, unfolded), default=0))
+        most.append(max(map(len, (head, *texts))))
+    spare = room - sum(least)
+    while spare < 0:
+        place = max(range(len(least)), key=lambda one: (not columns[one][1], least[one]))
+        if columns[place][1] or least[place] <= NARROWEST:
+            return None
+        least[place] -= 1
+        spare += 1
+    for place, (low, high) in enumerate(zip(least, most, strict=True)):
+        least[place] += min(high - low, spare)
+        spare -= least[place] - low
+    return least
+
+
+def lines(
+    heads: Sequence[Text],
+    rows: Sequence[Sequence[Text]],
+    above: Sequence[Text],
+    below: Sequence[Text],
+) -> Group:
+    """What a table says without its columns: of each row a line for each cell that is not empty."""
+    records = [
+        Text("\n").join(
+            Text(": ").join([head, text]) if head else text
+            for head, text in zip(heads, row, strict=True)
+            if text
+        )
+        for row in rows
+    ]
+    parts = [*above, *records, *below]
+    return Group(*(shown for part in parts for shown in (part, "")))
