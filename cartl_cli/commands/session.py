@@ -14,6 +14,7 @@ from cartl_cli.core.config.configure import Config, at_own_eps, check_same, conf
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.registry.architectures import own_network
 from cartl_cli.core.runtime.requirements import check_torch
 
 if TYPE_CHECKING:
@@ -67,9 +68,12 @@ def cache_dir() -> Path | None:
 
 
 def located(config: Config) -> Config:
-    """The config with a data set that is given as a path made ``homely``."""
+    """The config with its paths, of a data set and of an own network, made ``homely``."""
     from cartl_cli.core.runs.reader import homely
 
+    if isinstance(config, PretrainConfig) and (own := own_network(config.arch)):
+        file = Path(os.path.expanduser(own[0]))
+        config = config.model_copy(update={"arch": f"{homely(file)}:{own[1]}"})
     name = config.dataset
     path = Path(os.path.expanduser(name or ""))
     if name is None or name in (*BUILT_IN_DATA, *PUBLIC_DATA) or not path.exists():
