@@ -1,4 +1,8 @@
-"""A network of the user's own: a function in a Python file, which is run to get it."""
+"""A network of the user's own: a function in a Python file, which is run to get it.
+
+A run names the file, and a run may be a stranger's. So a file is run only if the user has named it
+in settings, as it is now: ``allow`` remembers that by its sha256, in the cache.
+"""
 
 import copy
 import hashlib
@@ -6,6 +10,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cartl_cli.core.errors import UsageError
+from cartl_cli.core.errors import CartlError, UsageError
 from cartl_cli.core.models.adopted import last_block, moved_names, names_of
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import Renames
+from cartl_cli.core.storage import cache_dir, make_cache, write_whole
 
 
 def build(path: str, function: str, num_classes: int) -> BlockModel:
@@ -38,13 +44,38 @@ def renames(path: str, function: str) -> Renames:
     return moved_names(names, _cut(network, f"--arch: {path}:{function}", 2))
 
 
+def allow(path: str) -> None:
+    """Let the file be run as it is now: the user has named it."""
+    digest = hashlib.sha256(_source(path)).hexdigest()
+    _ALLOWED.add(digest)
+    if (kept := _kept(digest)) is not None:
+        with suppress(OSError, CartlError):  # else it must be named again
+            make_cache(kept.parent)
+            write_whole(kept, b"")
+
+
+_ALLOWED: set[str] = set()
+
+
+def _kept(digest: str) -> Path | None:
+    cache = cache_dir()
+    return cache and cache / f"own-network-{digest}"
+
+
+def _source(path: str) -> bytes:
+    try:
+        return Path(os.path.expanduser(path)).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--arch: cannot read {path!r}: {error.strerror}") from None
+
+
 def _made(path: str, function: str, num_classes: int) -> nn.Module:
-    module = _loaded(path)
+    module = _loaded(path, function)
     factory = getattr(module, function, None)
     if not callable(factory):
         raise UsageError(f"--arch: {path} has no function {function!r}")
     try:
-        with torch.device("cpu"):  # a file is free to compute while it builds
+        with torch.device("cpu"):
             network = copy.deepcopy(factory(num_classes))  # and to give the same one again
     except Exception as error:
         raise UsageError(f"--arch: {path}:{function}({num_classes}): {_told(error)}") from error
@@ -55,15 +86,17 @@ def _made(path: str, function: str, num_classes: int) -> nn.Module:
     return network
 
 
-def _loaded(path: str) -> ModuleType:
+def _loaded(path: str, function: str) -> ModuleType:
     """The file as a module by a name of its own, run once as long as it does not change."""
-    place = Path(os.path.expanduser(path))
-    try:
-        source = place.read_bytes()
-    except OSError as error:
-        raise UsageError(f"--arch: cannot read {path!r}: {error.strerror}") from None
-    digest = hashlib.sha256(os.fsencode(place.absolute()) + b"\0" + source).hexdigest()
-    name = f"cartl_own_network_{digest[:16]}"
+    digest = hashlib.sha256(_source(path)).hexdigest()
+    kept = _kept(digest)
+    if digest not in _ALLOWED and not (kept and kept.exists()):
+        raise UsageError(
+            f"--arch: nobody has named {path} here, as it is now; if it may be run, name it: "
+            f"cartl pretrain --describe --arch {path}:{function}"
+        )
+    place = Path(os.path.expanduser(path)).absolute()
+    name = f"cartl_own_network_{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, place)
@@ -72,7 +105,8 @@ def _loaded(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look for it there
     try:
-        spec.loader.exec_module(module)
+        with torch.device("cpu"):  # a file is free to compute, where only shapes are asked for too
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"--arch: {path} cannot be run: {_told(error)}") from error

@@ -184,12 +184,11 @@ def _stages(form: str, counts: Sequence[int], within: Renames) -> Renames:
 
 FAMILIES: dict[str, Family] = {
     "wrn": Family(
-        "wrn-D-W with D = 6n+4 (wrn-16-1, wrn-28-4, wrn-34-10, …), with ReLU wrn-D-W-relu",
-        _wide_resnet,
+        "wrn-D-W with D = 6n+4 (wrn-16-1, wrn-28-4, wrn-34-10, …), wrn-D-W-relu", _wide_resnet
     ),
     "resnet": Family("resnet-18", _resnet18),
     "preact": Family("preact-resnet-18 (or -raw)", _preact_resnet18),
-    "torchvision": Family(f"torchvision:{'|'.join(_OF_TORCHVISION)}", _torchvision),
+    "torchvision": Family(f"torchvision:NAME ({', '.join(_OF_TORCHVISION)})", _torchvision),
     "timm": Family("timm:NAME (ConvNeXt, ViT and DeiT, Swin, XCiT)", _timm),
     "own": Family("your own, FILE.py:FUNCTION", _own),
 }
