@@ -20,7 +20,6 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from benchmarks.commands import progress
-from cartl_cli.commands.session import cache_dir
 from cartl_cli.core.choices import HeadInit
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import at_own_eps, configure
@@ -39,6 +38,7 @@ from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs.reader import find_run
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.runtime.randomness import seeded
+from cartl_cli.core.storage import cache_dir
 from cartl_cli.core.training.loop import learning_rate
 
 SIZES = {

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks.commands import progress
-from cartl_cli.commands.session import cache_dir, located
+from cartl_cli.commands.session import located
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.data.downloads import Place
 from cartl_cli.core.data.split import stratified
@@ -27,6 +27,7 @@ from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.storage import cache_dir
 from cartl_cli.core.training.source_model import FINAL_PGD_STEPS, measure
 from cartl_cli.core.training.training_plan import TrainingPlan
 from cartl_cli.core.training.training_run import begun, set_up

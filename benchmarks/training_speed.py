@@ -191,7 +191,7 @@ def tasks(options: argparse.Namespace, device: torch.device, place: Path) -> lis
     found = []
     images = options.images * len(options.archs) if len(options.images) == 1 else options.images
     for arch, batch in zip(options.archs, images, strict=True):
-        k = min(K, parse_architecture(arch).block_count)
+        k = min(K, parse_architecture(arch).count())
         common = partial(
             Task, arch=arch, images=batch, steps=options.steps, k=k, device=str(device)
         )

@@ -14,10 +14,15 @@ import pytest
 from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS, STRONG
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
-from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS, looks
+from cartl_cli.core.registry.transfer_methods import ADDITIONS, TRANSFER_METHODS, looks
 
 ROOT = Path(__file__).parents[1]
 NAMED: tuple[dict[str, Any], ...] = (EVALUATION_ATTACKS, TRAINING_ATTACKS, TRANSFER_METHODS)
+ARCHITECTURES = (
+    *("wrn-16-1", "wrn-16-1-relu", "resnet-18", "preact-resnet-18", "preact-resnet-18-raw"),
+    *("torchvision:resnet18", "torchvision:resnet34", "torchvision:resnet50"),
+    *("torchvision:wide_resnet50_2", "timm:convnext_tiny", "my_model.py:factory"),
+)
 TOYS = ("architecture", "evaluation_attack", "training_attack", "transfer_method")
 SMALL = "--epochs 1 --batch-size 16 --device cpu"
 SOURCE = f"{SMALL} --arch toy-4 --method shaky --k 2 --classes disk,bar"
@@ -153,12 +158,16 @@ def test_help_and_refusals_know_a_toy(toys: Toys, line: str, said: str) -> None:
 def test_what_objects_name_is_there() -> None:
     """Their code is named in strings, which no import checks."""
     codes = [one.code for found in NAMED for one in found.values()]
-    codes += [parse_architecture(name).code for name in ("wrn-16-1", "resnet-18")]
-    assert len(codes) == sum(map(len, NAMED)) + 2
+    codes += [one.obstacle for one in ADDITIONS.values()]
+    for name in ARCHITECTURES:
+        architecture = parse_architecture(name)
+        codes.append(architecture.code)
+        if isinstance(architecture.published, str):
+            codes.append(architecture.published)
     for code in codes:
         assert code is None or callable(pkgutil.resolve_name(code)), code
     assert set(STRONG) <= EVALUATION_ATTACKS.keys()
-    assert FAMILIES.keys() == {"wrn", "resnet"}
+    assert FAMILIES.keys() == {"wrn", "resnet", "preact", "torchvision", "timm", "own"}
 
 
 def test_names_labels_and_lines_are_each_ones_own() -> None:

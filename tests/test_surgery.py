@@ -19,7 +19,7 @@ from cartl_cli.core.method.neft import apply_neft, bake, weight_modules
 from cartl_cli.core.method.norm_ball import uniform_start
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.transfer_methods import replace_head
-from cartl_cli.core.models.blocks import BlockModel, extractor, sub_model
+from cartl_cli.core.models.blocks import BlockModel, ResidualSum, extractor, sub_model
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runtime.randomness import seeded
 from tests.fitting import fitted
@@ -38,6 +38,8 @@ def train(model: BlockModel, data: DataSet, seed: int = 0) -> None:
         ("wrn-10-1", 5, {"conv1": 3, "conv2": 3, "shortcut": 2, "linear": 1}),
         ("wrn-10-1", 2, {"linear": 1}),
         ("resnet-18", 4, {"conv1": 3, "conv2": 3, "0": 1, "linear": 1}),
+        ("wrn-10-1-relu", 3, {"conv1": 1, "conv2": 1, "shortcut": 1, "linear": 1}),
+        ("torchvision:resnet50", 4, {"conv1": 3, "conv2": 3, "conv3": 3, "0": 1, "linear": 1}),
     ],
 )
 def test_every_weight_of_the_last_k_blocks_has_norm_beta(
@@ -62,6 +64,9 @@ def test_every_weight_of_the_last_k_blocks_has_norm_beta(
         largest = torch.linalg.svdvals(weight.flatten(1).double())[0]
         assert largest.item() == pytest.approx(0.4, abs=1e-5)
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
+    sums = [module.convex for module in model.modules() if isinstance(module, ResidualSum)]
+    inside = expected.get("conv1", 0)  # one in each residual block
+    assert sums == [False] * (len(sums) - inside) + [True] * inside
 
 
 def test_power_iteration_follows_the_weights(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
-from cartl_cli.commands.session import layers, open_session
+from cartl_cli.commands.session import layers, located, open_session
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.config.configure import configure
 
@@ -23,7 +23,7 @@ def pretrain(
 ) -> Path | None:
     """Train a robust source model: adversarial training and feature distance minimization."""
     if describe:
-        show_blocks(configure(PretrainConfig, *layers(request, "pretrain")))
+        show_blocks(located(configure(PretrainConfig, *layers(request, "pretrain"))))
         return None
     opened = open_session(request, PretrainConfig, "pretrain", extend)
     from cartl_cli.core.training.source_model import pretrain as pretrain_run

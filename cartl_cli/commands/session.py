@@ -14,7 +14,9 @@ from cartl_cli.core.config.configure import Config, at_own_eps, check_same, conf
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.registry.architectures import own_network
 from cartl_cli.core.runtime.requirements import check_torch
+from cartl_cli.core.storage import cache_dir
 
 if TYPE_CHECKING:
     from cartl_cli.core.runs.manifest import Run
@@ -60,16 +62,21 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else content
 
 
-def cache_dir() -> Path | None:
-    """Where decoded images are kept: ``$XDG_CACHE_HOME/cartl`` or ``~/.cache/cartl``, if any."""
-    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return None if place.startswith("~") else Path(place) / "cartl"
+def located(config: Config, named: bool = True) -> Config:
+    """The config with its paths, of a data set and of an own network, made ``homely``.
 
-
-def located(config: Config) -> Config:
-    """The config with a data set that is given as a path made ``homely``."""
+    The network's file may be run from now on, if the user has ``named`` it rather than a run.
+    Raises UsageError if it cannot be read.
+    """
     from cartl_cli.core.runs.reader import homely
 
+    if isinstance(config, PretrainConfig) and (own := own_network(config.arch)):
+        from cartl_cli.core.models.own_network import allow
+
+        if named:
+            allow(own[0])
+        file = homely(Path(os.path.expanduser(own[0])))
+        config = config.model_copy(update={"arch": f"{file}:{own[1]}"})
     name = config.dataset
     path = Path(os.path.expanduser(name or ""))
     if name is None or name in (*BUILT_IN_DATA, *PUBLIC_DATA) or not path.exists():
@@ -123,7 +130,8 @@ def open_session(
     if resume is not None:
         stored = find_run(resume, runs_dir, "--resume", (kind,))
         base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
-    config = located(configure(config_type, base, *given))
+    named = stored is None or any("arch" in layer for layer in given)
+    config = located(configure(config_type, base, *given), named)
     config, source = _with_source(config, runs_dir, say)
     cache = cache_dir()
     kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"

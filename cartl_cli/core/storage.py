@@ -144,6 +144,12 @@ def make_folder(path: Path) -> None:
     _patiently(path, make)
 
 
+def cache_dir() -> Path | None:
+    """What can be made again is kept in ``$XDG_CACHE_HOME/cartl`` or ``~/.cache/cartl``, if any."""
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if place.startswith("~") else Path(place) / "cartl"
+
+
 def make_cache(path: Path) -> None:
     """Create a private folder and its parents. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

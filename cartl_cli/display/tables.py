@@ -92,7 +92,7 @@ def titled(
 
 def block_table(arch: str, rows: list["BlockRow"]) -> Table:
     """The blocks of an architecture, and the k that tunes each."""
-    table = Table(title=f"{arch}: L = {rows[-1].number} blocks")
+    table = Table(title=cell(f"{arch}: L = {rows[-1].number} blocks"))
     for heading in ("block", "tuned when", "layers", "output", "parameters"):
         table.add_column(heading, justify="right" if heading == "parameters" else "left")
     for row in rows:

@@ -1,5 +1,6 @@
 """The settings of ``cartl pretrain``."""
 
+from collections.abc import Iterable
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -33,7 +34,7 @@ class PretrainConfig(BaseModel):
     skip_bad: fields.SkipBad = False
     augment: fields.Augment = None
     arch: Annotated[
-        str, Field(description=" or ".join(family.form for family in FAMILIES.values()) + ".")
+        str, Field(description="; ".join(family.form for family in FAMILIES.values()) + ".")
     ] = "wrn-16-1"
     method: Annotated[
         fields.TrainingAttackName, Field(description=f"How the model is trained. {_METHODS}.")
@@ -97,8 +98,10 @@ class PretrainConfig(BaseModel):
             return ()
         if self.fdm_at is None:
             return (self.k,)
-        blocks = parse_architecture(self.arch).block_count
-        given = range(1, blocks) if self.fdm_at == "all" else map(int, self.fdm_at.split(","))
+        if self.fdm_at == "all":
+            given: Iterable[int] = range(1, parse_architecture(self.arch).count())
+        else:
+            given = map(int, self.fdm_at.split(","))
         return tuple(sorted(set(given), reverse=True))
 
     @property
@@ -120,19 +123,28 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         blocks = parse_architecture(self.arch).block_count
-        if self.k > blocks:
-            raise ValueError(f"k: {self.arch} has {blocks} blocks, got {self.k}; use 1 to {blocks}")
+        if blocks is not None:
+            self.check_blocks(blocks)
+        elif self.fdm_at == "all":
+            raise ValueError(
+                f"fdm_at: give the values of k, as 2,4: {self.arch} must be built first"
+            )
         if self.method != "natural" and self.eps == 0:
             raise ValueError("eps: 0 means natural training; use --method natural")
         self._check_method()
         if self.fdm_at is not None and self.fdm_lambda == 0:
             raise ValueError("fdm_at: goes with --fdm-lambda; give that too, or drop it")
-        if max(self.fdm_ks, default=1) > blocks:
-            raise ValueError(f"fdm_at: {self.arch} has {blocks} blocks, got {self.fdm_at}")
         values.check_step_size(self.eps, self.step_size)
         values.check_schedule(self.schedule, self.milestones, self.warmup_epochs, self.epochs)
         values.check_batch(self.batch_size)
         return self
+
+    def check_blocks(self, blocks: int) -> None:
+        """Refuse a k that is more than the ``blocks`` of the network. Raises ValueError."""
+        if self.k > blocks:
+            raise ValueError(f"k: {self.arch} has {blocks} blocks, got {self.k}; use 1 to {blocks}")
+        if max(self.fdm_ks, default=1) > blocks:
+            raise ValueError(f"fdm_at: {self.arch} has {blocks} blocks, got {self.fdm_at}")
 
     def _check_method(self) -> None:
         """Refuse what belongs to another method. Raises ValueError."""

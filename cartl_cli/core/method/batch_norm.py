@@ -15,16 +15,24 @@ KEPT: dict[FreezeBatchNorm, tuple[bool, bool, bool]] = {
 }
 
 
+def has_batch_norm(model: BlockModel) -> bool:
+    """Whether there is anything to freeze."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
 def freeze(model: BlockModel, k: int, freeze_bn: FreezeBatchNorm) -> None:
     """Freeze the extractor and the batch-norm parts ``KEPT`` by ``freeze_bn``; set training mode.
 
     The extractor's weights and affine parameters are always frozen. Statistics are frozen by
-    evaluation mode, which ``eval_mode`` restores.
+    evaluation mode, which ``eval_mode`` restores. Of the extractor nothing else is in training
+    mode: dropout would be noise on features that nothing learns.
     """
     outside, affine, inside = KEPT[freeze_bn]
     model.train()
-    extractor(model, k).requires_grad_(False)
-    extractor(model, k).train(not outside)
+    extractor(model, k).eval().requires_grad_(False)
+    for module in extractor(model, k).modules():
+        if isinstance(module, _BatchNorm):
+            module.train(not outside)
     for module in sub_model(model, k).modules():
         if isinstance(module, _BatchNorm):
             module.requires_grad_(not affine)

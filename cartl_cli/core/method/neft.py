@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.models.blocks import BlockModel, make_convex, sub_model
+from cartl_cli.core.models.blocks import BlockModel, ResidualSum, make_convex, sub_model
 
 
 class NonExpansive(nn.Module):
@@ -50,6 +50,32 @@ class NonExpansive(nn.Module):
             # clones: the next iteration must not change what this graph has saved
             sigma = self.u.clone() @ matrix @ self.v.clone()
             return self.beta * weight / sigma
+
+
+def obstacle(model: BlockModel, k: int) -> str | None:
+    """What in the last k blocks Eq. 11 and convex residuals cannot reach, in words, or None.
+
+    Weights must be those of convolutions and linear layers, beside batch norm. A layer of another's
+    class may add in its passes, unseen: it must hold its sum as a ``ResidualSum``.
+    """
+    for module in sub_model(model, k).modules():
+        kind = type(module)
+        grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+        if kind in (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d) and not grouped:
+            continue
+        if any(True for _ in module.parameters(recurse=False)):
+            what = "a grouped convolution" if grouped else kind.__name__
+            return (
+                f"cannot give the weights of {what} a spectral norm; tune fewer blocks, or drop it"
+            )
+        summed = any(isinstance(child, ResidualSum) for child in module.children())
+        known = kind.__module__.startswith("torch.nn.") or summed
+        if not known and any(True for _ in module.children()):
+            return (
+                f"cannot make the residual sums of {kind.__name__} convex, since they are no "
+                "ResidualSum; tune fewer blocks, or drop it"
+            )
+    return None
 
 
 def apply_neft(model: BlockModel, k: int, beta: float) -> list[str]:

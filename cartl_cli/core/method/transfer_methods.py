@@ -32,6 +32,7 @@ from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.training_attacks import pgd_attack
 from cartl_cli.core.models.blocks import BlockModel, classifier_alone
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
+from cartl_cli.core.registry.transfer_methods import check_network
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
 
 
@@ -95,10 +96,11 @@ def prepare(
     """Make a copy of the source model ready to be tuned: a new head, frozen parts, a method's own.
 
     ``method`` is one of those below, or another of its kind. Draws from the global random state.
-    Raises UsageError for blocks to be kept that are not tuned, RunError for an all-zero weight
-    under NEFT.
+    Raises UsageError for what the network does not allow and for blocks to be kept that are not
+    tuned, RunError for an all-zero weight under NEFT.
     """
     model, k, settings = tuning.model, tuning.k, tuning.settings
+    check_network(model, k, settings)
     replace_head(model, num_classes, settings["head_init"])
     model.to(memory_format=torch.channels_last)
     freeze(model, k, freeze_bn)

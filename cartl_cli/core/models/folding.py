@@ -2,13 +2,13 @@
 
 import copy
 import itertools
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TypeGuard, TypeVar
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cartl_cli.core.models.blocks import Affine, BlockModel, Shift
-from cartl_cli.core.models.resnet import BasicBlock
 from cartl_cli.core.models.wide_resnet import PreActivationBlock
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,21 +21,42 @@ def folded(model: Model) -> Model:
     parameters take no gradient. A pass takes about three quarters of the time.
     """
     light = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in list(light.modules()):
-        for before, after in _followed(module):
-            conv, norm = module.get_submodule(before), module.get_submodule(after)
-            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):  # not parametrized
-                fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
-                module.set_submodule(before, fused)
-                module.set_submodule(after, nn.Identity())
+    known = (light.stem, *light.blocks) if isinstance(light, BlockModel) else (light,)
+    for module in known:
+        _join(module)
     for module in list(light.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
+            if _is_affine(child):
                 module.set_submodule(name, Affine(child))
     for module in list(light.modules()):
         if isinstance(module, PreActivationBlock):
             _pass_scale_on(module)
     return light
+
+
+def _join(module: nn.Module) -> None:
+    """Convolutions in ``module`` take over the batch norms that follow them.
+
+    Within a module whose passes nobody has told, as in another's network, nothing is known to
+    follow.
+    """
+    followed = _followed(module)
+    if followed is None:
+        return
+    for before, after in followed:
+        conv, norm = module.get_submodule(before), module.get_submodule(after)
+        if type(conv) is nn.Conv2d and _is_affine(norm):  # not parametrized
+            module.set_submodule(before, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+            module.set_submodule(after, nn.Identity())
+    for child in module.children():
+        _join(child)
+
+
+def _is_affine(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether it is a batch norm and no more than that, with statistics and parameters."""
+    if type(module) is not nn.BatchNorm2d:
+        return False
+    return module.running_mean is not None and module.affine
 
 
 class FoldedCopy:
@@ -65,7 +86,9 @@ def _pass_scale_on(block: PreActivationBlock) -> None:
     to know that, and scale within the addition at no cost.
     """
     affine = block.norm_act1.norm
-    convolutions = [conv for conv in (block.conv1, block.shortcut) if conv is not None]
+    convolutions = [block.conv1]
+    if block.shortcut is not None and not block.raw_shortcut:
+        convolutions.append(block.shortcut)
     plain = all(type(conv) is nn.Conv2d for conv in convolutions)  # not parametrized
     if not (isinstance(affine, Affine) and plain and affine.scale.device.type == "cpu"):
         return
@@ -75,12 +98,11 @@ def _pass_scale_on(block: PreActivationBlock) -> None:
         block.norm_act1.set_submodule("norm", Shift(affine))
 
 
-def _followed(module: nn.Module) -> list[tuple[str, str]]:
-    """The names of layers of which the second takes nothing but what the first gives."""
-    if isinstance(module, PreActivationBlock):
-        return [("conv1", "norm_act2.norm")]
-    if isinstance(module, BasicBlock):
-        return [("conv1", "norm1"), ("conv2", "norm2")]
-    if isinstance(module, nn.Sequential):
+def _followed(module: nn.Module) -> Sequence[tuple[str, str]] | None:
+    """The names of layers of which the second takes nothing but what the first gives.
+
+    A block tells them as its ``FOLLOWED``. None: not known.
+    """
+    if type(module) is nn.Sequential:
         return list(itertools.pairwise(name for name, _ in module.named_children()))
-    return []
+    return getattr(module, "FOLLOWED", None)

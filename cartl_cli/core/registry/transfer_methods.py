@@ -3,8 +3,11 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
 
 from cartl_cli.core.choices import FreezeBatchNorm
+from cartl_cli.core.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Addition:
     settings of this addition alone, and what each is in words. ``freeze_bn``: the batch-norm case
     of the official scripts. ``all_blocks``: it tunes all blocks unless k is given, not the source
     model's k. ``head_first``: the part of the epochs, 0..1, that trains the classifier alone.
-    ``excludes``: additions that do not go with it, each with the reason.
+    ``excludes``: additions that do not go with it, each with the reason. ``obstacle`` names the
+    function (model, k) → what in the last k blocks it cannot work on, in words, or None.
     """
 
     name: str
@@ -61,9 +65,11 @@ class Addition:
     all_blocks: bool = False
     head_first: float = 0.0
     excludes: Mapping[str, str] = field(default_factory=dict)
+    obstacle: str | None = None
 
 
 _HERE = "cartl_cli.core.method.transfer_methods"
+_HAS_NORM = "cartl_cli.core.method.batch_norm:has_batch_norm"
 _ATTACKED = frozenset({"eps", "step_size", "pgd_steps", "eps_warmup", "awp_gamma"})
 _ATTACKED_LR = 0.2  # that of pretrain; at 0.02 training stops low (docs/which-method.md)
 # the colours are those of Okabe and Ito, which everybody can tell apart, and a few beside them
@@ -121,6 +127,7 @@ ADDITIONS: dict[str, Addition] = {
             column="beta",
             freeze_bn="affine",
             excludes={"interpolate": "mixed weights have other spectral norms than β"},
+            obstacle="cartl_cli.core.method.neft:obstacle",
         ),
         Addition(
             "lwf",
@@ -168,6 +175,21 @@ def symbols() -> dict[str, str]:
 def additions_of(settings: object) -> tuple[Addition, ...]:
     """What settings, as attributes, add to their method."""
     return tuple(one for name, one in ADDITIONS.items() if getattr(settings, name) is not None)
+
+
+def check_network(model: Any, k: int, settings: Mapping[str, Any]) -> None:
+    """Refuse settings, by their names, that do not go with the last k blocks of a ``BlockModel``.
+
+    Raises UsageError with the reason.
+    """
+    for name, addition in ADDITIONS.items():
+        if settings[name] is None or addition.obstacle is None:
+            continue
+        if (why := resolve_name(addition.obstacle)(model, k)) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: {addition.look.label} {why}")
+    case = settings["freeze_bn"]
+    if case not in (None, "none") and not resolve_name(_HAS_NORM)(model):
+        raise UsageError(f"--freeze-bn: {case}, but this network has no batch norm; drop it")
 
 
 def look_of(

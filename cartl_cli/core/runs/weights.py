@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.models.blocks import BlockModel, make_convex
-from cartl_cli.core.registry.architectures import build_model, parse_architecture
+from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import parse_json
 from cartl_cli.core.runs.reader import MANIFEST, finished_weights, list_runs
@@ -45,15 +45,15 @@ def read_model(run: Run) -> BlockModel:
     record = finished_weights(run)
     where, arch = run.folder / MANIFEST, manifest.model.arch
     try:
-        blocks = parse_architecture(arch).block_count
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            empty: BlockModel = build_model(arch, len(manifest.model.classes)).float()
     except UsageError as error:
         raise RunError(f"manifest: {error}: {where}") from None
+    expected, blocks = empty.state_dict(), len(empty.blocks)
     if max(manifest.k, manifest.model.convex_blocks) > blocks:
         raise RunError(f"manifest: {arch} has only {blocks} blocks: {where}")
     path = run.folder / record.name
     data = read_recorded(run.folder, record)
-    with torch.device("meta"):
-        expected = build_model(arch, len(manifest.model.classes)).float().state_dict()
     found = from_bytes(data, expected, path)
     for name, tensor in found.items():
         if name.endswith("weight") and tensor.dim() > 1 and not tensor.any():

@@ -20,7 +20,7 @@ from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.registry.architectures import parse_architecture
-from cartl_cli.core.registry.transfer_methods import ADDITIONS
+from cartl_cli.core.registry.transfer_methods import ADDITIONS, check_network
 from cartl_cli.core.runs.reader import find_run, finished_weights, selector_of
 from cartl_cli.core.sweeps.points import MAX_POINTS, Label, Point, Sweep, point_id
 from cartl_cli.core.sweeps.spec import KINDS, Layer, Settings, Spec, is_axis
@@ -199,13 +199,18 @@ def _points(chain: Chain, located: Locate, given: Given | None) -> list[Point]:
     source = given.config if given else _configured(PretrainConfig, "pretrain", chain, located)
     target = _configured(TransferConfig, "transfer", chain, located)
     attack = _configured(AttackConfig, "attack", chain, located)
-    blocks = parse_architecture(source.arch).block_count
+    architecture = parse_architecture(source.arch)
+    blocks = architecture.count()
     k = target.blocks_to_tune(source.k, blocks)
     if k > blocks:
         raise UsageError(
             f"transfer --k: {source.arch} has {blocks} blocks, got {k}; use 1 to {blocks}"
         )
-    target = target.model_copy(update={"k": k, "freeze_bn": target.frozen_bn})
+    if architecture.block_count is not None:
+        target = target.model_copy(update={"freeze_bn": target.frozen_bn})
+    else:  # it need not have a batch norm to freeze
+        check_network(architecture.empty(), k, target.model_dump())
+    target = target.model_copy(update={"k": k})
     attack = at_own_eps(attack, attack.dataset or target.dataset)
 
     labels = target_labels(source, target) | {"source": given.selector if given else None}

@@ -7,7 +7,9 @@ from pkgutil import resolve_name
 import torch
 
 from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.config.configure import flag
 from cartl_cli.core.data.split import Split, channel_statistics
+from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, robustness, share, unattacked
 from cartl_cli.core.method.adversarial_training import (
@@ -19,8 +21,9 @@ from cartl_cli.core.method.adversarial_training import (
 )
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.training_attacks import pgd_attack
+from cartl_cli.core.models.block_table import block_table
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.registry.architectures import build_model, parse_architecture
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.runs.manifest import ModelSpec, Run
 from cartl_cli.core.runs.results import Accuracies, TrainingResults
@@ -46,6 +49,7 @@ def pretrain(
     Raises UsageError before any work, DataError for bad images, DivergedError if the loss is not
     finite, StoppedError once a signal asked to stop and the state is saved.
     """
+    check_network(config)
     setup = set_up(config, config.preprocessing, session, replays=config.steps_per_batch)
     data, device = setup.data, setup.device
     with seeded(config.seed, "source weights"):
@@ -80,6 +84,17 @@ def pretrain(
         less = " or with a smaller --fdm-lambda" if config.fdm_lambda > 0 else ""
         session.say(f"warning: clean accuracy is at chance; train longer{less}")
     return run
+
+
+def check_network(config: PretrainConfig) -> None:
+    """Refuse what only the network itself can tell, where its name does not. Raises UsageError."""
+    if parse_architecture(config.arch).block_count is None:
+        blocks = block_table(config.arch, config.image_size)[-1].number
+        try:
+            config.check_blocks(blocks)
+        except ValueError as error:
+            field, _, reason = str(error).partition(": ")
+            raise UsageError(f"{flag(field)}: {reason}") from None
 
 
 def measure(

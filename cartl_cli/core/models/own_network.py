@@ -1,0 +1,158 @@
+"""A network of the user's own: a function in a Python file, which is run to get it.
+
+A run names the file, and a run may be a stranger's. So a file is run only if the user has named it
+in settings, as it is now: ``allow`` remembers that by its sha256, in the cache.
+"""
+
+import copy
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.models.adopted import last_block, moved_names, names_of
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.registry.architectures import Renames
+from cartl_cli.core.storage import cache_dir, make_cache, write_whole
+
+
+def build(path: str, function: str, num_classes: int) -> BlockModel:
+    """The network that a ``function`` of the file at ``path`` makes for so many classes.
+
+    It has a ``stem``, ``blocks`` and a ``head``, or is a plain ``nn.Sequential``, of which each
+    child with parameters begins a block, and the first is the stem. It ends in an ``nn.Linear``.
+    Raises UsageError for a file or function that is not there or fails, and for another network.
+    """
+    network = _made(path, function, num_classes)
+    model = _cut(network, f"--arch: {path}:{function}", num_classes)
+    return model.to(torch.get_default_device())  # meta, where only shapes are asked for
+
+
+def renames(path: str, function: str) -> Renames:
+    """The rules from the names of the network's tensors to ours. Raises UsageError like above."""
+    network = _made(path, function, 2)
+    names = names_of(network)
+    return moved_names(names, _cut(network, f"--arch: {path}:{function}", 2))
+
+
+def allow(path: str) -> None:
+    """Let the file be run as it is now: the user has named it."""
+    digest = hashlib.sha256(_source(path)).hexdigest()
+    _ALLOWED.add(digest)
+    if (kept := _kept(digest)) is not None:
+        with suppress(OSError, CartlError):  # else it must be named again
+            make_cache(kept.parent)
+            write_whole(kept, b"")
+
+
+_ALLOWED: set[str] = set()
+
+
+def _kept(digest: str) -> Path | None:
+    cache = cache_dir()
+    return cache and cache / f"own-network-{digest}"
+
+
+def _source(path: str) -> bytes:
+    try:
+        return Path(os.path.expanduser(path)).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--arch: cannot read {path!r}: {error.strerror}") from None
+
+
+def _made(path: str, function: str, num_classes: int) -> nn.Module:
+    module = _loaded(path, function)
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        raise UsageError(f"--arch: {path} has no function {function!r}")
+    try:
+        with torch.device("cpu"):
+            network = copy.deepcopy(factory(num_classes))  # and to give the same one again
+    except Exception as error:
+        raise UsageError(f"--arch: {path}:{function}({num_classes}): {_told(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"--arch: {path}:{function} gives a {type(network).__name__}, not an nn.Module"
+        )
+    return network
+
+
+def _loaded(path: str, function: str) -> ModuleType:
+    """The file as a module by a name of its own, run once as long as it does not change."""
+    digest = hashlib.sha256(_source(path)).hexdigest()
+    kept = _kept(digest)
+    if digest not in _ALLOWED and not (kept and kept.exists()):
+        raise UsageError(
+            f"--arch: nobody has named {path} here, as it is now; if it may be run, name it: "
+            f"cartl pretrain --describe --arch {path}:{function}"
+        )
+    place = Path(os.path.expanduser(path)).absolute()
+    name = f"cartl_own_network_{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}_{digest[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for it there
+    try:
+        with torch.device("cpu"):  # a file is free to compute, where only shapes are asked for too
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UsageError(f"--arch: {path} cannot be run: {_told(error)}") from error
+    return module
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _cut(network: nn.Module, where: str, num_classes: int) -> BlockModel:
+    stem, *blocks, head = _row(network, where)
+    before, classifier = ([*head[:-1]], head[-1]) if type(head) is nn.Sequential else ([], head)
+    if not isinstance(classifier, nn.Linear):
+        raise UsageError(f"{where} must end in an nn.Linear, not in {type(classifier).__name__}")
+    if (outputs := classifier.out_features) != num_classes:
+        raise UsageError(f"{where} gives {outputs} outputs when asked for {num_classes} classes")
+    return BlockModel(stem, [*blocks, last_block(before, classifier)])
+
+
+def _row(network: nn.Module, where: str) -> list[nn.Module]:
+    """The stem, the blocks, and what ends in the classifier."""
+    if type(network) is nn.Sequential:
+        row = _joined(list(network))
+        if len(row) < 2:
+            raise UsageError(f"{where} needs at least two layers with weights: stem and classifier")
+        return row
+    stem, blocks, head = (getattr(network, name, None) for name in ("stem", "blocks", "head"))
+    parts: list[Any] = [stem, *(blocks if isinstance(blocks, Iterable) else [None]), head]
+    if not all(isinstance(part, nn.Module) for part in parts):
+        raise UsageError(
+            f"{where} must give a network with the modules stem, blocks (a list of them) and head, "
+            "or an nn.Sequential"
+        )
+    return parts
+
+
+def _joined(layers: list[nn.Module]) -> list[nn.Module]:
+    """Layers without parameters go with the one before them; the first of all with the second."""
+    groups: list[list[nn.Module]] = [[]]
+    for layer in layers:
+        if _has_weights(layer) and any(map(_has_weights, groups[-1])):
+            groups.append([])
+        groups[-1].append(layer)
+    return [part[0] if len(part) == 1 else nn.Sequential(*part) for part in groups]
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    return next(layer.parameters(), None) is not None
