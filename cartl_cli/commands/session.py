@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from cartl_cli.commands.options import Request
 from cartl_cli.core.config import AttackConfig, Kind, PretrainConfig, TransferConfig
-from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure
+from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure, fitting
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
+from cartl_cli.core.config.values import decoded
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runtime.requirements import check_torch
 
@@ -43,13 +44,15 @@ def _read_preset(name: str, command: str) -> dict[str, Any]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"--config: no such file: {str(path)!r}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--config: {str(path)!r} is no text in UTF-8; save it as that") from None
     except OSError as error:
         raise UsageError(f"--config: cannot read {str(path)!r}: {error.strerror}") from None
+    try:
+        text = decoded(data)
+    except ValueError as error:
+        raise UsageError(f"--config: {str(path)!r} {error}") from None
     try:
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except ValueError as error:
@@ -123,6 +126,8 @@ def open_session(
         stored = find_run(resume, runs_dir, "--resume", (kind,))
         base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
     config = located(configure(config_type, base, *given))
+    if stored is not None:
+        config = fitting(config, stored.manifest.data.train_images)
     config, source = _with_source(config, runs_dir, say)
     cache = cache_dir()
     kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"

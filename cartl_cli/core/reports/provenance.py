@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from cartl_cli.core.choices import Norm
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import HARMLESS
+from cartl_cli.core.config.values import write_list
 from cartl_cli.core.registry.transfer_methods import ADDITIONS, SOURCE, symbols
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import AttackResults
@@ -136,7 +137,7 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
 
 def _others(config: BaseModel) -> tuple[tuple[str, str], ...]:
     return tuple(
-        (name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        (name, write_list(value) if isinstance(value, tuple) else str(value))
         for name, value in config
         if name not in SHOWN | UNTOLD | symbols().keys()
         and not (name == "method" and isinstance(config, TransferConfig))

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 import torch
 
 from cartl_cli.core.config import PretrainConfig
+from cartl_cli.core.config.configure import fitting
 from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, robustness, share, unattacked
@@ -47,6 +48,7 @@ def pretrain(
     finite, StoppedError once a signal asked to stop and the state is saved.
     """
     setup = set_up(config, config.image_size, session, replays=config.steps_per_batch)
+    config = fitting(config, len(setup.split))
     data, device = setup.data, setup.device
     with seeded(config.seed, "source weights"):
         model = build_model(config.arch, len(data.classes))

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
+from cartl_cli.core.config.configure import fitting
 from cartl_cli.core.data.data_sets import augmentation, load_data_set
 from cartl_cli.core.data.split import fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
@@ -37,20 +39,19 @@ from cartl_cli.core.training.gradient_averaging import averaged
 from cartl_cli.core.training.loop import Progress, Training, count_steps, fit, learning_rate, sgd
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 
+Settings = TypeVar("Settings", PretrainConfig, TransferConfig)
+
 MODEL = "model.safetensors"
 TRAIN = "train.safetensors"  # the optimizer's momentum, the tensors of the training's own
 
 
 def set_up(
-    config: TrainingConfig,
-    image_size: int,
-    session: Session,
-    fraction: float = 1.0,
-    replays: int = 1,
+    config: Settings, image_size: int, session: Session, fraction: float = 1.0, replays: int = 1
 ) -> TrainingSetup:
     """Device, place and data of a training, checked before any work; tells the data's notes.
 
-    It uses a ``fraction`` of the training images, each batch for ``replays`` steps in a row. Raises
+    It uses a ``fraction`` of the training images, each batch for ``replays`` steps in a row. The
+    settings of the setup are those given, with batches no larger than these images. Raises
     UsageError or DataError.
     """
     ranks = session.ranks
@@ -69,6 +70,13 @@ def set_up(
             session.store,
         )
     split = fraction_of(data, fraction, config.seed)
+    if config.batch_size > len(split):
+        session.say(
+            f"note: --batch-size {config.batch_size} is more than the {len(split)} training "
+            f"images; batches have {len(split)}"
+        )
+    config = fitting(config, len(split))
+    check_division(config, ranks, device)  # of the smaller batches, too
     precision = devices.resolve_precision(config.precision, device)
     total_steps = count_steps(config, len(split), replays)
     for note in data.notes:
