@@ -243,7 +243,10 @@ def gains_sheet(gains: Sequence[Gain | Outside], baseline: str) -> Sheet:
         "choice of images moves clean and worst %.",
     ]
     if any(isinstance(one, Outside) for one in gains):
-        notes.append(f"{NONE}: left out, as no two rows of {baseline} enclose its clean accuracy.")
+        notes.append(
+            f"{NONE}: left out, as no two lines of {baseline} enclose its clean accuracy; outside: "
+            "what they reach, in %."
+        )
     return Sheet(
         f"At the same clean accuracy as {baseline}",
         ("method", "k", "clean %", "worst %", f"{baseline} there", "points", "between its k"),
@@ -267,10 +270,7 @@ def _gained(gain: Gain) -> tuple[Cell, Cell, Cell]:
 def _outside(one: Outside) -> tuple[Cell, Cell, Cell]:
     """The same of a row without a gain: why it has none."""
     ends = [f"{100 * row.clean.mean:.1f}" for row in one.curve]
-    if len(ends) > 1:
-        reason = f"clean {ends[0]} to {ends[-1]} alone"
-    else:
-        reason = f"clean {ends[0]} alone" if ends else "not on these images"
+    reason = f"outside {ends[0]}–{ends[-1]}" if len(ends) > 1 else f"it has {len(ends)} there"
     return Cell(NONE), Cell(NONE), Cell(reason)
 
 
