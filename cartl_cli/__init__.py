@@ -13,8 +13,9 @@ def load_model(run: str | Path) -> "nn.Module":
     """The trained network of a finished run folder, in evaluation mode.
 
     It takes images (B, 3, S, S) in [0, 1] and returns logits (B, classes); normalization is inside.
-    Weights and gradients have torch's usual memory layout, which other libraries expect. Raises
-    RunError for a folder that cannot be trusted.
+    For images of whole numbers, such as uint8, it raises TypeError. Weights and gradients have
+    torch's usual memory layout, which other libraries expect. Raises RunError for a folder that
+    cannot be trusted.
     """
     import torch
 

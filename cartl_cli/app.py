@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,6 +20,7 @@ from cartl_cli.display.terminal import printable
 COMMANDS = {
     "pretrain": "Train a robust source model: adversarial training and feature distance "
     "minimization.",
+    "import": "Make a source run of a model that was trained elsewhere, and measure it.",
     "transfer": "Fine-tune the last k blocks of a source model on your images.",
     "attack": "Attack a run's model with PGD and say how much accuracy is left.",
     "sweep": "Run a grid of settings: every source model, its transfers, an attack on each.",
@@ -26,7 +28,7 @@ COMMANDS = {
     "alone.",
     "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
 }
-ALONE = ("sweep", "sweep tune", "report")
+ALONE = ("import", "sweep", "sweep tune", "report")
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,6 +79,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
         command = _stand_in
         *_, module = words = name.split()
         if completing or set(words) <= set(arguments):
+            module += "_" * iskeyword(module)
             command = getattr(import_module(f"cartl_cli.commands.{module}"), module)
         app.command(name, help=summary)(command)
     return app

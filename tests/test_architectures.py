@@ -215,7 +215,8 @@ class Crossed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mapped: Tensor = self.layers[0](x)
-        return self.bare(self.norm_act(mapped + self.layers[1](mapped.relu())))
+        crossed: Tensor = self.bare(self.norm_act(mapped + self.layers[1](mapped.relu())))
+        return crossed
 
 
 def test_folding_takes_nothing_for_granted_in_layers_of_others(images: Tensor) -> None:

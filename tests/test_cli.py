@@ -24,7 +24,8 @@ def test_the_three_commands_work_one_after_another(cartl: Command) -> None:
     assert second.code == 0
     assert "source: runs/001-pretrain (the newest finished pretrain run)" in second.err
     assert "frozen: stem, blocks 1–2; tuned: blocks 3–5" in second.out
-    assert second.out.count(" 0.4000 ") == 4
+    assert "\nσ of 4 layers: 0.400 to 0.400, β 0.4 (each: --json, manifest.json)\n" in second.out
+    assert second.out.count("0.400") == 2
     third = cartl("attack", "--pgd-steps", "2")
     assert third.code == 0
     assert "run: runs/002-transfer (the newest finished run)" in third.err
@@ -71,8 +72,14 @@ def test_json_prints_one_object_with_the_promised_keys(cartl: Command, runs_dir:
         "neft_beta",
         "freeze_bn",
         "clean_accuracy",
+        "spectral_norms",
         "seconds",
     }
+    norms = read_run(Path(transferred["folder"])).results.spectral_norms
+    assert transferred["spectral_norms"] == norms
+    plain = cartl("transfer", "--resume", transferred["folder"]).out
+    low, high = min(norms.values()), max(norms.values())
+    assert f"\nσ of {len(norms)} layers: {low:.3f} to {high:.3f} (each: " in plain
     assert (transferred["neft_beta"], transferred["freeze_bn"]) == (None, "all")
 
 

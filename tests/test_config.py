@@ -1,3 +1,4 @@
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ import pytest
 from cartl_cli.commands.options import Request
 from cartl_cli.commands.session import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.config.configure import at_own_eps, configure
+from cartl_cli.core.config.configure import at_own_eps, check_same, configure
 from cartl_cli.core.config.presets import SETTINGS_FOLDER
-from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.config.values import shown_pixels, write_list
 from cartl_cli.core.errors import UsageError
+from cartl_cli.core.runs.command_line import command_line
 from cartl_cli.core.sweeps.spec import parse_spec
 
 TYPES: dict[str, Any] = {
@@ -104,6 +106,60 @@ def test_settings_may_have_a_byte_order_mark(name: str, tmp_path: Path) -> None:
     path.write_bytes(text.encode("utf-8-sig"))
     assert layers(Request({}, config=path), "pretrain") == [{"epochs": 3}, {}]
     assert parse_spec("seeds = [4]".encode("utf-8-sig"), "spec").seeds == (4,)
-    path.write_bytes(text.encode("utf-16"))
-    with pytest.raises(UsageError, match="is no text in UTF-8; save it as that"):
-        layers(Request({}, config=path), "pretrain")
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):  # the last two without a mark
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(UsageError, match="is no text in UTF-8; save it as UTF-8"):
+            layers(Request({}, config=path), "pretrain")
+        with pytest.raises(UsageError, match="is no text in UTF-8; save it as UTF-8"):
+            parse_spec("seeds = [4]".encode(encoding), "spec")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [("a", "b"), ("a,b", "c"), ('say "x"', "b"), ('"', ","), ("a,b", 'c"d,e'), ("日本,語", "é")],
+    ids=str,
+)
+def test_a_class_may_have_a_comma_and_quotes(classes: tuple[str, ...]) -> None:
+    config = TransferConfig(classes=classes)
+    flags = shlex.split(command_line("transfer", config, "name"))
+    text = flags[flags.index("--classes") + 1]
+    assert text == write_list(classes)
+    assert configure(TransferConfig, {"classes": text}) == config
+
+
+def test_a_list_in_quotes_is_read_as_csv() -> None:
+    assert configure(TransferConfig, {"classes": '"a,b", c'}).classes == ("a,b", "c")
+    assert configure(TransferConfig, {"classes": 'a, 5" disk'}).classes == ("a", '5" disk')
+    for text in ('"a,b', '"a"b,c'):
+        with pytest.raises(
+            UsageError, match="--classes: must be a list such as a,b; what has a comma in quotes"
+        ):
+            configure(TransferConfig, {"classes": text})
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "words"),
+    [
+        (AttackConfig, "attack", "or 'strong', got 'nonsense'"),
+        (TransferConfig, "k", "a whole number, or auto, got 'nonsense'"),
+        (TransferConfig, "radius", "such as 0.03 or 8/255, or auto, got 'nonsense'"),
+    ],
+)
+def test_every_word_that_is_taken_is_named(config: Any, setting: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"^--{setting}: .*{words}$"):
+        configure(config, {setting: "nonsense"})
+
+
+def test_a_refusal_to_extend_names_no_change_that_is_permitted() -> None:
+    stored = PretrainConfig(epochs=2, lr=0.1)
+    given = PretrainConfig(epochs=3, lr=0.2, device="cpu", save_every="500")
+    for extend, listed in ((True, "--lr 0.1 -> 0.2"), (False, "--epochs 2 -> 3, --lr 0.1 -> 0.2")):
+        with pytest.raises(UsageError, match=f"^differs from the run: {listed}; drop it"):
+            check_same(stored, given, extend)
+    check_same(stored, given.model_copy(update={"lr": 0.1}), extend=True)
+
+
+def test_help_says_what_fast_does_with_the_steps() -> None:
+    about = TransferConfig.model_fields["pgd_steps"].description
+    assert about is not None
+    assert "fast takes one step, and these only after it was found to overfit" in about

@@ -84,3 +84,17 @@ def test_convex_residual_is_the_mean(images: Tensor) -> None:
 def test_wide_resnet_uses_the_official_activation(model: BlockModel) -> None:
     slopes = {m.negative_slope for m in model.modules() if isinstance(m, nn.LeakyReLU)}
     assert slopes == {0.1}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_images_of_whole_numbers_are_refused(model: BlockModel, dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"got {dtype}; divide them by 255"):
+        model.eval()(torch.ones(2, 3, 32, 32, dtype=dtype))
+
+
+def test_a_model_is_exported_without_a_check_in_its_graph(
+    model: BlockModel, images: Tensor
+) -> None:
+    exported = torch.export.export(model.eval(), (images,))
+    assert "floating" not in exported.graph_module.code
+    assert torch.equal(exported.module()(images), model(images))

@@ -213,7 +213,69 @@ def test_the_gain_at_equal_accuracy_lies_on_the_baselines_line(cartl: Command, r
     table = cartl("report", "--baseline", "vanilla").out
     assert "At the same clean accuracy as vanilla" in table
     assert "+20.0" in table
+    assert shown["no_gain"] == [
+        {"runs": ["a-beyond"], "clean": 0.98, "baseline_clean": [0.9, 0.96, 0.97]}
+    ]
+    section = " ".join(table[table.index("At the same clean accuracy") :].split())
+    assert "98.0 30.0 – – outside 90.0–97.0" in section
+    assert "–: left out, as no two lines of vanilla enclose its clean accuracy" in section
     assert report(cartl, "--baseline", "a-v4")["gains"] == []
+
+
+def test_a_baseline_with_one_line_gives_no_section_of_gains(cartl: Command, runs: Runs) -> None:
+    pair(runs, "a")
+    pair(runs, "b", neft_beta=0.4)
+    value = report(cartl, "--baseline", "vanilla")
+    assert (value["gains"], value["no_gain"]) == ([], [])
+    assert "At the same clean accuracy" not in cartl("report", "--baseline", "vanilla").out
+
+
+def test_paired_tests_name_runs_in_words(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    made = outcomes(torch.ones(100, dtype=torch.bool), torch.arange(100) < 50)
+    long = "c" * 70
+    models: dict[str, Json] = {
+        "transfer-0a1b2c3d4e5f": {"k": 4},
+        "transfer-1a1b2c3d4e5f": {"k": 6},
+        "transfer-2a1b2c3d4e5f": {"k": 4, "neft_beta": 0.4},
+        "transfer-3a1b2c3d4e5f": {"k": 4, "neft_beta": 1},
+        "transfer-4a1b2c3d4e5f": {"k": 4, "method": "fast", "classes": [f"{long}1", "b"]},
+        "transfer-5a1b2c3d4e5f": {"k": 4, "method": "fast", "classes": [f"{long}2", "b"]},
+    }
+    for number, (name, settings) in enumerate(models.items()):
+        target = runs.transfer(source, name, **settings)
+        runs.attack(target, f"attack-{number}", 100, 50, n=100, outcomes=made)
+    table = cartl("report", "--baseline", "vanilla").out
+    section = table[table.index("Paired tests") : table.index("only run, only baseline: ")]
+    words = " ".join(section.split())
+    assert "β 0.4" in words
+    assert "β 1" in words
+    assert "transfer-" not in words
+    assert not re.search("attack-[0-3]", words)
+    for number in (4, 5):  # cut to one length their classes are alike
+        assert f"attack-{number}" in words
+
+
+def test_several_lines_of_a_baseline_are_told_in_words(cartl: Command, runs: Runs) -> None:
+    pair(runs, "a", lr=0.1)
+    pair(runs, "b", lr=0.2)
+    pair(runs, "c", neft_beta=0.4)
+    for name in ("a", "b", "c"):
+        runs.edit(f"{name}-attack", "outcomes", value={"name": "x", "size": 1, "sha256": "0" * 64})
+    assert reasons(report(cartl, "--baseline", "vanilla"))["c-attack"] == (
+        "no paired test: 2 lines of vanilla are alike in k, fraction, λ FDM and freeze-bn; "
+        "choose a run with --baseline RUN"
+    )
+
+
+def test_settings_have_the_words_of_their_flags(cartl: Command, runs: Runs) -> None:
+    pair(runs, "a", method="at", awp_gamma=0.01, freeze_bn="none")
+    pair(runs, "b", method="at", awp_gamma=0.02, freeze_bn="all")
+    for name in ("table", "markdown", "html"):
+        shown = cartl("report", "--format", name).out
+        assert "awp-gamma 0.01" in shown
+        assert "freeze-bn none" in shown
+        assert "awp_gamma" not in shown.replace("\\", "")
 
 
 def test_a_baseline_that_means_nothing_is_refused(cartl: Command, runs: Runs) -> None:
@@ -862,8 +924,8 @@ def test_what_lines_share_is_said_once(tmp_path: Path) -> None:
     assert methods == [""] * 4
     assert keys == []
     assert "In every line: shapes → shapes-target; k 6; eps 8/255" in notes
-    assert "CARTL: λ FDM 0.005; freeze_bn affine; β 0.4." in notes
-    assert "LwF: λ FDM 0; freeze_bn none; λ LwF 0.01." in notes
+    assert "CARTL: λ FDM 0.005; freeze-bn affine; β 0.4." in notes
+    assert "LwF: λ FDM 0; freeze-bn none; λ LwF 0.01." in notes
     fdm = read_run(runs.folder / "fdm-k6-0")
     more = runs.transfer(fdm, "other", neft_beta=0.8, lr=0.5)
     runs.attack(more, "other-attack", 900, 300)
@@ -989,8 +1051,45 @@ def test_pictures_show_the_rows(tmp_path: Path) -> None:
     points = {(float(x), float(y)) for line in axes.containers for x, y in line[0].get_xydata()}
     assert points == {(100 * row.clean.mean, 100 * row.robust.mean) for row in rows}
     assert {text.get_text() for text in axes.texts} == {"k=4", "k=6", "k=8"}
+    assert {line.get_label() for line in axes.containers} == {"vanilla", "NEFT", "CARTL", "LwF"}
     (axes,) = over_k(rows).axes
     found = {line.get_label(): line for line in axes.containers}
     cartl = found["CARTL"][0].get_xydata()  # λ and β of all lines of a method are in the notes
     ours = [row for row in rows if row.setting.method == "CARTL"]
     assert cartl.tolist() == [[row.setting.k, 100 * row.robust.mean] for row in ours]
+
+
+def test_the_trade_off_tells_settings_of_one_method_apart(tmp_path: Path) -> None:
+    """Colour and marker are the method's, what is white of it the setting's; the legend says it."""
+    from cartl_cli.display.report_plots import curves, tradeoff
+
+    runs = Runs(tmp_path / "runs")
+    source = runs.pretrain("source")
+    for beta in (0.4, 1.0):
+        for k in (4, 6):
+            target = runs.transfer(source, f"n{beta}-{k}", k=k, neft_beta=beta)
+            runs.attack(target, f"a{beta}-{k}", 800 + 10 * k, 300)
+    for number in range(20):
+        target = runs.transfer(source, f"v{number}", k=6, lr=0.01 * (number + 1))
+        runs.attack(target, f"va{number}", 900, 300 - number)
+    rows, _ = rows_of(find_results([], runs.folder).results)
+    few = [row for row in rows if row.setting.method == "NEFT"]
+    figure = tradeoff(few)
+    (axes,) = figure.axes
+    first, second = (one[0] for one in axes.containers)
+    assert [one.get_label() for one in axes.containers] == ["NEFT, beta 0.4", "NEFT, beta 1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "NEFT, beta 0.4",
+        "NEFT, beta 1",
+    ]
+    assert len(first.get_xydata()) == len(second.get_xydata()) == 2  # a point for each k
+    assert first.get_color() == second.get_color()
+    assert first.get_marker() == second.get_marker()
+    assert first.get_markerfacecolor() != second.get_markerfacecolor()
+    (axes,) = tradeoff([row for row in rows if row.setting.method == "vanilla"][:12]).axes
+    looks = {
+        (line[0].get_markerfacecolor(), line[0].get_fillstyle(), line[0].get_markersize())
+        for line in axes.containers
+    }
+    assert len(looks) == 12
+    assert curves(rows, ["tradeoff"]).keys() == {f"tradeoff.{x}" for x in ("png", "svg", "pdf")}

@@ -17,7 +17,7 @@ from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import find_run, list_runs, newest_run, read_run, state
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.weights import read_model, to_bytes
-from cartl_cli.core.runs.writer import Session, check_place, finish_training, written
+from cartl_cli.core.runs.writer import Session, check_place, finish_model, written
 from tests.conftest import Command
 
 UNFINISHED: dict[str, Any] = {"status": "running", "weights": None, "results": None}
@@ -220,7 +220,7 @@ def test_c55_file_modes_follow_the_umask(
         before = os.umask(mask)
         try:
             with written(session(tmp_path, f"m{mask}"), draft, 0) as run:
-                finish_training(run, model, results)
+                finish_model(run, model, results)
         finally:
             os.umask(before)
         modes = {path.name: path.stat().st_mode & 0o777 for path in run.folder.iterdir()}

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from cartl_cli.core import storage
+from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.sweeps.executor import (
     State,
@@ -24,10 +25,11 @@ from cartl_cli.core.sweeps.executor import (
     stored_state,
 )
 from cartl_cli.core.sweeps.grid import plan
-from cartl_cli.core.sweeps.points import Point, Sweep, read_sweep
+from cartl_cli.core.sweeps.points import Point, Sweep, point_id, read_sweep
 from cartl_cli.core.sweeps.spec import parse_spec
 from tests import tiny
 from tests.processes import Ended, finish, run, start
+from tests.reported import Runs
 from tests.terminals import on_terminal, read_until
 
 TRAINED = """
@@ -473,3 +475,16 @@ def test_a_job_shares_the_cores_unless_told(
     assert seen[0][0][-1] == "--no-download"
     assert ["--force" in command for command, _ in seen] == [False, True]
     assert all(how["process_group"] == 0 for _, how in seen)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "status"), [(5000, 4000, "done"), (64, 64, "done"), (5000, 3000, "failed")]
+)
+def test_a_run_whose_batch_was_all_its_images_is_that_of_its_point(
+    tmp_path: Path, asked: int, used: int, status: str
+) -> None:
+    config = PretrainConfig(batch_size=asked)
+    point = Point(id=point_id("pretrain", config, None), kind="pretrain", config=config)
+    run = Runs(tmp_path).pretrain(point.run, batch_size=used)
+    assert run.manifest.data.train_images == 4000
+    assert stored_state(point, tmp_path).status == status

@@ -16,7 +16,7 @@ from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.batches import augmented, batches_per_epoch, crop, epoch_batches, rotate
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.errors import DivergedError, UsageError
+from cartl_cli.core.errors import DivergedError
 from cartl_cli.core.method.adversarial_training import EpsWarmup, NaturalTraining
 from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.method.pgd import Budget
@@ -36,6 +36,7 @@ from cartl_cli.core.training.remarks import remarks
 from cartl_cli.core.training.source_model import adversarial_training, plan_of
 from cartl_cli.core.training.target_model import prepare
 from cartl_cli.core.training.training_plan import TrainingPlan
+from tests import tiny
 from tests.conftest import TINY_PRETRAIN, Command
 from tests.fitting import fitted
 
@@ -394,9 +395,47 @@ def test_progress_counts_steps_and_means_over_the_epoch(model: BlockModel, data:
     assert 0 <= seen[-1].accuracy["clean"] <= 1
 
 
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--batch-size: 64 is larger than the 30 training images"):
-        count_steps(TransferConfig(), 30)
+IMAGES = "--dataset ../images --epochs 3 --lr 0.05 --save-every 1 --device cpu"
+SMALL = f"pretrain {IMAGES} --image-size 8 --arch wrn-10-1 --k 3 --pgd-steps 2"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"{SMALL} --method {method}" for method in ("at", "fast", "free", "trades", "natural")),
+        f"transfer {IMAGES} --neft-beta 0.4",
+        f"transfer {IMAGES} --head-first 1 --lwf-lambda 0.1",
+        *(f"transfer {IMAGES} --method {method}" for method in ("latent", "fast", "at", "trades")),
+    ],
+    ids=lambda command: " ".join([command.split()[0], *command.split()[-2:]]),
+)
+def test_a_batch_is_no_larger_than_the_images(
+    cartl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The run is that of a batch of all images, byte for byte, says so, and goes on."""
+    tiny.make_images(tmp_path / "images")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    kind, *words = command.split()
+    if kind == "transfer":
+        assert cartl(*SMALL.split(), "--batch-size", 4, "--name", "source").code == 0
+        words += ["--source", "source"]
+    said = "note: --batch-size 64 is more than the 12 training images; batches have 12\n"
+    for size, name in ((12, "fits"), (64, "larger")):
+        done = cartl(kind, *words, "--batch-size", size, "--name", name)
+        assert done.code == 0, done.err
+        assert done.err.count(said) == (size == 64)
+    fits, larger = Path("runs/fits"), Path("runs/larger")
+    assert tiny.left(fits) == tiny.left(larger)
+    assert read_run(larger).manifest.config == read_run(fits).manifest.config
+    assert read_run(larger).training.batch_size == 12
+    longer = ("--resume", "larger", "--extend", "--epochs", 4)
+    again = cartl(kind, *longer, "--batch-size", 64)
+    assert again.code == 0, again.err
+    assert "going on after step" in again.err
+    assert read_run(larger).training.batch_size == 12
+    other = cartl(kind, "--resume", "larger", "--batch-size", 6)
+    assert (other.code, "--batch-size 12 -> 6" in other.err) == (2, True)
 
 
 def test_seeded_leaves_the_global_random_state(tmp_path: Path) -> None:

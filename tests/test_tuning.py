@@ -416,6 +416,42 @@ def test_a_trial_on_all_images_is_the_model_that_transfer_makes(here: Command) -
             assert torch.equal(ours[weight], value), weight
 
 
+def test_the_batches_of_a_trial_are_no_larger_than_its_images(here: Command) -> None:
+    config = TransferConfig(dataset="../images", batch_size=64, k=2, epochs=2, device="cpu")
+    said: list[str] = []
+    session, source = (
+        Session(Path("runs"), None, NOWHERE, said.append),
+        read_run(Path("runs/source")),
+    )
+    bench = prepared(config, source, session, lambda: None)
+    assert bench.config.batch_size == 12
+    assert [line for line in said if "batch" in line] == [
+        "note: --batch-size 64 is more than the 12 training images; batches have 12"
+    ]
+    nine = bench.setup.split.take(torch.arange(9))
+    fitting = bench.config.model_copy(update={"batch_size": 9})
+    ours, theirs = (trained_on(bench, one, nine).state_dict() for one in (config, fitting))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("clean", "warned"), [(62, True), (80, False)])
+def test_a_choice_at_chance_is_told(
+    here: Command, monkeypatch: pytest.MonkeyPatch, clean: int, warned: bool
+) -> None:
+    def carried_out(bench: trials.Bench, task: Task) -> Trial:
+        return trial(task, clean=clean, robust=0)
+
+    monkeypatch.setattr(trials, "carried_out", carried_out)
+    for path in [*Path("../images/train/light").iterdir()][:2]:
+        path.unlink()  # of ten images six are dark
+    done = here(*NARROW)
+    assert done.code == 0, done.err
+    said = (
+        "warning: the chosen candidate is no better than chance: it has 62.0 % clean accuracy, the"
+    )
+    assert (f"{said} largest class alone gives 60.0 %" in done.err) == warned
+
+
 def test_transfer_chooses_k(here: Command) -> None:
     asked = shlex.split(f"transfer {tiny.TRAINED} --source source --k auto --name chosen")
     done = here(*asked, "--json")
@@ -456,7 +492,6 @@ def test_no_training_begins_with_a_k_that_is_not_chosen() -> None:
         ("--methods none", "--methods: "),
         ("--want most", "most"),
         ("--name a/b", "--name: 'a/b' is no name of a search"),
-        ("--batch-size 12", "--batch-size: 12 is larger than the 9 training images; use 2..9"),
         ("--source nobody", "--source: no such run"),
     ],
 )

@@ -12,10 +12,11 @@ FIRST = "Options"
 
 PANELS = {
     FIRST: """
-        source dataset arch k method methods fdm_lambda neft_beta attack eps pgd_steps epochs budget
-        want jobs dry_run listed formats out baseline against table sort_by""",
+        source dataset arch mean std k method methods fdm_lambda neft_beta attack eps pgd_steps
+        epochs budget want jobs dry_run listed formats out baseline against table sort_by""",
     "Data": """
-        classes fraction val_fraction split_seed split limit skip_bad image_size resize augment
+        classes fraction val_fraction split_seed split limit skip_bad image_size resize shorter_side
+        interpolation member origin licence threat augment
         data_dir no_download""",
     "Method": """
         fdm_at replays radius latent_steps trades_beta lwf_lambda keep_lambda keep_at keep_distance

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 from cartl_cli.commands.options import Request
-from cartl_cli.core.config import AttackConfig, Kind, PretrainConfig, TransferConfig
-from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure
+from cartl_cli.core.config import AttackConfig, ImportConfig, Kind, PretrainConfig, TransferConfig
+from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure, fitting
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
+from cartl_cli.core.config.values import decoded
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.registry.architectures import own_network
 from cartl_cli.core.runtime.requirements import check_torch
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from cartl_cli.core.runs.manifest import Run
     from cartl_cli.core.runs.writer import Session
 
-SOURCE_KINDS: tuple[Kind, ...] = ("pretrain",)
-ATTACKED_KINDS: tuple[Kind, ...] = ("pretrain", "transfer")
+SOURCE_KINDS: tuple[Kind, ...] = ("pretrain", "import")
+ATTACKED_KINDS: tuple[Kind, ...] = ("pretrain", "transfer", "import")
 
 
 def layers(request: Request, command: str) -> list[dict[str, Any]]:
@@ -45,13 +46,15 @@ def _read_preset(name: str, command: str) -> dict[str, Any]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"--config: no such file: {str(path)!r}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--config: {str(path)!r} is no text in UTF-8; save it as that") from None
     except OSError as error:
         raise UsageError(f"--config: cannot read {str(path)!r}: {error.strerror}") from None
+    try:
+        text = decoded(data)
+    except ValueError as error:
+        raise UsageError(f"--config: {str(path)!r} {error}") from None
     try:
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except ValueError as error:
@@ -132,6 +135,8 @@ def open_session(
         base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
     named = stored is None or any("arch" in layer for layer in given)
     config = located(configure(config_type, base, *given), named)
+    if stored is not None:
+        config = fitting(config, stored.manifest.data.train_images)
     config, source = _with_source(config, runs_dir, say)
     cache = cache_dir()
     kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
@@ -164,7 +169,7 @@ def _with_source(
     from cartl_cli.core.runs.reader import find_run, newest_run, remarks, selector_of
     from cartl_cli.core.sweeps.points import sweep_runs
 
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, PretrainConfig | ImportConfig):
         return config, None
     if isinstance(config, TransferConfig):
         field, shown, kinds = "source", "--source", SOURCE_KINDS
@@ -175,12 +180,12 @@ def _with_source(
         run = find_run(named, runs_dir, shown, kinds)
     else:
         run = newest_run(runs_dir, kinds, shown, passed_over := sweep_runs(runs_dir))
-        which = "pretrain " if kinds == SOURCE_KINDS else ""
+        which = "source " if kinds == SOURCE_KINDS else ""
         aside = ", sweeps aside" if passed_over else ""
         say(f"{field}: {run.folder} (the newest finished {which}run{aside})")
     for remark in remarks(run):
         say(remark)
     config = config.model_copy(update={field: selector_of(run, runs_dir)})
     if isinstance(config, AttackConfig):
-        config = at_own_eps(config, config.dataset or run.training.dataset)
+        config = at_own_eps(config, config.dataset or run.making.dataset or "")
     return config, run

@@ -43,11 +43,12 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
             "train_images": run.manifest.data.train_images,
             "train_accuracy": results.train_accuracy,
             "clean_accuracy": results.clean_accuracy,
+            "spectral_norms": results.spectral_norms,
             "seconds": results.seconds,
         }
         print(json.dumps(shown))
     else:
-        tables.show(tables.tuned_table(run))
+        print(*tables.tuned(run), sep="\n")
         tables.show(tables.training_table(run))
     return run.folder
 

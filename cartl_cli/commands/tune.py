@@ -17,6 +17,7 @@ from cartl_cli.core.config.configure import configure
 from cartl_cli.core.errors import StoppedError, UsageError
 from cartl_cli.core.runs.command_line import command_line
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
+from cartl_cli.core.statistics import at_chance
 from cartl_cli.core.sweeps.candidates import blocks_grid, candidates, described
 from cartl_cli.core.sweeps.halving import TUNE_RUNGS, Outcome, Search, Task, front, reason
 from cartl_cli.core.sweeps.search_file import (
@@ -50,6 +51,7 @@ def tune(
         check_name(name)
     request = Request(wanted.shared, runs_dir=runs_dir, data_dir=data_dir, no_download=no_download)
     opened = open_session(request, TransferConfig, "transfer")
+    from cartl_cli.core.sweeps.trials import largest_class
     from cartl_cli.display import tables, tuning_tables
     from cartl_cli.display.terminal import say
 
@@ -75,6 +77,14 @@ def tune(
                 "candidates are tried to the end, and times are foretold by those before"
             )
         draw(outcome, wanted, folder, say)
+        best = outcome.best(wanted.want)
+        largest = largest_class(bench, best.n)
+        if at_chance(round(best.clean * best.n), best.n, largest):
+            say(
+                f"warning: the chosen candidate is no better than chance: it has "
+                f"{tables.percent(best.clean)} clean accuracy, the largest class alone gives "
+                f"{tables.percent(largest / best.n)}; give more images or another --source"
+            )
     commands = command_lines(bench, outcome, wanted, f"{name}-{wanted.want}", request)
     if as_json:
         print(json.dumps(summary(outcome, wanted, name, folder, commands)))

@@ -4,7 +4,7 @@ A setting is said once for all lines, else once for a method or for the data, el
 differs in the attack or its images is said of a letter, which stands in each line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 
@@ -63,6 +63,31 @@ def told_apart(rows: Sequence[Row]) -> ToldApart:
     if any(row.setting.source_data == GONE for row in rows):
         explained.append(f"{GONE}: the run of the source model is not there to say.")
     return ToldApart(tuple(settings), tuple(keys), (*notes, *explained))
+
+
+def in_words(rows: Sequence[Row], untold: Collection[str] = ()) -> list[list[str]]:
+    """Each row as their table has it: its method, then whatever tells it from the others.
+
+    ``untold``: the names of settings, ``k`` or ``attack eps`` that are not to be told.
+    """
+    told = told_apart(rows)
+    columns = [
+        {
+            "k": f"k {row.setting.k}",
+            "data": data_pair(row),
+            "attack eps": f"eps {shown_pixels(row.eps)}",
+        }
+        for row in rows
+    ]
+    varying, _ = said_once(columns, ([EVERYWHERE] * len(rows),))
+    return [
+        [
+            row.setting.method,
+            *(text for name, text in (*own.items(), *more.items()) if name not in untold),
+            *([f"key {key}"] if key else []),
+        ]
+        for row, own, more, key in zip(rows, told.settings, varying, told.keys, strict=True)
+    ]
 
 
 def said_once(
@@ -139,10 +164,17 @@ def _settings(row: Row, others: Sequence[str]) -> Parts:
     numbers.append(("fraction", setting.fraction))
     found = {name: f"{name} {value:g}" for name, value in numbers}
     if setting.freeze_bn is not None:
-        found["freeze_bn"] = f"freeze_bn {setting.freeze_bn}"
+        found["freeze_bn"] = f"{word('freeze_bn')} {setting.freeze_bn}"
     found["arch"] = short(setting.arch)
     told = dict(setting.others)
-    return found | {name: f"{name} {_value(name, told[name])}" for name in others if name in told}
+    return found | {
+        name: f"{word(name)} {_value(name, told[name])}" for name in others if name in told
+    }
+
+
+def word(name: str) -> str:
+    """A stored setting as its flag has it: ``source awp_gamma`` → ``source awp-gamma``."""
+    return name.replace("_", "-")
 
 
 def _value(name: str, text: str) -> str:

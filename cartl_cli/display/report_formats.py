@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cartl_cli.core.registry.transfer_methods import symbols
+from cartl_cli.core.reports.equal_accuracy import Gain, Outside
 from cartl_cli.core.reports.rows import Row
 from cartl_cli.core.runs.command_line import command_of
 from cartl_cli.core.statistics import Spread
@@ -168,6 +169,16 @@ def as_json(report: Report) -> str:
                 "high": one.high,
             }
             for one in report.gains
+            if isinstance(one, Gain)
+        ],
+        "no_gain": [
+            {
+                "runs": [result.run.name for result in one.ours.results],
+                "clean": one.ours.clean.mean,
+                "baseline_clean": [row.clean.mean for row in one.curve],
+            }
+            for one in report.gains
+            if isinstance(one, Outside)
         ],
         "paper": report.paper
         and [

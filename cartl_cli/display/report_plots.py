@@ -13,13 +13,21 @@ from cartl_cli.core.registry.transfer_methods import SOURCE, looks
 from cartl_cli.core.reports.rows import Row
 from cartl_cli.core.statistics import Spread
 from cartl_cli.display.attack_plots import rendered, style
-from cartl_cli.display.report_differences import attack_words, data_pair, told_apart
+from cartl_cli.display.report_differences import attack_words, data_pair, in_words
 
 ENDINGS = ("png", "svg", "pdf")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MOST = 12  # lines of a legend
 LONGEST = 72  # characters of a label
-BROAD = 30  # characters of a label that leaves no room for another beside it
+BROAD = 76  # characters of all columns of a legend
+HANDLE = 8  # of these for the line or marker before a label
+HALVES = ("left", "right", "top", "bottom")
+FILLS: tuple[dict[str, Any], ...] = tuple(
+    {"ms": size, "markerfacecoloralt": "white", **fill}
+    for size in (7, 10)
+    for fill in ({}, {"markerfacecolor": "white"}, *({"fillstyle": half} for half in HALVES))
+)
+"""How the markers of one method differ by its settings: by what is white, then by their size."""
 
 Label = tuple[tuple[str, str], ...]
 
@@ -50,30 +58,32 @@ def fitting(rows: Sequence[Row]) -> dict[str, bytes]:
 
 
 def tradeoff(rows: Sequence[Row]) -> Figure:
-    """Robust accuracy, the worst of all, against clean: a point for each row, its k beside it."""
+    """Robust accuracy, the worst of all, against clean: a point for each row, its k beside it.
+
+    A method has a colour and a marker; each of its settings fills the marker in its own way.
+    """
     figure, axes = _figure(rows)
-    drawn = {look.label: look for look in looks()}
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.setting.method, []).append(row)
+    series = _series(rows, "k")
     several_k = len({row.setting.k for row in rows}) > 1
-    for method, members in groups.items():
+    looks_of = {look.label: (look, itertools.cycle(FILLS)) for look in looks()}
+    for members, label in zip(series, _labels(rows, series, "k"), strict=True):
+        look, fills = looks_of[members[0].setting.method]
         axes.errorbar(
             [100 * row.clean.mean for row in members],
             [100 * row.robust.mean for row in members],
             xerr=_errors([row.clean for row in members]),
             yerr=_errors([row.robust for row in members]),
-            color=drawn[method].colour,
-            fmt=drawn[method].marker,
+            color=look.colour,
+            fmt=look.marker,
             elinewidth=0.7,
-            ms=7,
-            label=method,
+            label=label,
+            **next(fills),
         )
         for row in members if several_k else ():
             at = (100 * row.clean.mean, 100 * row.robust.mean)
             axes.annotate(f"k={row.setting.k}", at, (5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="clean accuracy, %", ylabel="worst of all attacks, % (upper bound)")
-    figure.legend(loc="outside lower center", ncols=5)
+    _legend(figure, axes)
     return figure
 
 
@@ -130,16 +140,23 @@ def _against(
     if len(series) < len(every):
         notes.append(f"left out, with one {name} alone: {len(every) - len(series)}")
     axes.set_title("\n".join(notes), fontsize=8)
+    _legend(figure, axes)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The labels below the axes, in as many columns as they leave room for."""
     handles, texts = axes.get_legend_handles_labels()
     if handles:
-        columns = 2 if max(map(len, texts)) <= BROAD else 1
+        columns = max(1, min(5, BROAD // (max(map(len, texts)) + HANDLE)))
         lines = min(-(-len(texts) // columns), MOST)
         figure.set_figheight(figure.get_figheight() + 0.2 * lines)
-        shown = slice(lines * columns)
+        shown = lines * columns
+        if shown < len(texts):
+            texts[shown - 1] = f"... and {len(texts) - shown + 1} more"
         figure.legend(
-            handles[shown], texts[shown], loc="outside lower center", ncols=columns, fontsize=9
+            handles[:shown], texts[:shown], loc="outside lower center", ncols=columns, fontsize=9
         )
-    return figure, axes
 
 
 def _series(rows: Sequence[Row], name: str) -> list[list[Row]]:
@@ -157,21 +174,9 @@ def _series(rows: Sequence[Row], name: str) -> list[list[Row]]:
 
 def _labels(rows: Sequence[Row], series: Sequence[Sequence[Row]], name: str) -> list[str]:
     """The method of each line, and what tells it from others; its key is that of the tables."""
-    told = told_apart(rows)
+    words = in_words(rows, (name, f"source {name}"))
     place = {id(row): number for number, row in enumerate(rows)}
-    several = len({data_pair(row) for row in rows}) > 1
-    labels = []
-    for first, *_ in series:
-        settings, key = told.settings[place[id(first)]], told.keys[place[id(first)]]
-        words: list[str] = [first.setting.method]
-        words += [text for about, text in settings.items() if about not in (name, f"source {name}")]
-        if name != "k" and len({row.setting.k for row in rows}) > 1:
-            words.append(f"k {first.setting.k}")
-        words += [data_pair(first)] if several else []
-        words += [f"eps {shown_pixels(first.eps)}"] if len({row.eps for row in rows}) > 1 else []
-        words += [f"key {key}"] if key else []
-        labels.append(_ascii(", ".join(words)))
-    return labels
+    return [_ascii(", ".join(words[place[id(first)]])) for first, *_ in series]
 
 
 def _ascii(text: str) -> str:

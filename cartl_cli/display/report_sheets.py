@@ -4,13 +4,14 @@ Nothing here is escaped: names come from manifests, and each format escapes at i
 Accuracies become percent here.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.registry.transfer_methods import symbols
 from cartl_cli.core.reports.collection import LeftOut
-from cartl_cli.core.reports.equal_accuracy import Gain
+from cartl_cli.core.reports.equal_accuracy import Gain, Outside
 from cartl_cli.core.reports.paper import Beside, PublishedRow
 from cartl_cli.core.reports.rows import Paired, Row
 from cartl_cli.core.statistics import Spread
@@ -18,10 +19,12 @@ from cartl_cli.display.report_differences import (
     EVERYWHERE,
     Parts,
     data_pair,
+    in_words,
     lettered,
     said_once,
     short,
     told_apart,
+    word,
 )
 from cartl_cli.display.terminal import printable
 
@@ -34,7 +37,7 @@ class Report:
 
     rows: tuple[Row, ...]
     paired: tuple[Paired, ...]
-    gains: tuple[Gain, ...]
+    gains: tuple[Gain | Outside, ...]
     baseline: str | None
     paper: tuple[Beside, ...] | None
     left_out: tuple[LeftOut, ...]
@@ -68,7 +71,7 @@ def sheets_of(report: Report) -> list[Sheet]:
     """What there is to show, in order; the sheet of results always."""
     sheets = [results_sheet(report.rows)]
     if report.baseline is not None and report.paired:
-        sheets.append(paired_sheet(report.paired, report.baseline))
+        sheets.append(paired_sheet(report.paired, report.baseline, report.rows))
     if report.baseline is not None and report.gains:
         sheets.append(gains_sheet(report.gains, report.baseline))
     if report.paper is not None:
@@ -166,17 +169,18 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
-    """A line for each comparison of two runs on the same images."""
-    rows = []
+def paired_sheet(paired: Sequence[Paired], baseline: str, rows: Sequence[Row]) -> Sheet:
+    """A line for each comparison of two runs on the same images; ``rows`` are all of the report."""
+    named = names_of(rows)
+    lines = []
     for one in paired:
         found = one.difference
         same = found.b == found.c == 0
         interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-        rows.append(
+        lines.append(
             (
-                Cell(short(one.ours.attacked)),
-                Cell(short(one.theirs.attacked)),
+                named[one.ours.run.name],
+                named[one.theirs.run.name],
                 Cell("clean" if one.eps is None else shown_pixels(one.eps)),
                 Cell(str(found.b), value=found.b),
                 Cell(str(found.c), value=found.c),
@@ -187,52 +191,87 @@ def paired_sheet(paired: Sequence[Paired], baseline: str) -> Sheet:
         )
     return Sheet(
         f"Paired tests against {short(baseline)}, image by image",
-        ("attacked run", "baseline", "eps", "only run", "only baseline", "points", "p", "p (Holm)"),
+        ("run", "baseline", "eps", "only run", "only baseline", "points", "p", "p (Holm)"),
         (False, False, False, True, True, True, True, True),
-        tuple(rows),
+        tuple(lines),
         (
             "only run, only baseline: images that only that one of the two gets right.",
             "points: accuracy of the run minus that of the baseline, its 95 % interval below "
             "(Tango 1998).",
-            f"p: exact McNemar test; p (Holm): adjusted for all {len(rows)} comparisons.",
+            f"p: exact McNemar test; p (Holm): adjusted for all {len(lines)} comparisons.",
         ),
     )
 
 
-def gains_sheet(gains: Sequence[Gain], baseline: str) -> Sheet:
-    """A line for each row that a baseline's curve can be read beside."""
+def names_of(rows: Sequence[Row]) -> dict[str, Cell]:
+    """Each attack in the words of the table, by its name, which is told where two would be alike.
+
+    The seed is told where the rows have several.
+    """
+    seeds = {seed for row in rows for seed in row.seeds}
+    words: dict[str, tuple[str, ...]] = {}
+    for row, (method, *more) in zip(rows, in_words(rows, ("attack eps",)), strict=True):
+        for result in row.results:
+            seed = [f"seed {result.seed}"] if len(seeds) > 1 else []
+            words[result.run.name] = (method, *more, *seed)
+    count = Counter(words.values())
+    return {
+        name: Cell(told[0], short(", ".join((*told[1:], *([name] if count[told] > 1 else [])))))
+        for name, told in words.items()
+    }
+
+
+def gains_sheet(gains: Sequence[Gain | Outside], baseline: str) -> Sheet:
+    """A line for each row of another method, beside the baseline's curve or outside it."""
     told = told_apart([one.ours for one in gains])
     rows = []
     for one, own in zip(gains, told.settings, strict=True):
-        ours, (low, high) = one.ours, one.between
+        ours = one.ours
         rows.append(
             (
                 Cell(ours.setting.method, ", ".join(own.values())),
                 Cell(str(ours.setting.k), value=ours.setting.k),
                 percent(ours.clean),
                 percent(ours.robust),
-                Cell(f"{100 * one.theirs:.1f}", value=one.theirs),
-                Cell(
-                    f"{100 * one.value:+.1f}",
-                    f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
-                    one.value,
-                ),
-                Cell(f"{low.setting.k}, {high.setting.k}"),
+                *(_gained(one) if isinstance(one, Gain) else _outside(one)),
             )
+        )
+    notes = [
+        f"{baseline} there: its worst %, on the line between its two rows with the next lower "
+        "and the next higher clean accuracy.",
+        "points: the gain, its 95 % interval below, as if each row had images of its own; the "
+        "choice of images moves clean and worst %.",
+    ]
+    if any(isinstance(one, Outside) for one in gains):
+        notes.append(
+            f"{NONE}: left out, as no two lines of {baseline} enclose its clean accuracy; outside: "
+            "what they reach, in %."
         )
     return Sheet(
         f"At the same clean accuracy as {baseline}",
         ("method", "k", "clean %", "worst %", f"{baseline} there", "points", "between its k"),
         (False, True, True, True, True, True, False),
         tuple(rows),
-        (
-            f"{baseline} there: its worst %, on the line between its two rows with the next lower "
-            "and the next higher clean accuracy.",
-            "points: the gain, its 95 % interval below, as if each row had images of its own; the "
-            "choice of images moves clean and worst %.",
-            f"Lines that {baseline}'s clean accuracies do not enclose are not here.",
-        ),
+        tuple(notes),
     )
+
+
+def _gained(gain: Gain) -> tuple[Cell, Cell, Cell]:
+    """What the baseline has there, the gain, and between which k."""
+    low, high = gain.between
+    interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+    return (
+        Cell(f"{100 * gain.theirs:.1f}", value=gain.theirs),
+        Cell(f"{100 * gain.value:+.1f}", interval, gain.value),
+        Cell(f"{low.setting.k}, {high.setting.k}"),
+    )
+
+
+def _outside(one: Outside) -> tuple[Cell, Cell, Cell]:
+    """The same of a row without a gain: why it has none."""
+    ends = [f"{100 * row.clean.mean:.1f}" for row in one.curve]
+    reason = f"outside {ends[0]}–{ends[-1]}" if len(ends) > 1 else f"it has {len(ends)} there"
+    return Cell(NONE), Cell(NONE), Cell(reason)
 
 
 def paper_sheet(lines: Sequence[Beside], title: str) -> Sheet:
@@ -283,7 +322,9 @@ def _stated(line: PublishedRow) -> Parts:
     for name, symbol in symbols().items():
         if (value := getattr(line, name, None)) is not None:
             found[symbol] = f"{symbol} {value:g}"
-    return found | ({"freeze_bn": f"freeze_bn {line.freeze_bn}"} if line.freeze_bn else {})
+    return found | (
+        {"freeze_bn": f"{word('freeze_bn')} {line.freeze_bn}"} if line.freeze_bn else {}
+    )
 
 
 def _points(ours: Spread | None, theirs: float) -> Cell:

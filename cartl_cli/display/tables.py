@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cartl_cli.core.choices import NORM_SIGNS
-from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.config import ImportConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.runs.reader import MANIFEST
 from cartl_cli.core.runs.results import Headline, headline
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.terminal import printable, stderr
@@ -131,21 +132,37 @@ def training_table(run: "Run") -> Table:
     return table
 
 
-def tuned_table(run: "Run") -> Table:
-    """The method, which blocks were frozen and tuned, and σ of every tuned weight."""
-    config, k = run.manifest.config, run.manifest.k
-    assert isinstance(config, TransferConfig)
-    blocks = max(int(name.split(".")[1]) + 1 for name in run.results.spectral_norms)
-    beta, cut = config.neft_beta, blocks - k
-    caption = "σ: largest singular value of the weight as a C_out × (C_in·K·K) matrix"
-    title = f"frozen: stem, blocks 1–{cut}" if cut else "frozen: stem"
-    title = f"{method(run)}\n{title}; tuned: blocks {cut + 1}–{blocks}"
-    sigma = "σ" if beta is None else f"σ (β = {beta:g})"
-    table = titled(title, caption, ("weight",), (sigma,))
-    for name, norm in run.results.spectral_norms.items():
-        _, number, *layers = name.split(".")
-        table.add_row(cell(f"block {int(number) + 1} {'.'.join(layers)}"), f"{norm:.4f}")
+def import_table(run: "Run") -> Table:
+    """Clean and robust accuracy of an imported model."""
+    results, data = run.import_results, run.manifest.data
+    config = run.manifest.config
+    assert isinstance(config, ImportConfig)
+    caption = f"n = {results.n} {data.measured} images of {data.name}; 95 % intervals"
+    table = titled(cell(run.name), cell(caption), ("accuracy",), ("", "95 %"))
+    conditions = f"PGD-{results.pgd_steps}, cross-entropy, eps {shown_pixels(config.eps)}"
+    _add_row(table, "clean", results.clean_accuracy or 0.0, results.n)
+    _add_row(table, f"robust ({conditions})", results.robust_accuracy or 0.0, results.n)
     return table
+
+
+def tuned(run: "Run") -> list[str]:
+    """The method, which blocks were frozen and tuned, and between what σ of the tuned weights is.
+
+    σ: the largest singular value of a weight as a C_out × (C_in·K·K) matrix.
+    """
+    config, k, norms = run.manifest.config, run.manifest.k, run.results.spectral_norms
+    assert isinstance(config, TransferConfig)
+    blocks = max(int(name.split(".")[1]) + 1 for name in norms)
+    beta, cut = config.neft_beta, blocks - k
+    frozen = f"stem, blocks 1–{cut}" if cut else "stem"
+    low, high = min(norms.values()), max(norms.values())
+    return [
+        method(run),
+        f"frozen: {frozen}; tuned: blocks {cut + 1}–{blocks}",
+        f"σ of {len(norms)} layers: {low:.3f} to {high:.3f}"
+        + ("" if beta is None else f", β {beta:g}")
+        + f" (each: --json, {MANIFEST})",
+    ]
 
 
 def method(run: "Run") -> str:

@@ -7,18 +7,20 @@ and architectures come from ``registry``.
 
 from typing import Literal
 
-from cartl_cli.core.config.attack_settings import POSITIONAL, AttackConfig, SplitName
+from cartl_cli.core.config.attack_settings import AttackConfig, SplitName
+from cartl_cli.core.config.import_settings import ImportConfig
 from cartl_cli.core.config.pretrain_settings import PretrainConfig
 from cartl_cli.core.config.sweep_settings import SweepConfig
 from cartl_cli.core.config.transfer_settings import TransferConfig
 from cartl_cli.core.config.tune_settings import TuneConfig
-from cartl_cli.core.config.values import SETTINGS, own_eps
+from cartl_cli.core.config.values import POSITIONAL, SETTINGS, own_eps
 
 __all__ = [
     "CONFIGS",
     "POSITIONAL",
     "SETTINGS",
     "AttackConfig",
+    "ImportConfig",
     "Kind",
     "PretrainConfig",
     "RunConfig",
@@ -30,12 +32,13 @@ __all__ = [
     "own_eps",
 ]
 
-Kind = Literal["pretrain", "transfer", "attack"]
+Kind = Literal["pretrain", "transfer", "attack", "import"]
 TrainingConfig = PretrainConfig | TransferConfig
-RunConfig = PretrainConfig | TransferConfig | AttackConfig
-CONFIGS: dict[Kind, type[PretrainConfig] | type[TransferConfig] | type[AttackConfig]] = {
+RunConfig = PretrainConfig | TransferConfig | AttackConfig | ImportConfig
+CONFIGS: dict[Kind, type[RunConfig]] = {
     "pretrain": PretrainConfig,
     "transfer": TransferConfig,
     "attack": AttackConfig,
+    "import": ImportConfig,
 }
 """The settings of each kind of run."""

@@ -11,7 +11,6 @@ from cartl_cli.core.config.values import SETTINGS
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS, STRONG
 
 SplitName = Literal["test", "val", "train"]
-POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
 
 class AttackConfig(BaseModel):
@@ -23,7 +22,7 @@ class AttackConfig(BaseModel):
         str,
         Field(
             description="Run: name, number or path (default: the newest finished, sweeps aside).",
-            json_schema_extra=POSITIONAL,
+            json_schema_extra=values.POSITIONAL,
         ),
     ] = ""
     dataset: Annotated[

@@ -8,10 +8,17 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from cartl_cli.core.config import POSITIONAL, AttackConfig, PretrainConfig, TransferConfig, own_eps
+from cartl_cli.core.config import (
+    POSITIONAL,
+    AttackConfig,
+    ImportConfig,
+    PretrainConfig,
+    TransferConfig,
+    own_eps,
+)
 from cartl_cli.core.errors import UsageError
 
-Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig)
+Config = TypeVar("Config", PretrainConfig, TransferConfig, AttackConfig, ImportConfig)
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
 HARMLESS = {"device", "save_every"}  # may change when a run goes on
@@ -38,18 +45,25 @@ def at_own_eps(config: AttackConfig, dataset: str) -> AttackConfig:
     return configure(AttackConfig, config.model_dump(), {"eps": [own_eps(dataset, config.norm)]})
 
 
+def fitting(config: Config, images: int) -> Config:
+    """The settings with no batch larger than the images that a training has; others as they are."""
+    if isinstance(config, AttackConfig | ImportConfig) or config.batch_size <= images:
+        return config
+    return config.model_copy(update={"batch_size": images})
+
+
 def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:
     """Refuse to go on with a run under other settings than its own.
 
     Only what is ``HARMLESS`` may differ and, with ``extend``, ``epochs`` may grow. Raises
-    UsageError naming every difference.
+    UsageError naming every other difference.
     """
     old, new = stored.model_dump(), given.model_dump()
     changed = {name for name in old if old[name] != new[name]} - HARMLESS
-    if changed == {"epochs"} and new["epochs"] > old["epochs"]:
-        if extend:
-            _check_phases(stored, given)
-            return
+    longer = "epochs" in changed and new["epochs"] > old["epochs"]
+    if longer and extend:
+        changed.remove("epochs")
+    elif longer and changed == {"epochs"}:
         raise UsageError(
             f"--epochs: the run has {old['epochs']}, you gave {new['epochs']}; add --extend to "
             "train longer"
@@ -57,6 +71,8 @@ def check_same(stored: BaseModel, given: BaseModel, extend: bool) -> None:
     if changed:
         listed = ", ".join(f"{flag(name)} {old[name]} -> {new[name]}" for name in sorted(changed))
         raise UsageError(f"differs from the run: {listed}; drop it, or start a new run")
+    if longer:
+        _check_phases(stored, given)
 
 
 def _check_phases(stored: BaseModel, given: BaseModel) -> None:

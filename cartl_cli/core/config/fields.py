@@ -51,7 +51,13 @@ Dataset = Annotated[
         ".zip of one."
     ),
 ]
-Classes = Annotated[Names, Field(description="Only these classes, as a,b,c (default: all).")]
+Classes = Annotated[
+    Names,
+    Field(
+        description="Only these classes, as a,b; one with a comma in quotes, as 'a,\"b,c\"' "
+        "(default: all)."
+    ),
+]
 ValFraction = Annotated[
     Number, Field(ge=0, le=0.5, description="Part of the training data held out to measure on.")
 ]

@@ -24,14 +24,15 @@ class ImportConfig(BaseModel):
         str,
         Field(
             description="File of weights: safetensors, or PyTorch's .pt, .pth, .ckpt.",
-            json_schema_extra=fields.POSITIONAL,
+            json_schema_extra=values.POSITIONAL,
         ),
     ] = ""
     arch: Annotated[
         str, Field(description=", ".join(family.form for family in FAMILIES.values()) + ".")
     ] = ""
     classes: Annotated[
-        fields.Names,
+        tuple[str, ...],
+        BeforeValidator(values.parse_names),
         Field(
             description="Names of its outputs in their order, as a,b,c or @FILE with one a line "
             "(default: the classes of --dataset in order, else numbers)."
@@ -64,9 +65,9 @@ class ImportConfig(BaseModel):
             description="Of --resize crop: the shorter side before it (default: 8/7 of the size).",
         ),
     ] = None
-    interpolation: Annotated[
-        Interpolation, Field(description="How its images are resized.")
-    ] = "bilinear"
+    interpolation: Annotated[Interpolation, Field(description="How its images are resized.")] = (
+        "bilinear"
+    )
     member: Annotated[
         str | None, Field(description="Which weights, where the file holds several networks.")
     ] = None
@@ -98,10 +99,7 @@ class ImportConfig(BaseModel):
         resize = self.resize or ("crop" if size > 64 else "squash")
         shorter = self.shorter_side or (round(size * 8 / 7) if resize == "crop" else None)
         return Preprocessing(
-            image_size=size,
-            resize=resize,
-            interpolation=self.interpolation,
-            shorter_side=shorter,
+            image_size=size, resize=resize, interpolation=self.interpolation, shorter_side=shorter
         )
 
     @field_validator("arch")

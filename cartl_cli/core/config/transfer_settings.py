@@ -84,7 +84,12 @@ class TransferConfig(BaseModel):
     eps: fields.OwnEps = None
     step_size: fields.OwnStepSize = None
     pgd_steps: Annotated[
-        Whole | None, Field(ge=1, description="Steps of the training attack (default: 3).")
+        Whole | None,
+        Field(
+            ge=1,
+            description="Steps of the training attack (default: 3). fast takes one step, and these "
+            "only after it was found to overfit.",
+        ),
     ] = None
     eps_warmup: Annotated[
         Number,

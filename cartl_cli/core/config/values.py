@@ -1,13 +1,32 @@
 """Values as people write them, ``8/255`` or ``a,b,c``, and checks that several settings share."""
 
+import csv
+import io
 import itertools
 import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from pydantic import ConfigDict
 
 from cartl_cli.core.choices import Norm
 
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file of settings, in UTF-8, after a byte-order mark or not. Raises ValueError.
+
+    UTF-16 without its mark may pass for UTF-8: half of its bytes are 0, which no text has.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValueError("is no text in UTF-8; save it as UTF-8")
+    return text
 
 
 def parse_whole(value: object) -> object:
@@ -46,12 +65,21 @@ def parse_number(value: object) -> object:
 
 def parse_blocks(value: object) -> object:
     """``"6"`` → 6; ``"auto"`` is left as it is."""
-    return value if value == "auto" else parse_whole(value)
+    return _or_auto(parse_whole, value)
 
 
 def parse_radius(value: object) -> object:
     """``"0.02"`` → 0.02; ``"auto"`` is left as it is."""
-    return value if value == "auto" else parse_number(value)
+    return _or_auto(parse_number, value)
+
+
+def _or_auto(parse: Callable[[object], object], value: object) -> object:
+    if value == "auto":
+        return value
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
 
 
 def parse_pixels(value: object) -> object:
@@ -79,10 +107,36 @@ def parse_eps(value: object) -> object:
 
 
 def parse_list(value: object) -> object:
-    """``"a,b"`` → ["a", "b"]; the empty text and ``"none"`` → []."""
-    if isinstance(value, str):
-        return [] if value in ("", "none") else [part.strip() for part in value.split(",")]
-    return value
+    """``'a,"b,c"'`` → ["a", "b,c"], as in a line of CSV; the empty text and ``"none"`` → []."""
+    if not isinstance(value, str):
+        return value
+    if value in ("", "none"):
+        return []
+    try:
+        (parts,) = csv.reader([value], skipinitialspace=True, strict=True)
+    except csv.Error:
+        raise ValueError(
+            "must be a list such as a,b; what has a comma in quotes, as 'a,\"b,c\"'"
+        ) from None
+    return [part.strip() for part in parts]
+
+
+def write_list(values: Iterable[object]) -> str:
+    """The text that ``parse_list`` reads as these values."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
+
+
+def parse_names(value: object) -> object:
+    """``"a,b"`` like above, or ``"@FILE"`` with a name on each line. Raises ValueError."""
+    if not isinstance(value, str) or not value.startswith("@"):
+        return parse_list(value)
+    try:
+        text = decoded(Path(value[1:]).expanduser().read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read {value[1:]!r}: {error.strerror}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def shown_pixels(value: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cartl_cli.core.config.values import write_list
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runtime.randomness import generator
 
@@ -181,7 +182,9 @@ def choose_classes(known: tuple[str, ...], chosen: tuple[str, ...]) -> tuple[str
     """
     for name in chosen:
         if name not in known:
-            some = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+            some = ", ".join(write_list([name]) for name in known[:12]) + (
+                ", …" if len(known) > 12 else ""
+            )
             raise UsageError(f"--classes: no class {name!r}; the data has {len(known)}: {some}")
     if len(set(chosen)) < len(chosen):
         raise UsageError("--classes: a class is named twice")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.attacks.judged_pgd import correct, predict
-from cartl_cli.core.config import AttackConfig, PretrainConfig
+from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.evaluation.targets import AttackSetup
 from cartl_cli.core.evaluation.verdicts import Verdicts
@@ -23,7 +23,7 @@ from cartl_cli.core.runs.weights import read_source
 from cartl_cli.core.runtime.devices import float32
 from cartl_cli.core.runtime.randomness import generator
 
-MOVED, MOVED_STEPS = 128, 20  # images and steps of a look at how far features are moved
+MOVED = 128  # images of a look at how far features are moved
 
 
 def diagnosed(
@@ -57,17 +57,16 @@ def diagnosed(
 
 
 def moved_by_pgd(
-    model: BlockModel, split: Split, config: PretrainConfig, batch_size: int
+    model: BlockModel, split: Split, budget: Budget, seed: int, batch_size: int
 ) -> tuple[float | None, ...]:
-    """How far PGD-20 at the training eps moves what leaves each block 0..L: ‖Δ_b‖₂ / ‖f_b(x)‖₂.
+    """How far PGD moves what leaves each block 0..L: ‖Δ_b‖₂ / ‖f_b(x)‖₂.
 
     The mean over a seeded part of the images that are right when clean; None where there are none.
     """
-    some = split.take(stratified(split.labels, min(MOVED, len(split)), config.seed, "moved"))
+    some = split.take(stratified(split.labels, min(MOVED, len(split)), seed, "moved"))
     device = next(model.parameters()).device
     images, labels = to_pixels(some.images.to(device)), some.labels.to(device)
-    budget = Budget(config.eps, config.attack_step, MOVED_STEPS)
-    start = uniform_start(images, config.eps, generator(config.seed, "moved"))
+    start = uniform_start(images, budget.eps, generator(seed, "moved"))
     batches = list(zip(*(part.split(batch_size) for part in (images, labels, start)), strict=True))
     adversarial = torch.cat([pgd(model, x, y, begun, budget) for x, y, begun in batches])
     right = torch.cat([correct(predict(model, x), y) for x, y, _ in batches])

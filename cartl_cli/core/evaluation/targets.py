@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cartl_cli.core.config import AttackConfig, SplitName, own_eps
+from cartl_cli.core.config import AttackConfig, ImportConfig, SplitName, own_eps
 from cartl_cli.core.config.values import shown_pixels
-from cartl_cli.core.data.data_sets import choice_of, load_data_set
+from cartl_cli.core.data.data_sets import DataChoice, choice_of, in_order, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.evaluation.verdicts import Plan
@@ -121,17 +121,30 @@ def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataS
     ``--split test`` is the whole test split, whatever part of the training data a run held out.
     Raises UsageError or DataError.
     """
-    training = attacked.training
+    own = own_images(attacked)
+    if not (dataset := config.dataset or own.dataset):
+        raise UsageError(f"--dataset: {attacked.name!r} was imported without images; name some")
     choice = replace(
-        choice_of(training),
-        dataset=config.dataset or training.dataset,
-        val_fraction=0.0 if config.split == "test" else training.val_fraction,
-        skip_bad=training.skip_bad or config.skip_bad,
+        own,
+        dataset=dataset,
+        val_fraction=0.0 if config.split == "test" else own.val_fraction,
+        skip_bad=own.skip_bad or config.skip_bad,
         measured=None if config.split == "train" else config.split,
     )
     data = load_data_set(choice, attacked.manifest.model.preprocessing, session.place)
+    classes = attacked.manifest.model.classes
+    if attacked.manifest.kind == "import" and {*classes} == {*data.classes}:
+        data = in_order(data, classes)  # their order is that of the outputs, whatever it is
     check_classes(attacked, data)
     return measured_on(data, config.split)
+
+
+def own_images(run: Run) -> DataChoice:
+    """The images that a run's model was made with or seen on; an import may have none."""
+    making = run.making
+    if isinstance(making, ImportConfig):
+        return DataChoice(making.dataset or "", skip_bad=making.skip_bad)
+    return choice_of(making)
 
 
 def measured_on(data: DataSet, split: SplitName | None) -> DataSet:

@@ -26,7 +26,12 @@ class Normalize(nn.Module):
         self.std.copy_(torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → same shape."""
+        """(B, C, H, W) → same shape. Raises TypeError for whole numbers, which are 0..255."""
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be floating-point numbers in [0, 1], got {images.dtype}; divide them "
+                "by 255"
+            )
         return (images - spread(self.mean, images)) / spread(self.std, images)
 
 

@@ -23,13 +23,14 @@ class Architecture:
 
     ``code`` names the function that builds it: (``*arguments``, number of classes) → BlockModel.
     ``published``: its ``renames``, or the name of the function that finds them: ``*arguments`` →
-    Renames.
+    Renames. ``image_size``: the side of the images that it is made for.
     """
 
     block_count: int | None
     code: str
     arguments: tuple[int | float | str, ...] = ()
     published: Renames | str = ()
+    image_size: int = 32
 
     @property
     def renames(self) -> Renames:
@@ -131,6 +132,7 @@ def _torchvision(name: str) -> Architecture | None:
         f"{_MODELS}.resnet:imagenet_resnet",
         (kind, width, *counts),
         _resnet_renames(counts),
+        image_size=224,
     )
 
 
@@ -139,7 +141,7 @@ def _timm(name: str) -> Architecture | None:
     if match is None:
         return None
     place = f"{_MODELS}.timm_networks"
-    return Architecture(None, f"{place}:build", (match[1],), f"{place}:renames")
+    return Architecture(None, f"{place}:build", (match[1],), f"{place}:renames", image_size=224)
 
 
 def own_network(name: str) -> tuple[str, str] | None:

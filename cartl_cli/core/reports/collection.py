@@ -156,7 +156,7 @@ def _joined(run: Run, runs: dict[Path, Run]) -> Result:
         weights = source.manifest.weights if source else None
         if source is not None and weights is not None and weights.sha256 == record.sha256:
             trainings = (source, attacked)
-    seeds = list(dict.fromkeys(str(training.training.seed) for training in trainings))
+    seeds = list(dict.fromkeys(str(training.making.seed) for training in trainings))
     return Result(run, trainings, setting_of(trainings), conditions_of(run), "/".join(seeds))
 
 

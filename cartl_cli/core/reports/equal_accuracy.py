@@ -26,27 +26,42 @@ class Gain:
     high: float
 
 
-def gains(rows: Sequence[Row], baseline: str) -> list[Gain]:
-    """The gain of every row of another method between two of the baseline's.
+@dataclass(frozen=True)
+class Outside:
+    """A row whose clean accuracy no two rows of the baseline enclose.
 
-    All are of the same images, attack and source data. Nothing where ``baseline`` is no method.
+    ``curve``: the baseline's rows on the same images, by rising clean accuracy.
+    """
+
+    ours: Row
+    curve: tuple[Row, ...]
+
+
+def gains(rows: Sequence[Row], baseline: str) -> list[Gain | Outside]:
+    """The gain of every row of another method between two of the baseline's, or that it has none.
+
+    All are of the same images, attack and source data. Nothing where ``baseline`` is no method, or
+    has no two rows to be between.
     """
     method = next((name for name in methods() if name.lower() == baseline.lower()), None)
-    found = []
+    found: list[Gain | Outside] = []
     for row in rows:
         if row.setting.method not in (method, SOURCE.label):
             alike = [
                 one for one in rows if one.setting.method == method and meeting(one) == meeting(row)
             ]
-            pairs = itertools.pairwise(sorted(alike, key=lambda one: one.clean.mean))
-            around = [
-                (low, high)
-                for low, high in pairs
-                if low.clean.mean <= row.clean.mean <= high.clean.mean
-                and low.clean.mean < high.clean.mean
-            ]
-            found += [gain(row, *around[0])] if around else []
-    return found
+            found.append(_between(row, sorted(alike, key=lambda one: one.clean.mean)))
+    reached = any(isinstance(one, Gain) or len(one.curve) > 1 for one in found)
+    return found if reached else []
+
+
+def _between(row: Row, curve: Sequence[Row]) -> Gain | Outside:
+    """The gain of a row between two of a curve."""
+    for low, high in itertools.pairwise(curve):
+        c0, c1 = low.clean.mean, high.clean.mean
+        if c0 <= row.clean.mean <= c1 and c0 < c1:
+            return gain(row, low, high)
+    return Outside(row, tuple(curve))
 
 
 def gain(ours: Row, low: Row, high: Row) -> Gain:

@@ -112,7 +112,7 @@ def _differs(row: Row, published: PublishedRow, paper: Paper) -> tuple[str, ...]
         (f"{ours.restarts} restarts", f"{paper.restarts} restarts"),
     )
     for run in row.results[0].trainings:
-        data, part = run.manifest.data, getattr(run.training, "fraction", 1)
+        data, part = run.manifest.data, getattr(run.making, "fraction", 1)
         theirs = round(part * paper.train_images[data.name])
         if data.train_images != theirs:
             pairs += ((f"{data.train_images:,} training images of {data.name}", f"{theirs:,}"),)

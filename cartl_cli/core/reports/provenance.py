@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from cartl_cli.core.choices import Norm
-from cartl_cli.core.config import PretrainConfig, TransferConfig
+from cartl_cli.core.config import ImportConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import HARMLESS
+from cartl_cli.core.config.values import write_list
 from cartl_cli.core.registry.transfer_methods import ADDITIONS, SOURCE, symbols
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import AttackResults
@@ -89,7 +90,7 @@ class Result:
     @property
     def order(self) -> tuple[int, ...]:
         """The seeds as numbers, to sort by."""
-        return tuple(training.training.seed for training in self.trainings)
+        return tuple(training.making.seed for training in self.trainings)
 
     @property
     def attacked(self) -> str:
@@ -100,7 +101,7 @@ class Result:
 def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
     """What the trainings, in the order they were made, have in common with those of other seeds."""
     last = trainings[-1]
-    config, before = last.training, trainings[0].training
+    config, before = last.making, trainings[0].making
     source = before if isinstance(before, PretrainConfig) else None
     if isinstance(config, PretrainConfig):
         return TrainingSetting(
@@ -113,6 +114,18 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
             target_data=None,
             arch=config.arch,
             others=_others(config),
+        )
+    if isinstance(config, ImportConfig):
+        return TrainingSetting(
+            method=SOURCE.label,
+            k=last.manifest.k,
+            numbers=(),
+            fraction=1.0,
+            freeze_bn=None,
+            source_data=origin_of(last),
+            target_data=None,
+            arch=config.arch,
+            others=(),
         )
     record, fdm_lambda = last.source, last.source.fdm_lambda
     values = {"fdm_lambda": fdm_lambda, **{name: getattr(config, name) for name in ADDITIONS}}
@@ -127,16 +140,24 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
         numbers=tuple((name, value) for name, value in values.items() if value is not None),
         fraction=config.fraction,
         freeze_bn=config.frozen_bn,
-        source_data=source.dataset if source else GONE,
+        source_data=origin_of(trainings[0]),
         target_data=config.dataset,
         arch=last.manifest.model.arch,
         others=(*_others(config), *origin),
     )
 
 
+def origin_of(source: Run) -> str:
+    """What a source model was trained on: a data set, or the name of an imported model."""
+    making = source.making
+    if isinstance(making, TransferConfig):
+        return GONE
+    return making.dataset if isinstance(making, PretrainConfig) else f"import {source.name}"
+
+
 def _others(config: BaseModel) -> tuple[tuple[str, str], ...]:
     return tuple(
-        (name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        (name, write_list(value) if isinstance(value, tuple) else str(value))
         for name, value in config
         if name not in SHOWN | UNTOLD | symbols().keys()
         and not (name == "method" and isinstance(config, TransferConfig))

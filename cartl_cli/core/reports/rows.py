@@ -206,7 +206,13 @@ def _baseline_of(row: Row, ours: Result, candidates: Sequence[Row]) -> Result | 
     for field in ("k", "fraction", "fdm_lambda", "freeze_bn"):
         wanted = getattr(row.setting, field)
         alike = [one for one in alike if getattr(one.setting, field) == wanted] or alike
-    if len(alike) != 1:
-        return "several baselines; name a run" if alike else "no baseline on the same images"
+    if not alike:
+        return "no baseline on the same images"
+    if len(alike) > 1:
+        method = alike[0].setting.method
+        return (
+            f"{len(alike)} lines of {method} are alike in k, fraction, λ FDM and freeze-bn; "
+            "choose a run with --baseline RUN"
+        )
     found = [other for other in alike[0].results if other.seed == ours.seed]
     return found[0] if found else f"the baseline has no seed {ours.seed}"

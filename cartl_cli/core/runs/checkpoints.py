@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cartl_cli.core import storage
+from cartl_cli.core.config import ImportConfig
 from cartl_cli.core.errors import RunError, StoppedError, StorageError
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Checkpoint, Position, Run
@@ -126,6 +127,9 @@ class Keeper:
         self.clock = self.looked = time.monotonic()
         self.due = False
         self.signal: int | None = None
+        config = run.manifest.config
+        assert not isinstance(config, ImportConfig)  # which is made at once
+        self.save_every = config.save_every
         if ranks.rank == 0:
             prune(run, begun.step)  # what an interrupted saving did not come to
 
@@ -134,7 +138,7 @@ class Keeper:
         now = time.monotonic()
         signal, due, long_ago = self.ranks.largest(
             self.asked.signal or 0,
-            has_passed(self.run.manifest.config.save_every, step - self.saved, now - self.clock),
+            has_passed(self.save_every, step - self.saved, now - self.clock),
             now - self.looked >= LOOK_EVERY,
         )
         self.due, self.signal = bool(due), signal or None

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from cartl_cli.core.config import Kind, RunConfig, own_eps
 from cartl_cli.core.config.configure import flag, is_positional
-from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.config.values import shown_pixels, write_list
 from cartl_cli.core.runs.manifest import Run
 
 PIXELS = {"eps", "step_size"}  # settings that are distances between images
@@ -46,7 +46,7 @@ def _words(name: str, value: object) -> Iterator[str]:
     yield flag(name)
     values = value if isinstance(value, tuple) else (value,)
     text = _pixels if name in PIXELS else _text
-    yield ",".join(text(one) for one in values) or "none"
+    yield write_list(text(one) for one in values) or "none"
 
 
 def _text(value: object) -> str:

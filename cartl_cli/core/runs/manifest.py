@@ -15,6 +15,7 @@ from cartl_cli.core.config import (
     CONFIGS,
     SETTINGS,
     AttackConfig,
+    ImportConfig,
     Kind,
     PretrainConfig,
     RunConfig,
@@ -22,7 +23,7 @@ from cartl_cli.core.config import (
 )
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.runs.results import AttackResults, Count, TrainingResults
+from cartl_cli.core.runs.results import AttackResults, Count, ImportResults, TrainingResults
 from cartl_cli.core.storage import FileRecord
 
 if TYPE_CHECKING:
@@ -83,6 +84,17 @@ class SourceRecord(BaseModel):
     fdm_lambda: float | None
 
 
+class Original(BaseModel):
+    """The file that an imported model is from, and what was decided in reading it."""
+
+    model_config = SETTINGS
+
+    file: str
+    size: Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    remarks: tuple[str, ...]
+
+
 class Position(BaseModel):
     """Where a run stands: steps done (batches, of an attack) and seconds spent on them.
 
@@ -109,6 +121,14 @@ class Checkpoint(BaseModel):
     files: Annotated[tuple[FileRecord, ...], Field(max_length=10)]
 
 
+_RESULTS: dict[Kind, type[BaseModel]] = {
+    "pretrain": TrainingResults,
+    "transfer": TrainingResults,
+    "attack": AttackResults,
+    "import": ImportResults,
+}
+
+
 class Manifest(BaseModel):
     """A run, as stored in its ``manifest.json``. ``k`` and ``model`` are those of its model.
 
@@ -128,16 +148,17 @@ class Manifest(BaseModel):
     model: ModelSpec
     data: DataRecord
     source: SourceRecord | None = None
+    original: Original | None = None
     radius: Annotated[float, Field(gt=0)] | None = None
     weights: FileRecord | None = None
     outcomes: FileRecord | None = None
     adversarial: FileRecord | None = None
-    results: TrainingResults | AttackResults | None = None
+    results: TrainingResults | AttackResults | ImportResults | None = None
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
-        results = AttackResults if self.kind == "attack" else TrainingResults
+        results = _RESULTS[self.kind]
         if not isinstance(self.config, CONFIGS[self.kind]):
             raise ValueError(f"config is not that of a {self.kind} run")
         if self.results is not None and not isinstance(self.results, results):
@@ -158,11 +179,19 @@ class Run:
         return self.folder.name
 
     @property
-    def training(self) -> PretrainConfig | TransferConfig:
-        """The settings of a training. Raises RunError if the run is none."""
+    def making(self) -> PretrainConfig | TransferConfig | ImportConfig:
+        """The settings that the run's model was made with. Raises RunError if it has none."""
         if isinstance(self.manifest.config, AttackConfig):
             raise RunError(f"run {self.name!r} is an attack, not a training")
         return self.manifest.config
+
+    @property
+    def training(self) -> PretrainConfig | TransferConfig:
+        """The settings of a training. Raises RunError if the run is none."""
+        config = self.making
+        if isinstance(config, ImportConfig):
+            raise RunError(f"run {self.name!r} is an import, not a training")
+        return config
 
     @property
     def attack(self) -> AttackConfig:
@@ -183,6 +212,20 @@ class Run:
         """What a training measured. Raises RunError if the run is no finished training."""
         if not isinstance(self.manifest.results, TrainingResults):
             raise RunError(f"run {self.name!r} has no training results ({self.manifest.status})")
+        return self.manifest.results
+
+    @property
+    def seen(self) -> "TrainingResults | ImportResults":
+        """What was measured when its model was made. Raises RunError if that is not finished."""
+        if isinstance(self.manifest.config, ImportConfig):
+            return self.import_results
+        return self.results
+
+    @property
+    def import_results(self) -> ImportResults:
+        """What was seen of an imported model. Raises RunError if the run is no finished import."""
+        if not isinstance(self.manifest.results, ImportResults):
+            raise RunError(f"run {self.name!r} is no finished import ({self.manifest.status})")
         return self.manifest.results
 
     @property

@@ -104,6 +104,22 @@ class TrainingResults(BaseModel):
     train_accuracy: Fraction | None = None
 
 
+class ImportResults(BaseModel):
+    """What was seen of a model from elsewhere: fractions of n images, None if it was not measured.
+
+    ``moved`` is as in ``TrainingResults``.
+    """
+
+    model_config = SETTINGS
+
+    clean_accuracy: Fraction | None = None
+    robust_accuracy: Fraction | None = None
+    pgd_steps: int | None = None
+    n: Count = 0
+    seconds: float
+    moved: Annotated[tuple[float | None, ...], Field(max_length=1000)] = ()
+
+
 class Added(BaseModel):
     """One attack of several: how many images it was run on, how many of them fell.
 

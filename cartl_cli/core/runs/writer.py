@@ -26,7 +26,7 @@ from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import MANIFEST, next_number, read_run, same_runs, state
-from cartl_cli.core.runs.results import AttackResults, TrainingResults
+from cartl_cli.core.runs.results import AttackResults, ImportResults, TrainingResults
 from cartl_cli.core.runtime.ranks import ALONE, Ranks, is_lost
 
 WEIGHTS = "model.safetensors"
@@ -207,7 +207,7 @@ def write_metrics(run: Run, lines: bytes) -> None:
     storage.write_whole(run.folder / METRICS, lines)
 
 
-def finish_training(run: Run, model: BlockModel, results: TrainingResults) -> Run:
+def finish_model(run: Run, model: BlockModel, results: TrainingResults | ImportResults) -> Run:
     """Write the weights, then the manifest that names them and says ``completed``."""
     data = weights.to_bytes(model.state_dict())
     storage.write_whole(run.folder / WEIGHTS, data)

@@ -183,7 +183,10 @@ def stored_state(point: Point, runs_dir: Path) -> State:
         return State("failed", f"{error}; move it away to run it again")
     manifest = run.manifest
     source = manifest.source.sha256 if manifest.source else None
-    if point_id(manifest.kind, manifest.config, point.needs or source) != point.id:
+    config, wanted = manifest.config, point.config.batch_size
+    if config.batch_size == min(wanted, manifest.data.train_images):  # as small as its data
+        config = config.model_copy(update={"batch_size": wanted})
+    if point_id(manifest.kind, config, point.needs or source) != point.id:
         return State("failed", f"{folder} holds a run with other settings; move it away")
     if manifest.status == "diverged":
         return State("failed", f"run {run.name} diverged and would again")

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cartl_cli.core.config import AttackConfig, Kind, PretrainConfig, RunConfig, TransferConfig
+from cartl_cli.core.config import (
+    AttackConfig,
+    ImportConfig,
+    Kind,
+    PretrainConfig,
+    RunConfig,
+    TransferConfig,
+)
 from cartl_cli.core.config.configure import Config, at_own_eps, configure
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import shown_pixels
@@ -55,7 +62,7 @@ class Given:
 
     selector: str
     sha256: str
-    config: PretrainConfig
+    config: PretrainConfig | ImportConfig
 
 
 def plan(name: str, spec: Spec, created: str, located: Locate, runs_dir: Path) -> tuple[Sweep, int]:
@@ -182,9 +189,9 @@ def _check_used(spec: Spec, combinations: list[Chain]) -> None:
 
 def _given(name: str, runs_dir: Path) -> Given:
     """The source run that a spec names. Raises UsageError or RunError if it will not do."""
-    run = find_run(name, runs_dir, "transfer --source", ("pretrain",))
+    run = find_run(name, runs_dir, "transfer --source", ("pretrain", "import"))
     config = run.manifest.config
-    assert isinstance(config, PretrainConfig)
+    assert isinstance(config, PretrainConfig | ImportConfig)
     return Given(selector_of(run, runs_dir), finished_weights(run).sha256, config)
 
 
@@ -221,6 +228,7 @@ def _points(chain: Chain, located: Locate, given: Given | None) -> list[Point]:
         target = target.model_copy(update={"source": given.selector})
         second = _point("transfer", target, labels, source_sha256=given.sha256)
     else:
+        assert isinstance(source, PretrainConfig)
         first = [_source_point(source, blocks)]
         target = target.model_copy(update={"source": first[0].run})
         second = _point("transfer", target, labels, needs=first[0].id)
@@ -285,15 +293,21 @@ def source_method(config: PretrainConfig) -> str:
     return "+".join([config.method, *(name for name, value in added.items() if value)])
 
 
-def target_labels(source: PretrainConfig, config: TransferConfig) -> dict[str, Label]:
+def target_labels(
+    source: PretrainConfig | ImportConfig, config: TransferConfig
+) -> dict[str, Label]:
     """What distinguishes a target model."""
+    if isinstance(source, PretrainConfig):
+        fdm_lambda, source_data = source.fdm_lambda, source.dataset
+    else:
+        fdm_lambda, source_data = 0.0, Path(source.checkpoint).name
     return {
-        "method": config.look(source.fdm_lambda).label.lower(),
-        "source_data": source.dataset,
+        "method": config.look(fdm_lambda).label.lower(),
+        "source_data": source_data,
         "target_data": config.dataset,
         "arch": source.arch,
         "k": config.k,
-        "fdm_lambda": source.fdm_lambda,
+        "fdm_lambda": fdm_lambda,
         **{name: getattr(config, name) for name in ADDITIONS},
         "freeze_bn": config.frozen_bn,
         "fraction": config.fraction,

@@ -14,6 +14,7 @@ from cartl_cli.core import storage
 from cartl_cli.core.config import CONFIGS, SETTINGS, Kind
 from cartl_cli.core.config.fields import Seed
 from cartl_cli.core.config.presets import sweep_preset, sweep_presets
+from cartl_cli.core.config.values import decoded
 from cartl_cli.core.errors import RunError, UsageError
 
 MAX_SPEC = 100_000  # bytes
@@ -89,9 +90,11 @@ def open_spec(given: str) -> tuple[str, Spec]:
 def parse_spec(data: bytes, shown: str) -> Spec:
     """The spec in a TOML text. Raises UsageError for the first thing that is wrong."""
     try:
-        content = tomllib.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UsageError(f"SPEC: {shown!r} is no text in UTF-8; save it as that") from None
+        text = decoded(data)
+    except ValueError as error:
+        raise UsageError(f"SPEC: {shown!r} {error}") from None
+    try:
+        content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"SPEC: {shown!r} is not valid TOML: {error}") from None
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cartl_cli.core.config import TransferConfig, own_eps
-from cartl_cli.core.config.configure import configure
+from cartl_cli.core.config.configure import configure, fitting
 from cartl_cli.core.data.split import DataSet, Split, folds, stratified
 from cartl_cli.core.errors import CartlError, DivergedError, UsageError
 from cartl_cli.core.evaluation.verdicts import Plan, robustness, unattacked
@@ -79,8 +79,9 @@ def prepared(
     check_counts(data, setup.split)
     setup = replace(setup, data=data)
     parts = folds(setup.split.labels, FOLDS, config.seed)
-    count_steps(config, len(setup.split) - max(map(len, parts)))
-    return Bench(config, original.to(setup.device), setup, parts, {}, between)
+    return Bench(
+        fitting(config, len(setup.split)), original.to(setup.device), setup, parts, {}, between
+    )
 
 
 def check_counts(data: DataSet, split: Split) -> None:
@@ -156,6 +157,7 @@ def carried_out(bench: Bench, task: Task) -> Trial:
 
 def trained_on(bench: Bench, config: TransferConfig, split: Split) -> BlockModel:
     """The target model of some images, in evaluation mode."""
+    config = fitting(config, len(split))
     k, steps = config.k, count_steps(config, len(split))
     assert isinstance(k, int)
     setup = replace(
@@ -182,6 +184,12 @@ def right(
     for _ in robustness(model, split, plan, bench.setup.autocast, verdicts):
         bench.between()
     return int(verdicts.clean.sum()), int(verdicts.worst(0).sum())
+
+
+def largest_class(bench: Bench, n: int) -> int:
+    """Images of the largest class among ``n`` that are judged, each class in its share."""
+    counts = bench.setup.split.labels.bincount()
+    return round(n * float(counts.max() / counts.sum()))
 
 
 def k_search(

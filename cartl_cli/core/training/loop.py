@@ -18,7 +18,7 @@ from cartl_cli.core.data.batches import (
     part_of_batch,
 )
 from cartl_cli.core.data.split import Split
-from cartl_cli.core.errors import DivergedError, UsageError
+from cartl_cli.core.errors import DivergedError
 from cartl_cli.core.method.objective import Objective, StepLoss
 from cartl_cli.core.runs.manifest import Position
 from cartl_cli.core.runtime.ranks import ALONE, Part, Ranks
@@ -45,15 +45,7 @@ def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> fl
 
 
 def count_steps(config: TrainingConfig, images: int, replays: int = 1) -> int:
-    """Steps of the whole training, ``replays`` in a row on each batch.
-
-    Raises UsageError if the batch is larger than the data.
-    """
-    if config.batch_size > images:
-        raise UsageError(
-            f"--batch-size: {config.batch_size} is larger than the {images} training images; "
-            f"use 2..{images}"
-        )
+    """Steps of the whole training, ``replays`` in a row on each batch."""
     return config.epochs * batches_per_epoch(images, config.batch_size) * replays
 
 

@@ -7,6 +7,7 @@ from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.training.source_model import first_look
 
 PART = 1 / 12
 """Radius as a part of that distance: docs/which-method.md."""
@@ -45,7 +46,7 @@ def distances(
     What was measured when it was trained, else measured now. Raises UsageError where its images
     are not there.
     """
-    return source.results.moved or measured_on_source(config, source, original, session)
+    return source.seen.moved or measured_on_source(config, source, original, session)
 
 
 def radius_from(distance: float | None, source: Run) -> float:
@@ -65,8 +66,12 @@ def measured_on_source(
 
     Raises UsageError where they cannot be read.
     """
-    training = source.training
-    assert isinstance(training, PretrainConfig)
+    training = source.manifest.config
+    if not isinstance(training, PretrainConfig):
+        raise UsageError(
+            f"--radius: auto needs the images of source {source.name!r}; give a number such as "
+            "0.02, or import it again with --dataset"
+        )
     try:
         data = load_data_set(choice_of(training), training.preprocessing, session.place)
     except CartlError as error:
@@ -74,4 +79,5 @@ def measured_on_source(
             f"--radius: auto needs the images of source {source.name!r} ({error}); give a number "
             "such as 0.02"
         ) from None
-    return moved_by_pgd(original, data.evaluation, training, config.batch_size)
+    budget = first_look(training)
+    return moved_by_pgd(original, data.evaluation, budget, training.seed, config.batch_size)

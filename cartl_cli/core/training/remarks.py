@@ -24,11 +24,12 @@ def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[st
     all_blocks = config.lwf_lambda is not None or config.method in ("fast", "at", "trades")
     if k == blocks and not all_blocks:
         found.append(f"k={k} tunes every block: no robust block is kept")
-    results, classes = source.results, len(manifest.model.classes)
-    if at_chance(round(results.clean_accuracy * results.n), results.n, results.n // classes):
+    seen, classes = source.seen, len(manifest.model.classes)
+    clean = seen.clean_accuracy
+    if clean is not None and at_chance(round(clean * seen.n), seen.n, seen.n // classes):
         found.append(
-            f"warning: source {source.name} is itself at chance: it has "
-            f"{100 * results.clean_accuracy:.1f} % clean accuracy on its {classes} classes"
+            f"warning: source {source.name} is itself at chance: it has {100 * clean:.1f} % clean "
+            f"accuracy on its {classes} classes"
         )
     if manifest.config.dataset == config.dataset:
         found.append(f"source and target use the same data set {config.dataset}")

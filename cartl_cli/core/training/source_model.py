@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 import torch
 
 from cartl_cli.core.config import PretrainConfig
-from cartl_cli.core.config.configure import flag
+from cartl_cli.core.config.configure import fitting, flag
 from cartl_cli.core.data.split import Split, channel_statistics
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
@@ -51,6 +51,7 @@ def pretrain(
     """
     check_network(config)
     setup = set_up(config, config.preprocessing, session, replays=config.steps_per_batch)
+    config = fitting(config, len(setup.split))
     data, device = setup.data, setup.device
     with seeded(config.seed, "source weights"):
         model = build_model(config.arch, len(data.classes))
@@ -76,7 +77,9 @@ def pretrain(
             n=len(data.evaluation),
             seconds=done.seconds + time.monotonic() - began,
             last_weights=last if config.ema > 0 else None,
-            moved=moved_by_pgd(model, data.evaluation, config, config.batch_size),
+            moved=moved_by_pgd(
+                model, data.evaluation, first_look(config), config.seed, config.batch_size
+            ),
             collapsed_after=int(plan.state.get(COLLAPSED, 0)) or None,
         )
         run = training.finish(model, results, done)
@@ -97,6 +100,11 @@ def check_network(config: PretrainConfig) -> None:
             raise UsageError(f"{flag(field)}: {reason}") from None
 
 
+def first_look(config: PretrainConfig) -> Budget:
+    """PGD-20 at the training eps."""
+    return Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
+
+
 def measure(
     model: BlockModel,
     split: Split,
@@ -105,8 +113,9 @@ def measure(
     training: TrainingRun,
 ) -> Accuracies:
     """A first look at a finished model: PGD-20 under cross-entropy at the training eps."""
-    budget = Budget(config.eps, config.attack_step, FINAL_PGD_STEPS)
-    plan = Plan(("pgd",), (budget,), 1, 0, config.k, config.seed, config.batch_size, probe=0)
+    plan = Plan(
+        ("pgd",), (first_look(config),), 1, 0, config.k, config.seed, config.batch_size, probe=0
+    )
     found = unattacked(model, split, plan)
     for _ in robustness(model, split, plan, autocast, found):
         training.stop_if_asked("while measuring, after the last step")

@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 import torch
 
 from cartl_cli.core.config import TransferConfig
+from cartl_cli.core.config.configure import fitting
 from cartl_cli.core.data.split import Split, stratified
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation.verdicts import clean_correct, share
@@ -64,6 +65,7 @@ def transfer(
     original = weights.read_model(source)
     k = k or blocks_to_tune(config, source, original)
     setup = set_up(config, spec.preprocessing, session, config.fraction)
+    config = fitting(config, len(setup.split))
     data, device = setup.data, setup.device
     for note in remarks(config, source, k, len(original.blocks)):
         session.say(note)

@@ -4,14 +4,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
+from cartl_cli.core.config.configure import fitting
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.data_sets import augmentation, choice_of, described, load_data_set
-from cartl_cli.core.data.split import fraction_of
+from cartl_cli.core.data.split import DataSet, fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel
@@ -38,12 +40,14 @@ from cartl_cli.core.training.gradient_averaging import averaged
 from cartl_cli.core.training.loop import Progress, Training, count_steps, fit, learning_rate, sgd
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 
+Settings = TypeVar("Settings", PretrainConfig, TransferConfig)
+
 MODEL = "model.safetensors"
 TRAIN = "train.safetensors"  # the optimizer's momentum, the tensors of the training's own
 
 
 def set_up(
-    config: TrainingConfig,
+    config: Settings,
     preprocessing: Preprocessing,
     session: Session,
     fraction: float = 1.0,
@@ -51,7 +55,8 @@ def set_up(
 ) -> TrainingSetup:
     """Device, place and data of a training, checked before any work; tells the data's notes.
 
-    It uses a ``fraction`` of the training images, each batch for ``replays`` steps in a row. Raises
+    It uses a ``fraction`` of the training images, each batch for ``replays`` steps in a row. The
+    settings of the setup are those given, with batches no larger than these images. Raises
     UsageError or DataError.
     """
     ranks = session.ranks
@@ -60,8 +65,15 @@ def set_up(
     check_division(config, ranks, device)
     writer.check_place(session)
     with ranks.in_turn():
-        data = load_data_set(choice_of(config), preprocessing, session.place)
+        data: DataSet = load_data_set(choice_of(config), preprocessing, session.place)
     split = fraction_of(data, fraction, config.seed)
+    if config.batch_size > len(split):
+        session.say(
+            f"note: --batch-size {config.batch_size} is more than the {len(split)} training "
+            f"images; batches have {len(split)}"
+        )
+    config = fitting(config, len(split))
+    check_division(config, ranks, device)  # of the smaller batches, too
     precision = devices.resolve_precision(config.precision, device)
     total_steps = count_steps(config, len(split), replays)
     for note in (*described(data), *data.notes):
@@ -203,7 +215,7 @@ class TrainingRun:
     def finish(self, model: BlockModel, results: TrainingResults, last: Position) -> Run:
         """Keep the weights and the results; the run is complete."""
         checkpoints.prune(self.run, last.step)  # first: nothing may fail once the run is completed
-        return writer.finish_training(self.run, model, results)
+        return writer.finish_model(self.run, model, results)
 
     def _begin(self, state: "TrainingState", setup: TrainingSetup) -> tuple[Position, bytes]:
         """Where to begin, and the metrics so far: at the newest checkpoint, taken into ``state``.

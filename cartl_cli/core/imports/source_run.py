@@ -1,0 +1,227 @@
+"""``cartl import``: a checkpoint from elsewhere becomes a source run, and is looked at."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cartl_cli.core.config import ImportConfig
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.data.data_sets import DataChoice, described, in_order, load_data_set
+from cartl_cli.core.data.split import DataSet, Split, stratified
+from cartl_cli.core.errors import StoppedError, UsageError
+from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
+from cartl_cli.core.evaluation.verdicts import Plan, clean_correct, robustness, share, unattacked
+from cartl_cli.core.imports.checkpoint_files import Checkpoint, read_checkpoint
+from cartl_cli.core.imports.matching import MEAN, guess_classes, match
+from cartl_cli.core.imports.unwrapping import Normalization
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.registry.architectures import build_model, parse_architecture
+from cartl_cli.core.runs import writer
+from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Original, Run, data_record
+from cartl_cli.core.runs.results import ImportResults
+from cartl_cli.core.runs.writer import Session
+from cartl_cli.core.runtime.devices import (
+    autocast_for,
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+    versions,
+)
+from cartl_cli.core.runtime.stopping import stop_signals
+
+USUAL = {
+    "ImageNet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": Normalization((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "-1 to 1": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""What networks are most often given, for one that comes without."""
+BETTER = 0.1  # of the images right with another normalization, and more than without: told
+FEW_LEFT = 0.1  # of the images that are right when clean: a source with fewer is not robust
+
+
+def import_model(config: ImportConfig, session: Session, report: Callable[[int, int], None]) -> Run:
+    """The checkpoint as a finished run of kind ``import``, measured on the images of ``dataset``.
+
+    ``report`` gets images attacked, of how many. Raises UsageError or DataError before anything is
+    written: for a file that is no checkpoint or does not fit the network, name by name.
+    """
+    began = time.monotonic()
+    device = resolve_device(config.device)
+    keep_freed_memory()
+    writer.check_place(session)
+    checkpoint = read_checkpoint(Path(config.checkpoint).expanduser(), config.member)
+    outputs = guess_classes(checkpoint.tensors)
+    data = images_of(config, outputs, session)
+    classes = classes_of(config, outputs, data)
+    if data is not None:
+        data = in_order(data, classes)
+    model, remarks = fitted(config, checkpoint, len(classes))
+    for remark in (*checkpoint.remarks, *remarks):
+        session.say(remark)
+    session.say(f"images become: {config.preprocessing.shown}")
+    blocks = len(model.blocks)
+    draft = Manifest(
+        kind="import",
+        config=config,
+        k=min(config.k, blocks),
+        model=ModelSpec(arch=config.arch, classes=classes, preprocessing=config.preprocessing),
+        data=data_record(data or nothing(classes, config.preprocessing), ()),
+        original=Original(
+            file=Path(config.checkpoint).name,
+            size=checkpoint.size,
+            sha256=checkpoint.sha256,
+            remarks=(*checkpoint.remarks, *remarks),
+        ),
+        versions=versions(device, resolve_precision(config.precision, device), 1, False),
+    )
+    model = model.to(device).to(memory_format=torch.channels_last)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    with writer.written(session, draft, size) as run, stop_signals() as asked:
+        results = ImportResults(seconds=time.monotonic() - began)
+        if data is not None:
+            split = measured(config, data).to(device)
+
+            def attacked(done: int) -> None:
+                if asked.signal is not None:
+                    raise StoppedError("interrupted; import it again", asked.signal)
+                report(done, len(split))
+
+            results = look_at(config, model, split, attacked)
+            for line in judged(config, model, split, results, checkpoint):
+                session.say(line)
+        else:
+            session.say("note: it was not measured; --dataset names images like its own")
+        results = results.model_copy(update={"seconds": time.monotonic() - began})
+        return writer.finish_model(run, model, results)
+
+
+def images_of(config: ImportConfig, outputs: int, session: Session) -> DataSet | None:
+    """The images to measure the model on, if any. Raises UsageError for other classes."""
+    if config.dataset is None:
+        return None
+    choice = DataChoice(config.dataset, skip_bad=config.skip_bad)
+    data = load_data_set(choice, config.preprocessing, session.place)
+    for note in (*described(data), *data.notes):
+        session.say(note)
+    if len(data.classes) != outputs:
+        raise UsageError(
+            f"--dataset: {data.name} has {len(data.classes)} classes, the file {outputs} outputs; "
+            "name images of its own classes, or none"
+        )
+    return data
+
+
+def classes_of(config: ImportConfig, outputs: int, data: DataSet | None) -> tuple[str, ...]:
+    """The names of the outputs: as given, else those of the data, else numbers.
+
+    Raises UsageError for another number of names, or other names than the data has.
+    """
+    if not config.classes:
+        return data.classes if data else tuple(f"class {number}" for number in range(outputs))
+    if len(config.classes) != outputs:
+        raise UsageError(f"--classes: {len(config.classes)} names, the file has {outputs} outputs")
+    if data and (other := set(config.classes) ^ set(data.classes)):
+        raise UsageError(f"--classes: {min(other)!r} is not both in --classes and in {data.name}")
+    return config.classes
+
+
+def fitted(
+    config: ImportConfig, checkpoint: Checkpoint, classes: int
+) -> tuple[BlockModel, tuple[str, ...]]:
+    """The network with all weights of the file, and what was decided. Raises DataError."""
+    normalization = checkpoint.normalization
+    remarks = []
+    if config.mean is not None and config.std is not None:
+        if normalization not in (None, given := Normalization(config.mean, config.std)):
+            remarks.append("note: --mean and --std take the place of the file's normalization")
+        normalization = given
+    elif MEAN in checkpoint.tensors:
+        normalization = None  # the file is ours
+    model: BlockModel = build_model(config.arch, classes).float()
+    renames = parse_architecture(config.arch).renames
+    matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
+    model.load_state_dict(matched.tensors)
+    return model.eval(), (*remarks, *matched.remarks)
+
+
+def nothing(classes: tuple[str, ...], preprocessing: Preprocessing) -> DataSet:
+    """The data of a model that was not measured."""
+    side = preprocessing.image_size
+    none = Split(torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long())
+    return DataSet("none", classes, none, none, "nothing")
+
+
+def measured(config: ImportConfig, data: DataSet) -> Split:
+    """A seeded stratified part of the images, as ``cartl attack --limit`` takes it."""
+    split = data.evaluation
+    if len(split) <= config.limit:
+        return split
+    return split.part(stratified(split.labels, config.limit, config.seed, "limit"))
+
+
+def look_at(
+    config: ImportConfig, model: BlockModel, split: Split, attacked: Callable[[int], None]
+) -> ImportResults:
+    """Clean accuracy, accuracy under PGD, and how far that moves the features of each block."""
+    budget = Budget(config.eps, config.eps / 4, config.pgd_steps)
+    precision = resolve_precision(config.precision, split.labels.device)
+    plan = Plan(("pgd",), (budget,), 1, 0, config.k, config.seed, config.batch_size, probe=0)
+    found = unattacked(model, split, plan)
+    attacked(0)
+    autocast = autocast_for(split.labels.device, precision)
+    for left in robustness(model, split, plan, autocast, found):
+        attacked(len(split) - left)
+    moved = moved_by_pgd(model, split, replace(budget, steps=20), config.seed, config.batch_size)
+    return ImportResults(
+        clean_accuracy=share(found.clean),
+        robust_accuracy=share(found.worst(0)),
+        pgd_steps=config.pgd_steps,
+        n=len(split),
+        seconds=0,
+        moved=moved,
+    )
+
+
+def judged(
+    config: ImportConfig,
+    model: BlockModel,
+    split: Split,
+    results: ImportResults,
+    checkpoint: Checkpoint,
+) -> list[str]:
+    """Whether the model is robust, and whether another normalization would suit it better."""
+    found = []
+    clean, robust = results.clean_accuracy or 0.0, results.robust_accuracy or 0.0
+    if config.mean is None and checkpoint.normalization is None and MEAN not in checkpoint.tensors:
+        rights = {name: right(config, model, split, usual) for name, usual in USUAL.items()}
+        best = max(rights, key=lambda name: rights[name])
+        if rights[best] > clean + BETTER:
+            mean, std = (",".join(map(str, part)) for part in (USUAL[best].mean, USUAL[best].std))
+            found.append(
+                f"warning: no normalization is known; with that of {best} "
+                f"{100 * rights[best]:.1f} % are right, not {100 * clean:.1f} %: look up what it "
+                f"was trained with, such as --mean {mean} --std {std}"
+            )
+    if robust < FEW_LEFT * clean:
+        found.append(
+            f"warning: this source is not robust: PGD-{config.pgd_steps} at eps "
+            f"{shown_pixels(config.eps)} leaves {100 * robust:.1f} % of {100 * clean:.1f} %; a "
+            "transfer has no robustness to inherit from it"
+        )
+    return found
+
+
+def right(config: ImportConfig, model: BlockModel, split: Split, usual: Normalization) -> float:
+    """The share of images that are right with another normalization; the model is left as it is."""
+    kept: tuple[Tensor, Tensor] = model.normalize.mean.clone(), model.normalize.std.clone()
+    model.normalize.fix(usual.mean, usual.std)
+    found = clean_correct(model, split, config.batch_size, split.labels.device)
+    model.normalize.mean.copy_(kept[0])
+    model.normalize.std.copy_(kept[1])
+    return share(found)
