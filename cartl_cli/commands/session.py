@@ -73,7 +73,7 @@ def located(config: Config, named: bool = True) -> Config:
     """
     from cartl_cli.core.runs.reader import homely
 
-    if isinstance(config, PretrainConfig) and (own := own_network(config.arch)):
+    if isinstance(config, PretrainConfig | ImportConfig) and (own := own_network(config.arch)):
         from cartl_cli.core.models.own_network import allow
 
         if named:

@@ -84,7 +84,7 @@ class ImportConfig(BaseModel):
         Field(description="Images like those it was trained on, to measure it (default: none)."),
     ] = None
     skip_bad: fields.SkipBad = False
-    limit: Annotated[Whole, Field(ge=1, description="Images to measure it on, at most.")] = 1000
+    limit: Annotated[Whole, Field(ge=1, description="Images to measure it on, at most.")] = 200
     eps: fields.Eps = Field(default_factory=lambda given: values.own_eps(given.get("dataset")))
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of the attack on them.")] = 20
     batch_size: fields.BatchSize = 64

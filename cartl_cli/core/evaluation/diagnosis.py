@@ -57,13 +57,18 @@ def diagnosed(
 
 
 def moved_by_pgd(
-    model: BlockModel, split: Split, budget: Budget, seed: int, batch_size: int
+    model: BlockModel,
+    split: Split,
+    budget: Budget,
+    seed: int,
+    batch_size: int,
+    images_at_most: int = MOVED,
 ) -> tuple[float | None, ...]:
     """How far PGD moves what leaves each block 0..L: ‖Δ_b‖₂ / ‖f_b(x)‖₂.
 
     The mean over a seeded part of the images that are right when clean; None where there are none.
     """
-    some = split.take(stratified(split.labels, min(MOVED, len(split)), seed, "moved"))
+    some = split.take(stratified(split.labels, min(images_at_most, len(split)), seed, "moved"))
     device = next(model.parameters()).device
     images, labels = to_pixels(some.images.to(device)), some.labels.to(device)
     start = uniform_start(images, budget.eps, generator(seed, "moved"))
