@@ -47,8 +47,8 @@ class Split:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, at most ``size`` at a time, where the labels are."""
-        for indices in torch.arange(len(self)).split(size):
-            part = slice(int(indices[0]), int(indices[-1]) + 1)
+        for first in range(0, len(self), size):
+            part = slice(first, min(first + size, len(self)))
             rows = part if self.rows is None else self.rows[part].to(self.images.device)
             yield _moved(self.images[rows], self.labels.device)
 
