@@ -40,7 +40,8 @@ OTHERS = (
     *("wrn-16-1", "torchvision:resnet34", "torchvision:wide_resnet50_2"),
     *("timm:convnextv2_atto", "timm:deit3_small_patch16_224", "timm:xcit_nano_12_p8_224"),
 )
-OWN = re.findall(r"```python\n(.*?)```", Path("docs/own-model.md").read_text(), re.DOTALL)[0]
+PAGE = Path(__file__).parents[1] / "docs" / "own-model.md"
+OWN = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
 
 
 def loaded(arch: str) -> tuple[BlockModel, nn.Module]:
@@ -102,8 +103,7 @@ def test_names_of_ours_stay_and_no_two_rules_want_one_name(arch: str) -> None:
         assert wanted | {"normalize.mean", "normalize.std"} == set(empty.state_dict())
 
 
-def test_a_prefix_of_many_images_keeps_the_memory_of_tokens() -> None:
-    """Tokens are of three dimensions, where ``channels_last`` says nothing."""
+def test_a_memory_layout_of_images_does_not_disturb_tokens() -> None:
     model: BlockModel = build_model("timm:xcit_nano_12_p16_224", 3)
     model.to(memory_format=torch.channels_last).eval()
     images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
