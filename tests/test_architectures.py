@@ -19,7 +19,7 @@ from cartl_cli.core.models.folding import folded
 from cartl_cli.core.registry.architectures import build_model, parse_architecture, renamed
 from cartl_cli.core.registry.transfer_methods import check_network
 from cartl_cli.core.runs.reader import list_runs, read_run
-from tests.conftest import Command
+from tests.conftest import Command, ImageFolder
 from tests.foreign import lived_in, published
 
 CLASSES = 5
@@ -40,7 +40,8 @@ OTHERS = (
     *("wrn-16-1", "torchvision:resnet34", "torchvision:wide_resnet50_2"),
     *("timm:convnextv2_atto", "timm:deit3_small_patch16_224", "timm:xcit_nano_12_p8_224"),
 )
-OWN = re.findall(r"```python\n(.*?)```", Path("docs/own-model.md").read_text(), re.DOTALL)[0]
+PAGE = Path(__file__).parents[1] / "docs" / "own-model.md"
+OWN = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
 
 
 def loaded(arch: str) -> tuple[BlockModel, nn.Module]:
@@ -102,8 +103,7 @@ def test_names_of_ours_stay_and_no_two_rules_want_one_name(arch: str) -> None:
         assert wanted | {"normalize.mean", "normalize.std"} == set(empty.state_dict())
 
 
-def test_a_prefix_of_many_images_keeps_the_memory_of_tokens() -> None:
-    """Tokens are of three dimensions, where ``channels_last`` says nothing."""
+def test_a_memory_layout_of_images_does_not_disturb_tokens() -> None:
     model: BlockModel = build_model("timm:xcit_nano_12_p16_224", 3)
     model.to(memory_format=torch.channels_last).eval()
     images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
@@ -204,8 +204,7 @@ class Crossed(nn.Module):
 
     class NormAct(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
-            normed: Tensor = super().forward(x)
-            return normed.relu()
+            return torch.relu(super().forward(x))
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,20 +365,21 @@ def factory(n):
     assert sum(isinstance(module, ResidualSum) for module in model.modules()) == 3
 
 
-def test_preact_resnet_trains_by_the_command(cartl: Command, images: Tensor) -> None:
-    small = "--epochs 1 --batch-size 64 --device cpu --k 1"
+def test_preact_resnet_trains_by_the_command(
+    cartl: Command, image_folder: ImageFolder, images: Tensor
+) -> None:
+    small = f"--dataset {image_folder(size=(8, 8))} --epochs 1 --batch-size 4 --device cpu --k 1"
     source = "pretrain --arch preact-resnet-18 --image-size 8 --method fast --fdm-lambda 0.001"
-    finish(cartl, f"{source} --classes disk,bar {small}")
-    finish(cartl, f"transfer --classes ring,grid --keep-lambda 1 {small}")
+    finish(cartl, f"{source} {small}")
+    finish(cartl, f"transfer --keep-lambda 1 {small}")
     assert load_model("runs/002-transfer")(images[:, :, :8, :8]).shape == (8, 2)
 
 
-def test_tokens_are_tuned_by_every_method(cartl: Command) -> None:
-    small = "--epochs 1 --batch-size 64 --device cpu --classes"
-    source = "pretrain --arch timm:xcit_nano_12_p16_224 --method natural --k 2"
-    finish(cartl, f"{source} {small} disk,bar")
+def test_tokens_are_tuned_by_every_method(cartl: Command, image_folder: ImageFolder) -> None:
+    small = f"--dataset {image_folder()} --epochs 1 --batch-size 4 --device cpu --k 2"
+    finish(cartl, f"pretrain --arch timm:xcit_nano_12_p16_224 --fdm-lambda 0.01 {small}")
     for method in ("natural --keep-lambda 1 --keep-at all", "latent --radius 0.1", "at"):
-        finish(cartl, f"transfer --method {method} {small} ring,grid")
-    done = cartl(*f"transfer --neft-beta 0.4 {small} ring,grid".split())
+        finish(cartl, f"transfer --method {method} {small}")
+    done = cartl(*f"transfer --neft-beta 0.4 {small}".split())
     assert done.code == 2
     assert "--neft-beta: NEFT cannot" in done.err

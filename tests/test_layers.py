@@ -15,7 +15,6 @@ FLOORS: dict[str, set[str]] = {
     "config": BASE | {"registry"},
     "runtime": BASE,
     "models": BASE | {"registry", "runtime"},
-    "imports": BASE | {"registry", "runtime", "models"},
     "method": BASE | {"registry", "runtime", "models"},
     "attacks": BASE | {"registry", "runtime", "models", "method"},
     "data": BASE | {"config", "registry", "runtime"},
@@ -25,6 +24,7 @@ FLOORS: dict[str, set[str]] = {
 LOWER = BASE | FLOORS.keys()
 UPPER: dict[str, set[str]] = {
     "evaluation": LOWER,
+    "imports": LOWER | {"evaluation"},
     "training": LOWER | {"evaluation"},
     "sweeps": LOWER | {"evaluation", "training"},
     "reports": LOWER | {"evaluation", "sweeps"},

@@ -137,6 +137,8 @@ def test_a_toy_is_part_of_a_sweep_and_of_its_report(toys: Toys) -> None:
         ("pretrain --help", "at|fast|free|trades|natural|shaky"),
         ("pretrain --help", "shaky: with noise"),
         ("pretrain --help", "toy-W"),
+        ("pretrain --help", "timm:NAME (ConvNeXt"),
+        ("pretrain --help", "FILE.py:FUNCTION"),
         ("transfer --help", "natural|latent|fast|at|trades|smooth"),
         ("transfer --help", "smooth: with smoothed labels"),
         ("transfer --help", "smooth stats"),

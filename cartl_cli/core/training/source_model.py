@@ -49,7 +49,7 @@ def pretrain(
     Raises UsageError before any work, DataError for bad images, DivergedError if the loss is not
     finite, StoppedError once a signal asked to stop and the state is saved.
     """
-    check_network(config)
+    check_fits(config)
     setup = set_up(config, config.preprocessing, session, replays=config.steps_per_batch)
     config = fitting(config, len(setup.split))
     data, device = setup.data, setup.device
@@ -89,7 +89,7 @@ def pretrain(
     return run
 
 
-def check_network(config: PretrainConfig) -> None:
+def check_fits(config: PretrainConfig) -> None:
     """Refuse what only the network itself can tell, where its name does not. Raises UsageError."""
     if parse_architecture(config.arch).block_count is None:
         blocks = block_table(config.arch, config.image_size)[-1].number
