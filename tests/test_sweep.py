@@ -231,7 +231,7 @@ def test_settings_of_source_runs_that_nothing_uses_are_refused(text: str, place:
     ("name", "message"),
     [
         ("missing", "transfer --source: no such run: 'missing'; runs in 'runs': source, target"),
-        ("target", "transfer --source: 'target' is a transfer run, not pretrain"),
+        ("target", "transfer --source: 'target' is a transfer run, not pretrain or import"),
         ("source", "run 'source' is not complete: crashed; go on with: cartl pretrain --resume"),
     ],
 )

@@ -112,6 +112,7 @@ class ImportResults(BaseModel):
 
     model_config = SETTINGS
 
+    of: Literal["import"] = "import"  # tells them from those of a training
     clean_accuracy: Fraction | None = None
     robust_accuracy: Fraction | None = None
     pgd_steps: int | None = None

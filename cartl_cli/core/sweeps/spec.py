@@ -19,7 +19,7 @@ from cartl_cli.core.errors import RunError, UsageError
 
 MAX_SPEC = 100_000  # bytes
 Settings = dict[str, Any]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = ("pretrain", "transfer", "attack")
 
 
 class Layer(BaseModel):
