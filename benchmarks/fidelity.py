@@ -118,7 +118,7 @@ def settings() -> Iterator[Line]:
     yield Line("LwF: batch, learning rate, decay", (128, 0.001, 2e-4), rest)
     for name in ("cifar10", "cifar100", "svhn", "gtsrb", "mnist"):
         official = ("crop", "flip", "rotate") if name.startswith("cifar") else ()
-        yield Line(f"augmentation of {name}", official, augmentation(name, lwf.augment))
+        yield Line(f"augmentation of {name}", official, augmentation(name, lwf.augment, 32))
 
 
 def _rounded(numbers: list[float]) -> tuple[float, ...]:

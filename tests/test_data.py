@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data import folders, pixel_cache
+from cartl_cli.core.data.batches import LEAST_AREA, zoom
 from cartl_cli.core.data.data_sets import DataChoice, augmentation, load_data_set
 from cartl_cli.core.data.decoding import decode_image
 from cartl_cli.core.data.downloads import NOWHERE, Place
@@ -265,10 +266,37 @@ def test_statistics_are_those_of_the_training_pixels(data: DataSet) -> None:
 
 
 def test_augmentation_is_the_data_sets_own_unless_chosen() -> None:
-    assert augmentation("shapes", None) == ()
-    assert augmentation("some/folder", None) == ("crop",)
-    assert augmentation("some/folder", ()) == ()
-    assert augmentation("shapes", ("flip",)) == ("flip",)
+    assert augmentation("shapes", None, 32) == ()
+    assert augmentation("some/folder", None, 32) == ("crop",)
+    assert augmentation("some/folder", (), 32) == ()
+    assert augmentation("shapes", ("flip",), 32) == ("flip",)
+    assert augmentation("some/photographs", None, 224) == ("zoom", "flip")
+
+
+def test_a_zoom_shows_a_part_of_the_image_of_the_area_that_was_drawn() -> None:
+    """On an image whose channels are the coordinates: what it shows is read off its corners."""
+    side = 200
+    line = (torch.arange(side) + 0.5) / side
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    image = torch.stack([rows, columns, torch.zeros(side, side)])
+    draws = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    zoomed = zoom(image.expand(50, -1, -1, -1), *draws.unbind(1))
+    low, high = zoomed[:, :2, 0, 0], zoomed[:, :2, -1, -1]
+    sides = (high - low) * side / (side - 1)
+    area = LEAST_AREA + (1 - LEAST_AREA) * draws[:, 2]
+    fits = sides.amax(1) < 0.999
+    torch.testing.assert_close(sides.prod(1)[fits], area[fits], rtol=1e-3, atol=1e-3)
+    assert (sides.prod(1)[~fits] <= area[~fits] + 1e-3).all()
+    ratio = sides[:, 1] / sides[:, 0]
+    assert ratio.max() <= 4 / 3 + 1e-3
+    assert ratio.min() >= 3 / 4 - 1e-3
+    assert low.min() >= 0
+    assert high.max() <= 1
+    free = 1 - sides > 0.1
+    place = low / (1 - sides).clamp_min(0.1)
+    torch.testing.assert_close(place[free], draws[:, :2][free], rtol=0, atol=0.05)
+    whole = zoom(image[None], *torch.tensor([[0.3], [0.7], [1.0], [0.5]]))
+    torch.testing.assert_close(whole[0], image, atol=1e-5, rtol=0)
 
 
 def test_a_test_class_that_is_not_trained_is_refused(image_folder: ImageFolder) -> None:

@@ -522,7 +522,7 @@ def test_eps_and_augmentation_are_the_data_sets_own() -> None:
     with pytest.raises(UsageError, match=r"--step-size: must be at most 2 x eps = 0\.3, got 0.4"):
         at_own_eps(configure(AttackConfig, {"step_size": 0.4}), "mnist")
     assert at_own_eps(configure(AttackConfig, {"step_size": 0.2}), "mnist").step(0.15) == 0.2
-    assert augmentation("cifar100", None) == ("crop", "flip", "rotate")
-    assert augmentation("gtsrb", None) == augmentation("svhn", None) == ()
-    assert augmentation("svhn", ("flip",)) == ("flip",)
-    assert augmentation("my-folder", None) == ("crop",)
+    assert augmentation("cifar100", None, 32) == ("crop", "flip", "rotate")
+    assert augmentation("gtsrb", None, 32) == augmentation("svhn", None, 32) == ()
+    assert augmentation("svhn", ("flip",), 32) == ("flip",)
+    assert augmentation("my-folder", None, 32) == ("crop",)

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from cartl_cli import load_model
 from cartl_cli.core.runs.manifest import SCHEMA_VERSION
+from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import read_run
 from tests.conftest import Command
 
@@ -72,3 +74,21 @@ def test_old_attacks_are_read(corpus: Path) -> None:
         for added in found.added:
             assert added.alone is None or added.alone >= found.robust_accuracy
             assert added.fell <= added.attacked <= 12
+
+
+def test_an_import_is_read_and_its_model_loaded() -> None:
+    run = read_run(DATA / "schema-5" / "imported")
+    assert run.manifest.original is not None
+    assert run.import_results.n == 0
+    with torch.no_grad():
+        assert load_model(run.folder)(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_what_an_older_run_held_out_stays_out_of_its_training_images() -> None:
+    """Until schema 4 the seed of a run chose them; where there was a test split it did not."""
+    path = DATA / "schema-4" / "source" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["config"]["seed"] = 3
+    assert parse_manifest(content, path).config.model_dump()["split_seed"] == 0
+    content["data"]["measured"] = "held-out"
+    assert parse_manifest(content, path).config.model_dump()["split_seed"] == 3

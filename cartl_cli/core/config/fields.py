@@ -33,7 +33,7 @@ Number = Annotated[float, BeforeValidator(values.parse_number)]
 Pixels = Annotated[float, BeforeValidator(values.parse_pixels)]
 Names = Annotated[tuple[str, ...], BeforeValidator(values.parse_list)]
 Augmentations = Annotated[
-    tuple[Literal["crop", "flip", "rotate"], ...], BeforeValidator(values.parse_list)
+    tuple[Literal["crop", "flip", "rotate", "zoom"], ...], BeforeValidator(values.parse_list)
 ]
 
 KeepAt = Annotated[
@@ -74,7 +74,9 @@ SkipBad = Annotated[
 ]
 Augment = Annotated[
     Augmentations | None,
-    Field(description="crop, flip and rotate, as a,b; none; default: the data set's own choice."),
+    Field(
+        description="crop, flip, rotate and zoom, as a,b; none; default: the data set's own choice."
+    ),
 ]
 Eps = Annotated[
     Pixels,

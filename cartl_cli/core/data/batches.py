@@ -11,8 +11,9 @@ from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.runtime.randomness import generator
 from cartl_cli.core.runtime.ranks import ALONE, EVERYTHING, Part, Ranks
 
-PADDING = 4
+PADDING = 8  # a crop is padded by an eighth of the side: 4 of 32 pixels
 MAX_ROTATION = math.radians(15)
+LEAST_AREA, LONGEST = 0.25, 4 / 3  # of a zoom: the part of the image, and width to height
 
 
 def batches_per_epoch(count: int, batch_size: int) -> int:
@@ -59,7 +60,11 @@ def epoch_batches(
     """
     device = split.labels.device  # whole: what goes there batch by batch is waited for
     order = torch.randperm(len(split), generator=generator(seed, "order", epoch)).to(device)
-    draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch)).to(device)
+    draws = torch.rand(len(split), 4, generator=generator(seed, "augmentation", epoch))
+    if "zoom" in augment:
+        more = torch.rand(len(split), 2, generator=generator(seed, "zoom", epoch))
+        draws = torch.cat([draws, more], dim=1)
+    draws = draws.to(device)
     for batch in range(first, batches_per_epoch(len(split), batch_size)):
         indices = order[batch * batch_size : (batch + 1) * batch_size]
         indices = indices[part_of_batch(len(indices), ranks).rows]
@@ -74,9 +79,12 @@ def epoch_batches(
 def augmented(images: Tensor, augment: Sequence[str], draws: Tensor) -> Tensor:
     """Each named augmentation in a fixed order; shape unchanged.
 
-    ``draws`` (B, 4) from U(0, 1): two shifts of the crop, the flip, the angle of each image.
+    ``draws`` (B, 4) from U(0, 1): two shifts of the crop, the flip, the angle of each image. For a
+    zoom (B, 6): its area and shape, too; its place is that of the crop.
     """
-    down, right, mirror, turn = draws.unbind(1)
+    down, right, mirror, turn, *shape = draws.unbind(1)
+    if "zoom" in augment:
+        images = zoom(images, down, right, *shape)
     if "crop" in augment:
         images = crop(images, down, right)
     if "flip" in augment:
@@ -87,15 +95,32 @@ def augmented(images: Tensor, augment: Sequence[str], draws: Tensor) -> Tensor:
 
 
 def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """A random crop of the original size after zero padding by 4; draws (B,) in [0, 1)."""
+    """A random crop of the original size after zero padding by an eighth of it; draws (B,)."""
     count, _, height, width = images.shape
-    padded = F.pad(images, [PADDING] * 4)
-    choices = 2 * PADDING + 1
+    padding = height // PADDING
+    padded = F.pad(images, [padding] * 4)
+    choices = 2 * padding + 1
     rows = (down * choices).long()[:, None] + torch.arange(height, device=images.device)
     columns = (right * choices).long()[:, None] + torch.arange(width, device=images.device)
     image = torch.arange(count, device=images.device)[:, None, None]
     # indexing (B, H, W) around the channel slice gives (B, H, W, C)
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def zoom(images: Tensor, down: Tensor, right: Tensor, area: Tensor, shape: Tensor) -> Tensor:
+    """A random part of each image, enlarged to its size; draws (B,) in [0, 1).
+
+    Between a quarter of the area and all of it, up to a third wider than high or higher than wide.
+    """
+    part = LEAST_AREA + (1 - LEAST_AREA) * area
+    ratio = LONGEST ** (2 * shape - 1)
+    width, height = (part * ratio).sqrt().clamp_max(1), (part / ratio).sqrt().clamp_max(1)
+    # the middle of the part, in coordinates from -1 to 1
+    x, y = (2 * right - 1) * (1 - width), (2 * down - 1) * (1 - height)
+    zero = torch.zeros_like(x)
+    theta = torch.stack([width, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def flip(images: Tensor, mirror: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ AUGMENTATION: dict[str, tuple[str, ...]] = {
     "stl10": ("crop", "flip"),
 }
 FOLDER_AUGMENTATION = ("crop",)
+PHOTOGRAPHS = ("zoom", "flip")
+SMALL = 64  # pixels of a side, above which images are taken for photographs
 DEFAULT_HELD_OUT = 0.1
 SHOWN = 10  # classes that are shown
 UNEVEN = 10  # times as many images in one class as in another: told
@@ -135,9 +137,12 @@ def check_name(name: str) -> None:
     )
 
 
-def augmentation(name: str, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
+def augmentation(name: str, chosen: tuple[str, ...] | None, image_size: int) -> tuple[str, ...]:
     """The augmentations of a data set: the user's choice, else its own."""
-    return AUGMENTATION.get(name, FOLDER_AUGMENTATION) if chosen is None else chosen
+    if chosen is not None:
+        return chosen
+    usual = PHOTOGRAPHS if image_size > SMALL else FOLDER_AUGMENTATION
+    return AUGMENTATION.get(name, usual)
 
 
 def _chosen(data: DataSet, classes: tuple[str, ...]) -> DataSet:

@@ -82,7 +82,7 @@ def set_up(
         config=config,
         data=data,
         split=split,
-        augment=augmentation(config.dataset, config.augment),
+        augment=augmentation(config.dataset, config.augment, preprocessing.image_size),
         device=device,
         precision=precision,
         autocast=devices.autocast_for(device, precision),
