@@ -2,10 +2,10 @@
 
     python -m benchmarks.photographs --count 20000 --image-size 224
 
-Makes so many JPEGs of 500×400 pixels (noise over gradients: they compress like photographs), then
-runs three processes one after another: the bare decoder on all cores, the data set as ``cartl`` reads
-it, and the same from the cache with the statistics of ``pretrain``. Memory is the peak of the process
-without the pages of the cache, which the system can take back at any time.
+Makes so many JPEGs of 500×400 pixels (noise over gradients: they compress like photographs). Then
+it runs three processes one after another: the bare decoder on all cores, the data set as ``cartl``
+reads it, and the same from the cache with the statistics of ``pretrain``. Memory is the peak of the
+process without the pages of the cache, which the system can take back at any time.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def made(folder: Path, count: int) -> Path:
         Image.fromarray(pixels).save(held, "JPEG", quality=88)
         pictures.append(held.getvalue())
     for number in range(count):
-        split, name = ("test" if number % 10 == 0 else "train"), f"class{number % 2}"
+        split, name = ("test" if number % 10 == 0 else "train"), f"class{number // 10 % 2}"
         place = folder / "data" / split / name
         place.mkdir(parents=True, exist_ok=True)
         start, rest = pictures[number % len(pictures)][:2], pictures[number % len(pictures)][2:]
