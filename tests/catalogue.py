@@ -8,7 +8,7 @@ lists, ``test_c16_c17_…``, and the row that its parametrize id begins with, ``
 import re
 from collections.abc import Iterable
 
-SECTIONS = {"C": 64, "R": 43, "D": 36, "T": 40, "X": 26, "A": 41, "S": 44, "Z": 42}
+SECTIONS = {"C": 64, "R": 43, "D": 44, "T": 40, "X": 26, "A": 41, "S": 44, "Z": 42}
 ROWS = [f"{section}{row:02d}" for section, count in SECTIONS.items() for row in range(1, count + 1)]
 
 INAPPLICABLE = {

@@ -15,6 +15,7 @@ pytestmark = [
 ]
 SIGNS = Path(FOLDER) / "gtsrb.zip"
 DIGITS = Path(FOLDER) / "mnist.zip"
+PHOTOS = Path(FOLDER) / "photos.zip"
 EVEN, ODD = "00000,00002,00004,00014", "00001,00013,00017"
 
 
@@ -50,3 +51,17 @@ def test_grayscale_digits_are_converted_and_learned(cartl: Command) -> None:
     assert "2,100 of 2,100 images were grayscale, made RGB" in done.err
     assert "2,100 of 2,100 images were resized to 32x32" in done.err
     assert json.loads(done.out)["clean_accuracy"] > 0.9
+
+
+def test_photographs_with_train_and_val_go_the_whole_way(cartl: Command) -> None:
+    """The commonest layout, and no option that says so; ``val`` is what measures."""
+    small = ("--arch", "wrn-10-1", "--k", 2, "--epochs", 1, "--pgd-steps", 1)
+    done = cartl("pretrain", "--dataset", PHOTOS, *small)
+    assert done.code == 0, done.err
+    assert "2 classes (images in train + val): ants 122 + 70, bees 121 + 83" in done.err
+    done = cartl("transfer", "--dataset", PHOTOS, "--epochs", 1, "--json")
+    assert done.code == 0, done.err
+    done = cartl("attack", "--pgd-steps", 1, "--checks", "off", "--json")
+    assert done.code == 0, done.err
+    attacked = json.loads(done.out)
+    assert (attacked["n"], attacked["measured"]) == (153, "val")
