@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,16 +31,15 @@ PICTURE = Path("confusion.png")
 @flags_from(PredictConfig)
 def predict(
     settings: dict[str, Any],
-    words: Annotated[
-        list[str],
+    paths: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="PATHS",
             help="Image files, folders and .zips of them; - for such names on standard input. "
             "Before them the run: name, number or path (default: the newest finished, sweeps "
             "aside).",
             show_default=False,
         ),
-    ],
+    ] = None,
     plot: Annotated[
         bool, typer.Option("--plot", help=f"Draw the confusion matrix: {PICTURE}.")
     ] = False,
@@ -53,8 +52,8 @@ def predict(
         check_matplotlib()
         if os.path.lexists(PICTURE) and not force:
             raise UsageError(f"--plot: {PICTURE} is there; --force writes over it")
-    named, paths = divided(words, runs_dir)
-    if not paths:
+    named, places = divided(paths or [], runs_dir)
+    if not places:
         raise UsageError(
             "PATHS: give image files, folders or .zips of them, or - for names on standard input"
         )
@@ -69,7 +68,7 @@ def predict(
     confusion, kept = Confusion(run.manifest.model.classes), list[Answer]()
     good, bad, survived = 0, 0, 0
     streamed, out = config.format != "table", sys.stdout  # which a display takes the place of
-    with named_images(paths, input_lines()) as (total, images):
+    with named_images(places, input_lines()) as (total, images):
         asked = asking(run, config)
         write = predictions.line_writer(asked, out) if streamed else kept.extend
         # lines on a terminal show how far it is, and would be written into the display
@@ -103,7 +102,7 @@ def predict(
         raise CartlError(f"{bad:,} of {good + bad:,} {files} no answer; each is named above")
 
 
-def divided(words: Sequence[str], runs_dir: Path) -> tuple[str, Sequence[str]]:
+def divided(words: list[str], runs_dir: Path) -> tuple[str, list[str]]:
     """The name of the run, if the first word is one, and the paths."""
     if not words or is_path(words[0], runs_dir, alone=len(words) == 1):
         return "", words

@@ -77,7 +77,8 @@ def survivors(asked: Asking, found: int, survived: int) -> str:
 
 def answers_table(asked: Asking, name: str, found: Sequence[Answer]) -> Table:
     """The answers of the run ``name`` for each file."""
-    table = Table(title=cell(f"{name}: {len(found):,} images"))
+    plural = "s" if len(found) > 1 else ""
+    table = Table(title=cell(f"{name}: {len(found):,} image{plural}"))
     labelled = any(answer.label is not None for answer in found)
     for heading, shown in (
         ("file", True),
