@@ -1,25 +1,48 @@
 """cartl: transfer robust image classifiers. Importing this loads no torch."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    class Classifier(nn.Module):
+        """What ``load_model`` gives."""
+
+        classes: tuple[str, ...]
+        image_size: int
+        preprocess: Callable[[Image | str | Path], Tensor]
+
 
 __version__ = "0.2.0"
 
 
-def load_model(run: str | Path) -> "nn.Module":
+def load_model(run: str | Path) -> "Classifier":
     """The trained network of a finished run folder, in evaluation mode.
 
     It takes images (B, 3, S, S) in [0, 1] and returns logits (B, classes); normalization is inside.
     For images of whole numbers, such as uint8, it raises TypeError. Weights and gradients have
     torch's usual memory layout, which other libraries expect. Raises RunError for a folder that
     cannot be trusted.
+
+    It also has ``classes``, their names in the order of the logits, ``image_size``, which is S, and
+    ``preprocess``, which makes a tensor (3, S, S) of an image file, given by its path, or of an
+    image of Pillow, and raises DataError or RunError for one that is not taken.
     """
+    from functools import partial
+
     import torch
 
+    from cartl_cli.core.data.decoding import pixels_of
     from cartl_cli.core.runs.reader import read_run
     from cartl_cli.core.runs.weights import read_model
 
-    return read_model(read_run(Path(run))).to(memory_format=torch.contiguous_format)
+    found = read_run(Path(run))
+    model = cast("Classifier", read_model(found).to(memory_format=torch.contiguous_format))
+    spec = found.manifest.model
+    model.classes, model.image_size = spec.classes, spec.image_size
+    model.preprocess = partial(pixels_of, spec.preprocessing)
+    return model

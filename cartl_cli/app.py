@@ -23,12 +23,13 @@ COMMANDS = {
     "import": "Make a source run of a model that was trained elsewhere, and measure it.",
     "transfer": "Fine-tune the last k blocks of a source model on your images.",
     "attack": "Attack a run's model with PGD and say how much accuracy is left.",
+    "predict": "Answer for your photographs: the class of each, and whether it survives an attack.",
     "sweep": "Run a grid of settings: every source model, its transfers, an attack on each.",
     "sweep tune": "Choose k, the method and its settings for your images, on the training images "
     "alone.",
     "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
 }
-ALONE = ("import", "sweep", "sweep tune", "report")
+ALONE = ("import", "predict", "sweep", "sweep tune", "report")
 
 
 def _print_version(wanted: bool) -> None:

@@ -25,6 +25,7 @@ LOWER = BASE | FLOORS.keys()
 UPPER: dict[str, set[str]] = {
     "evaluation": LOWER,
     "imports": LOWER | {"evaluation"},
+    "predictions": LOWER | {"evaluation"},
     "training": LOWER | {"evaluation"},
     "sweeps": LOWER | {"evaluation", "training"},
     "reports": LOWER | {"evaluation", "sweeps"},

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -6,11 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
 from cartl_cli.core.data.downloads import NOWHERE
-from cartl_cli.core.errors import DivergedError, InUseError, RunError, StoppedError, UsageError
+from cartl_cli.core.errors import (
+    DataError,
+    DivergedError,
+    InUseError,
+    RunError,
+    StoppedError,
+    UsageError,
+)
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest
@@ -67,6 +76,39 @@ def test_a_loaded_model_is_what_other_libraries_expect(runs_dir: Path) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in again.parameters()} == {torch.float32}
+
+
+def test_a_loaded_model_knows_what_it_takes_and_stays_a_module(
+    runs_dir: Path, tmp_path: Path
+) -> None:
+    model = load_model(runs_dir / "source")
+    spec = read_run(runs_dir / "source").manifest.model
+    assert (model.classes, model.image_size) == (spec.classes, spec.image_size)
+    assert (
+        model.state_dict().keys() == read_model(read_run(runs_dir / "source")).state_dict().keys()
+    )
+    path = tmp_path / "a.png"
+    Image.effect_noise((50, 70), 90).save(path)
+    image = model.preprocess(path)
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.float32)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    with Image.open(path) as opened:
+        assert torch.equal(model.preprocess(opened), image)
+    with torch.no_grad():
+        logits = model(image[None])
+    torch.save(model, tmp_path / "whole.pt")
+    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
+    for other in (copy.deepcopy(model), whole):
+        assert other.classes == model.classes
+        assert torch.equal(other.preprocess(str(path)), image)
+        assert torch.equal(other(image[None]), logits)
+    exported = torch.export.export(model, (image[None],)).module()
+    assert torch.allclose(exported(image[None]), logits, atol=1e-5)
+    with pytest.raises(DataError, match="too small"):
+        model.preprocess(Image.new("RGB", (4, 4)))
+    with pytest.raises(RunError, match="missing"):
+        model.preprocess(tmp_path / "none.png")
 
 
 def test_a_neft_model_is_read_with_its_convex_residuals(runs_dir: Path) -> None:

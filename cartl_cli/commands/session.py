@@ -162,12 +162,8 @@ def open_session(
 def _with_source(
     config: Config, runs_dir: Path, say: Callable[[str], None]
 ) -> tuple[Config, "Run | None"]:
-    """The run whose model is taken: the one named, else the newest finished one, which is said.
-
-    Without a name, the runs of sweeps are passed over.
-    """
-    from cartl_cli.core.runs.reader import find_run, newest_run, remarks, selector_of
-    from cartl_cli.core.sweeps.points import sweep_runs
+    """The run whose model is taken, see ``taken_run``, and the config that names it."""
+    from cartl_cli.core.runs.reader import selector_of
 
     if isinstance(config, PretrainConfig | ImportConfig):
         return config, None
@@ -175,17 +171,31 @@ def _with_source(
         field, shown, kinds = "source", "--source", SOURCE_KINDS
     else:
         field, shown, kinds = "run", "RUN", ATTACKED_KINDS
-    named: str = getattr(config, field)
-    if named:
-        run = find_run(named, runs_dir, shown, kinds)
-    else:
-        run = newest_run(runs_dir, kinds, shown, passed_over := sweep_runs(runs_dir))
-        which = "source " if kinds == SOURCE_KINDS else ""
-        aside = ", sweeps aside" if passed_over else ""
-        say(f"{field}: {run.folder} (the newest finished {which}run{aside})")
-    for remark in remarks(run):
-        say(remark)
+    run = taken_run(getattr(config, field), runs_dir, shown, kinds, say)
     config = config.model_copy(update={field: selector_of(run, runs_dir)})
     if isinstance(config, AttackConfig):
         config = at_own_eps(config, config.dataset or run.making.dataset or "")
     return config, run
+
+
+def taken_run(
+    named: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...], say: Callable[[str], None]
+) -> "Run":
+    """The run whose model is taken: the one named, else the newest finished one, which is said.
+
+    Without a name, the runs of sweeps are passed over. Raises UsageError, RunError.
+    """
+    from cartl_cli.core.runs.reader import find_run, newest_run, remarks
+    from cartl_cli.core.sweeps.points import sweep_runs
+
+    if named:
+        run = find_run(named, runs_dir, flag, kinds)
+    else:
+        run = newest_run(runs_dir, kinds, flag, passed_over := sweep_runs(runs_dir))
+        which = "source " if kinds == SOURCE_KINDS else ""
+        aside = ", sweeps aside" if passed_over else ""
+        asked = flag.removeprefix("--").lower()
+        say(f"{asked}: {run.folder} (the newest finished {which}run{aside})")
+    for remark in remarks(run):
+        say(remark)
+    return run

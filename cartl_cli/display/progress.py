@@ -44,6 +44,16 @@ def attack_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def predicting_progress(total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A reporter of images answered, of how many, if that is known; silent if not ``shown``."""
+    if not shown:
+        yield lambda done: None
+        return
+    with _line("predicting") as show:
+        yield lambda done: show("predicting", done, total, [], "")
+
+
+@contextmanager
 def decoding_progress(missing: int) -> Iterator[Callable[[int], None]]:
     """A reporter of images decoded, of those that are missing."""
     say(f"decoding {missing:,} images")
@@ -78,8 +88,11 @@ def time_left(seconds: float | None) -> str:
 
 
 @contextmanager
-def _line(name: str) -> Iterator[Callable[[str, int, int, Sequence[str], str], None]]:
-    """Shows head, steps done, of how many, numbers, and speed, which it measures if it is empty."""
+def _line(name: str) -> Iterator[Callable[[str, int, int | None, Sequence[str], str], None]]:
+    """Shows head, steps done, of how many, numbers, and speed, which it measures if it is empty.
+
+    How many there are may be unknown.
+    """
     clock = Progress(disable=True)  # tells the time left, and is not shown itself
     clock.add_task(name, total=None, numbers=(), speed="")
     (task,) = clock.tasks
@@ -94,7 +107,7 @@ def _line(name: str) -> Iterator[Callable[[str, int, int, Sequence[str], str], N
         line.add_row(parts[0], *([shown] if bar else []), *parts[1:])
         return line
 
-    def show(head: str, done: int, total: int, numbers: Sequence[str], speed: str) -> None:
+    def show(head: str, done: int, total: int | None, numbers: Sequence[str], speed: str) -> None:
         clock.update(
             task.id, description=head, completed=done, total=total, numbers=numbers, speed=speed
         )

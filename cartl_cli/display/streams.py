@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 
 class Lasting:
-    """A stream that drops what cannot be written.
+    """A stream that drops what cannot be written, and all that follows: then it has ``dropped``.
 
     ``lost`` is why it did, unless the reader is gone (``| head``, a closed terminal): then nobody
     misses it.
@@ -20,6 +20,7 @@ class Lasting:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.lost: OSError | None = None
+        self.dropped = False
 
     def write(self, text: str) -> int:
         """As a file does."""
@@ -37,6 +38,7 @@ class Lasting:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
+        self.dropped = True
         descriptor = self.stream.fileno()
         closed_terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(descriptor).st_mode)
         if error.errno != errno.EPIPE and not closed_terminal:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from cartl_cli.core.config.attack_settings import AttackConfig, SplitName
 from cartl_cli.core.config.import_settings import ImportConfig
+from cartl_cli.core.config.predict_settings import PredictConfig
 from cartl_cli.core.config.pretrain_settings import PretrainConfig
 from cartl_cli.core.config.sweep_settings import SweepConfig
 from cartl_cli.core.config.transfer_settings import TransferConfig
@@ -22,6 +23,7 @@ __all__ = [
     "AttackConfig",
     "ImportConfig",
     "Kind",
+    "PredictConfig",
     "PretrainConfig",
     "RunConfig",
     "SplitName",

@@ -3,13 +3,17 @@
 import io
 import re
 import warnings
-from pathlib import PurePath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.data.listings import read_image
+from cartl_cli.core.data.split import to_pixels
 from cartl_cli.core.errors import DataError
 
 Image.init()  # loads every format; what an older Pillow lacks is no format of ours either
@@ -28,15 +32,42 @@ def decode_image(
     data: bytes, name: str, preprocessing: Preprocessing
 ) -> tuple[Tensor, tuple[str, ...]]:
     """One image as uint8 (3, S, S) and what had to be changed. Raises DataError naming it."""
+    with _refusing(name):
+        unmarked = UNMARKED.get(PurePath(name).suffix.lower())
+        opened = Image.open(io.BytesIO(data), formats=[unmarked] if unmarked else FORMATS)
+        _check_image(opened, name)
+        _reduce(opened, preprocessing)
+        image, changes = _upright_rgb(opened)
+    side = preprocessing.image_size
+    if opened.format == "MPO" and getattr(opened, "n_frames", 1) > 1:
+        changes.append("were the first of several pictures in a file")
+    if image.size != (side, side):
+        changes.append(f"were resized to {side}x{side}")
+    return pil_to_tensor(resized(image, preprocessing)), tuple(changes)
+
+
+def pixels_of(preprocessing: Preprocessing, image: Image.Image | str | Path) -> Tensor:
+    """What a model takes of a file, given by its path, or of Pillow's image: (3, S, S) in [0, 1].
+
+    Raises DataError for an image that is not taken, RunError for a file that cannot be read.
+    """
+    if not isinstance(image, Image.Image):
+        name = str(image)
+        pixels, _ = decode_image(read_image(Path(name).resolve(), name), name, preprocessing)
+        return to_pixels(pixels)
+    with _refusing("image"):
+        _check_image(image, "image")
+        upright, _ = _upright_rgb(image)
+    return to_pixels(pil_to_tensor(resized(upright, preprocessing)))
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Raise a DataError with its name for an image that Pillow or a check refuses."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own; what matters is checked here
-            unmarked = UNMARKED.get(PurePath(name).suffix.lower())
-            opened = Image.open(io.BytesIO(data), formats=[unmarked] if unmarked else FORMATS)
-            _check_image(opened, name)
-            _reduce(opened, preprocessing)
-            opened.load()
-            image, changes = _upright_rgb(opened)
+            yield
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -45,12 +76,6 @@ def decode_image(
         raise DataError(f"not an image: {name!r}") from None
     except Exception as error:  # a decoder may fail in any way on a damaged file
         raise DataError(f"damaged image: {name!r} ({error})") from None
-    side = preprocessing.image_size
-    if opened.format == "MPO" and getattr(opened, "n_frames", 1) > 1:
-        changes.append("were the first of several pictures in a file")
-    if image.size != (side, side):
-        changes.append(f"were resized to {side}x{side}")
-    return pil_to_tensor(resized(image, preprocessing)), tuple(changes)
 
 
 def resized(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -104,6 +129,7 @@ def _bits(image: Image.Image) -> int:
 
 def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The image as RGB, turned as its EXIF asks, and what had to be changed."""
+    image.load()  # of a TIFF it does the turning
     changes = []
     if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         image = ImageOps.exif_transpose(image)

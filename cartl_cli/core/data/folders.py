@@ -1,9 +1,7 @@
 """The user's own images: a folder or ``.zip`` of splits and classes (see ``layout``)."""
 
 import hashlib
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +13,7 @@ from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.decoding import decode_image
 from cartl_cli.core.data.downloads import Place
 from cartl_cli.core.data.layout import Layout, layout_of
-from cartl_cli.core.data.listings import Entry, Listing, list_folder, list_zip
+from cartl_cli.core.data.listings import Entry, Listing, listed
 from cartl_cli.core.data.pixel_cache import Decoded, decoded_once
 from cartl_cli.core.data.split import DataSet, Split, choose_classes
 from cartl_cli.core.errors import DataError
@@ -60,7 +58,7 @@ def image_folder(
     Raises DataError for a layout that is not clear, and for files that cannot be used, which
     ``skip_bad`` leaves out.
     """
-    with _listed(path) as listing:
+    with listed(path) as listing:
         layout = layout_of(listing, str(path))
         wanted = chosen(layout, classes, measured)
         pixels, state = _decoded(listing, wanted.entries, preprocessing, place)
@@ -78,22 +76,6 @@ def image_folder(
         measured=split,
         notes=(*_notes(layout, wanted, state), *layout.left.notes),
     )
-
-
-@contextmanager
-def _listed(path: Path) -> Iterator[Listing]:
-    """What a folder or an archive, which stays open, holds. Raises DataError."""
-    if path.is_dir():
-        yield list_folder(path)
-        return
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        raise DataError(f"{str(path)!r} is neither an image folder nor a .zip of one")
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"cannot read {str(path)!r}: {error}") from None
-    with archive:
-        yield list_zip(archive)
 
 
 def chosen(layout: Layout, classes: tuple[str, ...], measured: Measured | None) -> Wanted:

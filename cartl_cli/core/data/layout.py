@@ -67,7 +67,7 @@ def layout_of(listing: Listing, shown: str) -> Layout:
         if len(parts) == depth + 1 and parts[:-1][: len(root)] == root:
             split = named.get(parts[len(root)]) if splits else "train"
             if split:
-                name = _class_name(parts[depth])
+                name = class_name(parts[depth])
                 members[split].setdefault(name, [])
                 _check_same(own_names.setdefault((split, name), parts[depth]), parts[depth])
     left = LeftOut(Counter(), Counter(), Counter())
@@ -76,14 +76,14 @@ def layout_of(listing: Listing, shown: str) -> Layout:
         inside = parts[: len(root)] == root and len(parts) > len(root)
         split = named.get(parts[len(root)]) if splits and inside else "train"
         if not inside or split is None:
-            left.outside[_place(parts, root, inside)] += _ending(parts[-1]) in READ
-        elif _ending(parts[-1]) not in READ:
+            left.outside[_place(parts, root, inside)] += ending(parts[-1]) in READ
+        elif ending(parts[-1]) not in READ:
             if len(parts) > depth + 1 and parts[-1].lower() not in NO_IMAGES:
-                left.endings[_ending(parts[-1])] += 1
+                left.endings[ending(parts[-1])] += 1
         elif len(parts) <= depth + 1:
             left.loose["/".join(parts[len(root) : -1]) or "the folder itself"] += 1
         else:
-            members[split][_class_name(parts[depth])].append(entry)
+            members[split][class_name(parts[depth])].append(entry)
     if not members["train"]:
         raise DataError(f"no class folders in {shown!r}; expected train/<class>/<image>{left.said}")
     _check_names(members["train"])
@@ -109,7 +109,7 @@ class LeftOut:
         found = []
         if self.endings:
             warned = "warning: " if self.endings.keys() & UNREAD else ""
-            kinds = (f"{n:,} {ending or 'without one'}" for ending, n in self.endings.most_common())
+            kinds = (f"{n:,} {kind or 'without one'}" for kind, n in self.endings.most_common())
             heic = self.endings.keys() & {".heic", ".heif"}
             hint = " (convert them first: the package pillow-heif reads HEIC)" if heic else ""
             found.append(f"{warned}files left out by their ending: {', '.join(kinds)}{hint}")
@@ -130,13 +130,17 @@ def split_named(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
-def _ending(name: str) -> str:
-    stem, dot, ending = name.rpartition(".")
-    return f".{ending.lower()}" if dot and stem else ""
+def ending(name: str) -> str:
+    """``.jpg`` of the file name ``B.JPG``; nothing where there is none, as of ``.jpg``."""
+    stem, dot, last = name.rpartition(".")
+    return f".{last.lower()}" if dot and stem else ""
 
 
-def _class_name(name: str) -> str:
-    """Composed: file systems and archivers of Apple store letters and their accents apart."""
+def class_name(name: str) -> str:
+    """The class that a folder's name means.
+
+    It is composed: file systems and archivers of Apple store letters and their accents apart.
+    """
     return unicodedata.normalize("NFC", name)
 
 
@@ -158,7 +162,7 @@ def _root(folders: set[Parts], entries: Iterable[Entry], shown: str) -> Parts:
             )
         return found[0]
     root: Parts = ()
-    with_images = {parts[:-1] for parts, _ in entries if _ending(parts[-1]) in READ}
+    with_images = {parts[:-1] for parts, _ in entries if ending(parts[-1]) in READ}
     while True:
         inner = [parts for parts in folders if parts[:-1] == root]
         if len(inner) != 1 or inner[0] in with_images or split_named(inner[0][-1]):
@@ -199,7 +203,7 @@ def _check_training_split(
     train = (*root, name)
     if any(parts[:-1] == train for parts in folders):
         return
-    if count := sum(p[:-1] == train and _ending(p[-1]) in READ for p, _ in entries):
+    if count := sum(p[:-1] == train and ending(p[-1]) in READ for p, _ in entries):
         raise DataError(
             f"{name}/ of {shown!r} is the training split by its name, but holds {count:,} images "
             f"and no class folders; put them into {name}/<class>/, or rename it if it is a class"

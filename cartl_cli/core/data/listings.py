@@ -5,7 +5,8 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -44,6 +45,33 @@ def is_hidden(parts: Parts) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
+@contextmanager
+def listed(path: Path) -> Iterator[Listing]:
+    """What a folder or an archive, which stays open, holds. Raises DataError."""
+    if path.is_dir():
+        yield list_folder(path)
+        return
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise DataError(f"{str(path)!r} is neither an image folder nor a .zip of one")
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}") from None
+    with archive:
+        yield list_zip(archive)
+
+
+def read_image(path: Path, name: str) -> bytes:
+    """The bytes of an image file that is named ``name``; no link is followed.
+
+    Raises RunError if it cannot be read, DataError if it is too large.
+    """
+    data, size = read(path, f"image {name!r}", MAX_BYTES)
+    if size > MAX_BYTES:
+        raise DataError(f"image too large: {name!r} has {size:,} bytes")
+    return data
+
+
 def list_folder(root: Path) -> Listing:
     """Everything under ``root``. Raises DataError for a link or an unreadable folder."""
     entries, folders = [], []
@@ -59,14 +87,10 @@ def list_folder(root: Path) -> Listing:
             status = os.lstat(os.path.join(folder, name))
             entries.append(((*parts, name), f"{status.st_size}/{status.st_mtime_ns}"))
 
-    def read_image(parts: Parts) -> bytes:
-        name = "/".join(parts)
-        data, size = read(root.joinpath(*parts), f"image {name!r}", MAX_BYTES)
-        if size > MAX_BYTES:
-            raise DataError(f"image too large: {name!r} has {size:,} bytes")
-        return data
+    def read_inside(parts: Parts) -> bytes:
+        return read_image(root.joinpath(*parts), "/".join(parts))
 
-    return Listing(str(root.resolve()), tuple(entries), tuple(folders), read_image)
+    return Listing(str(root.resolve()), tuple(entries), tuple(folders), read_inside)
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -91,13 +115,13 @@ def list_zip(archive: zipfile.ZipFile) -> Listing:
             raise DataError(f"archive contains {'/'.join(parts)!r} twice; keep one")
     entries = sorted((parts, f"{i.file_size}/{i.CRC}") for parts, i in members.items())
 
-    def read_image(parts: Parts) -> bytes:
+    def read_member(parts: Parts) -> bytes:
         try:
             return archive.read(members[parts])
         except Exception as error:  # each compression has errors of its own
             raise DataError(f"cannot read {'/'.join(parts)!r}: {error}") from None
 
-    return Listing("", tuple(entries), tuple(sorted(folders)), read_image)
+    return Listing("", tuple(entries), tuple(sorted(folders)), read_member)
 
 
 def member_name(info: zipfile.ZipInfo) -> str:

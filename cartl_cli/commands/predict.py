@@ -1,0 +1,151 @@
+"""``cartl predict``."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cartl_cli.commands.options import RunsDir, flags_from
+from cartl_cli.commands.session import ATTACKED_KINDS, taken_run
+from cartl_cli.core import storage
+from cartl_cli.core.config import PredictConfig
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.data.layout import READ, UNREAD, ending
+from cartl_cli.core.errors import CartlError, DataError, UsageError
+from cartl_cli.core.predictions.images import STDIN, named_images
+from cartl_cli.core.runs.reader import MANIFEST
+from cartl_cli.core.runtime.requirements import check_matplotlib, check_torch
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cartl_cli.core.predictions.confusion import Confusion
+    from cartl_cli.core.runs.manifest import Run
+
+PICTURE = Path("confusion.png")
+
+
+@flags_from(PredictConfig)
+def predict(
+    settings: dict[str, Any],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Image files, folders and .zips of them; - for such names on standard input. "
+            "Before them the run: name, number or path (default: the newest finished, sweeps "
+            "aside).",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help=f"Draw the confusion matrix: {PICTURE}.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help=f"Write over an older {PICTURE}.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Answer for your photographs: the class of each, and whether it survives an attack."""
+    config = configure(PredictConfig, settings)
+    if plot:
+        check_matplotlib()
+        if os.path.lexists(PICTURE) and not force:
+            raise UsageError(f"--plot: {PICTURE} is there; --force writes over it")
+    named, places = divided(paths or [], runs_dir)
+    if not places:
+        raise UsageError(
+            "PATHS: give image files, folders or .zips of them, or - for names on standard input"
+        )
+    check_torch()
+    from cartl_cli.core.predictions.answers import Answer, answers, asking
+    from cartl_cli.core.predictions.confusion import Confusion
+    from cartl_cli.display import predictions, tables
+    from cartl_cli.display.progress import predicting_progress
+    from cartl_cli.display.terminal import say
+
+    run = taken_run(named, runs_dir, "RUN", ATTACKED_KINDS, say)
+    confusion, kept = Confusion(run.manifest.model.classes), list[Answer]()
+    good, bad, survived = 0, 0, 0
+    streamed, out = config.format != "table", sys.stdout  # which a display takes the place of
+    with named_images(places, input_lines()) as (total, images):
+        asked = asking(run, config)
+        write = predictions.line_writer(asked, out) if streamed else kept.extend
+        # lines on a terminal show how far it is, and would be written into the display
+        with predicting_progress(total, not (streamed and out.isatty())) as report:
+            for part in answers(asked, images):
+                found = [one for one in part if isinstance(one, Answer)]
+                for one in part:
+                    if not isinstance(one, Answer):
+                        say(f"left out: {one.reason}")
+                write(found)
+                for answer in found:
+                    confusion.add(answer)
+                    survived += answer.survives is True
+                good, bad = good + len(found), bad + len(part) - len(found)
+                report(good + bad)
+                if getattr(out, "dropped", False):
+                    return  # nobody reads on
+    if not good + bad:
+        raise DataError("no images: standard input named none")
+    if kept:
+        tables.show(predictions.answers_table(asked, run.name, kept))
+    elif asked.budget is not None:
+        say(predictions.survivors(asked, good, survived))
+    if confusion.n:
+        show = tables.show_aside if streamed else tables.show
+        show_accuracy(run, confusion, show)
+    if plot:
+        draw(run, confusion)
+    if bad:
+        files = "files have" if bad > 1 else "file has"
+        raise CartlError(f"{bad:,} of {good + bad:,} {files} no answer; each is named above")
+
+
+def divided(words: list[str], runs_dir: Path) -> tuple[str, list[str]]:
+    """The name of the run, if the first word is one, and the paths."""
+    if not words or is_path(words[0], runs_dir, alone=len(words) == 1):
+        return "", words
+    return words[0], words[1:]
+
+
+def is_path(word: str, runs_dir: Path, alone: bool) -> bool:
+    """Whether the first word names images rather than a run; if neither is there, it is ``alone``.
+
+    A run that is there goes before a folder.
+    """
+    if word == STDIN or ending(word) in {*READ, *UNREAD, ".zip"}:
+        return True
+    place = Path(os.path.expanduser(word))
+    runs = (runs_dir / word / MANIFEST, place / MANIFEST)
+    if word.isdecimal() or any(map(os.path.lexists, runs)):
+        return False
+    return alone or os.path.lexists(place)
+
+
+def input_lines() -> Iterator[str]:
+    """The lines of standard input, whatever their encoding."""
+    if sys.stdin is not None:
+        yield from map(os.fsdecode, sys.stdin.buffer)
+
+
+def show_accuracy(run: "Run", confusion: "Confusion", show: "Callable[[Table], None]") -> None:
+    """The accuracy of each class, and the confusion matrix where there is room."""
+    from cartl_cli.display.predictions import accuracy_table, confusion_table
+
+    show(accuracy_table(run.name, confusion))
+    matrix = confusion_table(confusion)
+    if matrix is not None:
+        show(matrix)
+
+
+def draw(run: "Run", confusion: "Confusion") -> None:
+    """Draw the confusion matrix into the folder of the command. Raises CartlError, StorageError."""
+    from cartl_cli.display.confusion_plot import confusion_plot
+    from cartl_cli.display.terminal import say
+
+    if not confusion.n:
+        raise DataError("--plot: no image is in a folder named like a class of the run")
+    picture = confusion_plot(run.name, confusion)
+    storage.write_whole(PICTURE, picture)
+    say(f"drawn {PICTURE}")

@@ -1,0 +1,1 @@
+"""What a finished run's model answers for images of any folder."""

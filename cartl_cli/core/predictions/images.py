@@ -1,0 +1,88 @@
+"""The images that a user names: files, folders, zips, or names on standard input."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cartl_cli.core.data.layout import READ, UNREAD, class_name, ending
+from cartl_cli.core.data.listings import is_hidden, listed, read_image
+from cartl_cli.core.errors import CartlError, DataError, UsageError
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image by the name that is shown; ``read`` gives its bytes and raises CartlError."""
+
+    name: str
+    read: Callable[[], bytes]
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that it lies in, as the name of a class."""
+        return class_name(Path(os.path.abspath(self.name)).parent.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A file without an answer, and why."""
+
+    name: str
+    reason: str
+
+
+@contextmanager
+def named_images(
+    paths: Iterable[str], lines: Iterable[str]
+) -> Iterator[tuple[int | None, Iterator[Found | Bad]]]:
+    """All images in the order given, and how many there are, which standard input does not tell.
+
+    Its ``lines`` are paths as well, read when their turn comes; those without images are bad. Zips
+    stay open. Raises UsageError for another path that is not there, DataError for one without
+    images.
+    """
+    with ExitStack() as held:
+        groups = [None if path == STDIN else _images(path, held) for path in paths]
+        known = [len(group) for group in groups if group is not None]
+
+        def images() -> Iterator[Found | Bad]:
+            for group in groups:
+                yield from _of_lines(lines, held) if group is None else group
+
+        yield (sum(known) if len(known) == len(groups) else None), images()
+
+
+def _of_lines(lines: Iterable[str], held: ExitStack) -> Iterator[Found | Bad]:
+    for line in lines:
+        if path := line.rstrip("\r\n"):
+            try:
+                found = _images(path, held)
+            except CartlError as error:
+                yield Bad(path, str(error))
+            else:
+                yield from found
+
+
+def _images(path: str, held: ExitStack) -> list[Found]:
+    """The images of one path; an archive stays open as long as it is ``held``.
+
+    Files of a folder are known by their endings; a file that is named is taken whatever its name.
+    """
+    place = Path(os.path.expanduser(path))
+    if not os.path.exists(place):
+        raise UsageError(f"no such file or folder: {path!r}")
+    if not (place.is_dir() or ending(place.name) == ".zip"):
+        return [Found(path, partial(read_image, place.resolve(), path))]
+    listing = held.enter_context(listed(place))
+    found = [
+        Found(os.path.join(path, *parts), partial(listing.read, parts))
+        for parts, _ in listing.entries
+        if ending(parts[-1]) in READ | UNREAD and not is_hidden(parts)
+    ]
+    if not found:
+        raise DataError(f"no images in {path!r}")
+    return found
