@@ -15,7 +15,7 @@ from cartl_cli.core.runtime.requirements import check_onnx, check_torch
 LOADING = {
     "torch": "model = torch.export.load({path!r}).module()",
     "onnx": "session = onnxruntime.InferenceSession({path!r})",
-    "hub": 'model = torch.export.load({path!r} + "/model.pt2").module()',
+    "hub": "model = torch.export.load({path!r}).module()",
 }
 
 
@@ -52,7 +52,7 @@ def export(
         say(remark)
     path = out.expanduser() if out else Path(found.name + files.ENDINGS[form])
     size = files.export(found, form, path)
-    load = LOADING[form].format(path=str(path))
+    load = LOADING[form].format(path=str(path / "model.pt2" if form == "hub" else path))
     if as_json:
         shown = {"run": found.name, "format": form, "path": str(path), "bytes": size, "load": load}
         print(json.dumps(shown))

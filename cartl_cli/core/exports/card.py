@@ -121,7 +121,7 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
     yield "| | attacks | norm | eps | accuracy | 95 % interval | n |"
     yield "|---|---|---|---|---|---|---|"
     for line in _lines(found):
-        attacks, norm, eps = (line["conditions"].rsplit(", ", 2) + ["", ""])[:3]
+        attacks, norm, eps = [*line["conditions"].rsplit(", ", 2), "", ""][:3]
         low, high = line["interval"]
         bound = "≤ " if attacks else ""
         yield (
@@ -130,15 +130,16 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
             f"{found['n']} |"
         )
     yield ""
-    yield f"Images: {_told(found['split'])} images of {_told(found['data'])}."
+    part = ", drawn from all of them" if found["part"] else ""
+    yield f"Images: {found['n']} {_told(found['split'])} images of {_told(found['data'])}{part}."
 
 
 def _effort(attack: dict[str, Any]) -> str:
     takes = {EVALUATION_ATTACKS[name].takes for name in attack["attacks"]}
-    effort = [f"{attack[what]} {what}" for what in ("steps", "queries") if what in takes]
+    counts = [what for what in ("steps", "queries") if what in takes] + ["restarts"]
+    effort = ", ".join(f"{what}: {attack[what]}" for what in counts)
     return (
-        f"The attack {_told(attack['run'])} took {', '.join([*effort, ''])}"
-        f"{attack['restarts']} random starts for each image. An image counts as robust if it "
+        f"The attack is the run {_told(attack['run'])} ({effort}). An image counts as robust if it "
         "withstood all attacks of its line."
     )
 
@@ -196,27 +197,33 @@ def _use(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
 
 
 def _making(subject: Subject) -> Iterator[str]:
-    manifest, config = subject.run.manifest, subject.run.making
-    yield from _method(subject)
-    counts = f"{manifest.data.train_images} images to train on" if manifest.kind != "import" else ""
-    if counts:
-        yield f"Data: {_told(manifest.data.name)}, {counts}."
+    yield from _made(subject.run)
+    yield f"sha256 of the weights: `{subject.sha256}`."
     if subject.source is not None:
         yield ""
-        yield f"Its source model, {_told(subject.source.name)}:"
-        yield from _method(Subject(subject.source, subject.model, (), None))
-        yield f"Data: {_told(subject.source.manifest.data.name)}."
+        yield f"### Its source model, {_told(subject.source.name)}"
+        yield ""
+        yield from _made(subject.source)
+
+
+def _made(run: Run) -> Iterator[str]:
+    """How the model of one run was made: sentences, then a table of its settings."""
+    manifest = run.manifest
+    yield from _method(run)
+    if manifest.kind != "import":
+        count, data = manifest.data.train_images, _told(manifest.data.name)
+        yield f"It was trained on {count} images of {data}."
     yield ""
     yield "| setting | value | meaning |"
     yield "|---|---|---|"
-    yield from _settings(config)
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    yield from _settings(run.making)
     yield ""
-    yield f"Made with: {_told(versions)}. sha256 of the weights: `{subject.sha256}`."
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    yield f"Made with: {_told(versions)}."
 
 
-def _method(subject: Subject) -> Iterator[str]:
-    run, manifest, config = subject.run, subject.run.manifest, subject.run.making
+def _method(run: Run) -> Iterator[str]:
+    manifest, config = run.manifest, run.making
     if isinstance(config, ImportConfig):
         file = manifest.original.file if manifest.original else "unknown"
         yield f"It was trained elsewhere and imported from the file {_told(file)}."
@@ -231,20 +238,21 @@ def _method(subject: Subject) -> Iterator[str]:
         record = run.source
         yield (
             f"The last {manifest.k} blocks of the source model {_told(record.run)} were "
-            f"fine-tuned {config.tuning.about} "
-            f"(method: {config.look(record.fdm_lambda).label}); the blocks before them are frozen."
+            f"fine-tuned {config.tuning.about} (method: "
+            f"{config.look(record.fdm_lambda).label}). The blocks before them are the source's."
         )
 
 
 def _settings(config: BaseModel) -> Iterator[str]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if name in UNTOLD or value in (None, (), "", False):
+        if name in UNTOLD or value is None or value is False or value in ((), ""):
             continue
-        shown = write_list(value) if isinstance(value, tuple) else value
+        shown = write_list(value) if isinstance(value, tuple) else f"{value}"
         if name in ("eps", "step_size"):
             shown = shown_pixels(value)
-        yield f"| {name} | {_told(f'{shown}')} | {_told(field.description or '')} |"
+        meaning = re.sub(r" \(default: .*\)", "", field.description or "").partition(". ")[0]
+        yield f"| {name} | {_told(shown)} | {_told(meaning.rstrip('.'))} |"
 
 
 def _imported(subject: Subject, field: str) -> str:

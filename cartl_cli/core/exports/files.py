@@ -15,7 +15,6 @@ from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import finished_weights
 from cartl_cli.core.runs.weights import read_recorded
 
-
 ENDINGS: Mapping[Form, str] = {"torch": ".pt2", "onnx": ".onnx", "hub": "-hub"}
 
 

@@ -44,27 +44,22 @@ class Subject:
 def read_subject(run: Run) -> Subject:
     """The network of a finished run, and what lies beside it. Raises RunError."""
     model = read_model(run)
-    weights, record = run.manifest.weights, run.manifest.source
-    assert weights is not None
     beside = list_runs(run.folder.parent)
-    attacks = (other for other in reversed(beside) if _is_finished_attack(other, weights.sha256))
-    sources = (
-        other
-        for other in beside
-        if record and other.manifest.weights and other.manifest.weights.sha256 == record.sha256
-    )
+    attacks = (other for other in reversed(beside) if _is_finished_attack(other, run))
+    sources = (other for other in beside if _started_from(run, other))
     return Subject(run, model.requires_grad_(False), tuple(attacks), next(sources, None))
 
 
-def _is_finished_attack(run: Run, sha256: str) -> bool:
-    """Whether the run is a finished attack on the weights with this digest."""
-    manifest = run.manifest
-    return (
-        isinstance(manifest.results, AttackResults)
-        and manifest.status == "completed"
-        and manifest.source is not None
-        and manifest.source.sha256 == sha256
-    )
+def _is_finished_attack(other: Run, run: Run) -> bool:
+    manifest = other.manifest
+    finished = manifest.status == "completed" and isinstance(manifest.results, AttackResults)
+    return finished and _started_from(other, run)
+
+
+def _started_from(run: Run, other: Run) -> bool:
+    """Whether a run took the model of the other, with the weights that it has now."""
+    record, weights = run.manifest.source, other.manifest.weights
+    return bool(record and weights and (record.run, record.sha256) == (other.name, weights.sha256))
 
 
 def described(subject: Subject) -> dict[str, Any]:
@@ -133,6 +128,7 @@ def measured(run: Run) -> dict[str, Any] | None:
         "data": data.name,
         "split": data.measured,
         "n": seen.n,
+        "part": seen.n < data.measured_images,
         "clean_accuracy": seen.clean_accuracy,
         "clean_interval": _interval(seen.clean_accuracy, seen.n),
     }
@@ -160,6 +156,7 @@ def attacked(attack: Run) -> dict[str, Any]:
         "data": data.name,
         "split": data.measured,
         "n": results.n,
+        "part": config.limit is not None,
         "attacks": [*config.attacks],
         "norm": config.norm,
         "steps": config.pgd_steps,
