@@ -210,14 +210,12 @@ def _made(run: Run) -> Iterator[str]:
     """How the model of one run was made: sentences, then a table of its settings."""
     manifest = run.manifest
     yield from _method(run)
-    if manifest.kind != "import":
-        count, data = manifest.data.train_images, _told(manifest.data.name)
-        yield f"It was trained on {count} images of {data}."
     yield ""
-    yield "| setting | value | meaning |"
-    yield "|---|---|---|"
-    yield from _settings(run.making)
-    yield ""
+    if manifest.kind != "import":  # of an import they say how it was looked at, if it was
+        yield "| setting | value | meaning |"
+        yield "|---|---|---|"
+        yield from _settings(run.making)
+        yield ""
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     yield f"Made with: {_told(versions)}."
 
@@ -225,13 +223,16 @@ def _made(run: Run) -> Iterator[str]:
 def _method(run: Run) -> Iterator[str]:
     manifest, config = run.manifest, run.making
     if isinstance(config, ImportConfig):
-        file = manifest.original.file if manifest.original else "unknown"
-        yield f"It was trained elsewhere and imported from the file {_told(file)}."
+        original = manifest.original
+        if original is not None:
+            yield f"It was imported from the file {_told(original.file)}"
+            yield f"(sha256 `{original.sha256}`), and was trained elsewhere."
         yield f"Origin: {_told(config.origin) or 'not stated'}."
         yield f"Licence: {_told(config.licence) or 'not stated'}."
         threat = f"claimed to resist {_told(config.threat)}" if config.threat else "none claimed"
         yield f"Threat model: {threat}; this is what its importer wrote, not a measurement."
-    elif isinstance(config, PretrainConfig):
+        return
+    if isinstance(config, PretrainConfig):
         about = TRAINING_ATTACKS[config.method].about
         yield f"It was trained from scratch (method {config.method}: {about})."
     else:
@@ -241,6 +242,7 @@ def _method(run: Run) -> Iterator[str]:
             f"fine-tuned {config.tuning.about} (method: "
             f"{config.look(record.fdm_lambda).label}). The blocks before them are the source's."
         )
+    yield f"It was trained on {manifest.data.train_images} images of {_told(manifest.data.name)}."
 
 
 def _settings(config: BaseModel) -> Iterator[str]:
