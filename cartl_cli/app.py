@@ -28,8 +28,9 @@ COMMANDS = {
     "sweep tune": "Choose k, the method and its settings for your images, on the training images "
     "alone.",
     "report": "Tables, plots and tests from any attacks, over seeds and beside the paper.",
+    "export": "Write a run's model as files that are used without cartl.",
 }
-ALONE = ("import", "predict", "sweep", "sweep tune", "report")
+ALONE = ("import", "predict", "sweep", "sweep tune", "report", "export")
 
 
 def _print_version(wanted: bool) -> None:

@@ -24,6 +24,7 @@ FLOORS: dict[str, set[str]] = {
 LOWER = BASE | FLOORS.keys()
 UPPER: dict[str, set[str]] = {
     "evaluation": LOWER,
+    "exports": LOWER | {"evaluation"},
     "imports": LOWER | {"evaluation"},
     "predictions": LOWER | {"evaluation"},
     "training": LOWER | {"evaluation"},

@@ -5,6 +5,9 @@ from typing import Literal
 Norm = Literal["linf", "l2"]
 NORM_SIGNS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
+Form = Literal["torch", "onnx", "hub"]
+"""As what a model is exported."""
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 HeadInit = Literal["linear", "uniform"]

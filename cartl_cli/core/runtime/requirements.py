@@ -45,6 +45,15 @@ def check_ray() -> None:
         raise UsageError("--executor: ray needs the package ray; pip install 'cartl[ray]'")
 
 
+def check_onnx() -> None:
+    """Refuse to export to ONNX without its packages. Raises UsageError."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"--format: onnx needs the package {package}; pip install 'cartl[onnx]'"
+            )
+
+
 def _allows(requirement: str, torch: str) -> bool:
     """Whether ``torch==X`` or ``torch (>=X)`` allows a version; any other requirement does."""
     match = re.match(r"torch\s*\(?\s*(==|>=)\s*(\d[^\s,;)]*)", requirement)

@@ -1,0 +1,1 @@
+"""``cartl export``: a trained network as files that are used without cartl."""

@@ -1,0 +1,181 @@
+"""What is exported: a run's network, and what is known about it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cartl_cli import __version__
+from cartl_cli.core.config import ImportConfig, PretrainConfig
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import list_runs
+from cartl_cli.core.runs.results import AttackResults, headline
+from cartl_cli.core.runs.weights import read_model
+from cartl_cli.core.statistics import accuracy_interval
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run, its network, and the runs beside it that tell more.
+
+    ``model`` is in evaluation mode on the CPU and takes no gradients. ``attacks``: the finished
+    attacks on exactly these weights, the newest first. ``source``: the run whose model this one
+    started from, None where that is not beside it.
+    """
+
+    run: Run
+    model: BlockModel
+    attacks: tuple[Run, ...]
+    source: Run | None
+
+    @property
+    def side(self) -> int:
+        """The side of its images in pixels."""
+        return self.run.manifest.model.image_size
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights."""
+        weights = self.run.manifest.weights
+        assert weights is not None  # ``read_model`` has read them
+        return weights.sha256
+
+
+def read_subject(run: Run) -> Subject:
+    """The network of a finished run, and what lies beside it. Raises RunError."""
+    model = read_model(run)
+    beside = list_runs(run.folder.parent)
+    attacks = (other for other in reversed(beside) if _is_finished_attack(other, run))
+    sources = (other for other in beside if _started_from(run, other))
+    return Subject(run, model.requires_grad_(False), tuple(attacks), next(sources, None))
+
+
+def _is_finished_attack(other: Run, run: Run) -> bool:
+    manifest = other.manifest
+    finished = manifest.status == "completed" and isinstance(manifest.results, AttackResults)
+    return finished and _started_from(other, run)
+
+
+def _started_from(run: Run, other: Run) -> bool:
+    """Whether a run took the model of the other, with the weights that it has now."""
+    record, weights = run.manifest.source, other.manifest.weights
+    return bool(record and weights and (record.run, record.sha256) == (other.name, weights.sha256))
+
+
+def described(subject: Subject) -> dict[str, Any]:
+    """Everything a program needs to use the network, and what was measured, ready for JSON."""
+    manifest = subject.run.manifest
+    normalize = subject.model.normalize
+    return {
+        "cartl": __version__,
+        "run": subject.run.name,
+        "sha256": subject.sha256,
+        "architecture": manifest.model.arch,
+        "convex_blocks": manifest.model.convex_blocks,
+        "classes": [*manifest.model.classes],
+        "input": {
+            "name": "images",
+            "shape": ["batch", 3, subject.side, subject.side],
+            "dtype": "float32",
+            "range": [0, 1],
+        },
+        "output": {"name": "logits", "shape": ["batch", len(manifest.model.classes)]},
+        "normalization": {
+            "inside": True,
+            "mean": normalize.mean.flatten().tolist(),
+            "std": normalize.std.flatten().tolist(),
+        },
+        "preprocessing": {
+            **manifest.model.preprocessing.model_dump(),
+            "colour": "RGB",
+            "alpha": "laid on black",
+            "exif": "turned upright first",
+            "resampling": "Pillow, antialiased",
+            "steps": preprocessing_steps(manifest.model.preprocessing),
+        },
+        "measured": measured(subject.run),
+        "attack": attacked(subject.attacks[0]) if subject.attacks else None,
+    }
+
+
+def preprocessing_steps(preprocessing: Preprocessing) -> list[str]:
+    """How an image file becomes what the network takes, step by step."""
+    side, how = preprocessing.image_size, preprocessing.interpolation
+    if preprocessing.resize == "squash":
+        taken = "Take the whole image, whatever its shape."
+    else:
+        shorter = preprocessing.shorter_side or side
+        taken = f"Take the square in the middle, {side}/{shorter} of the shorter side long."
+    return [
+        "Decode the file and turn it upright as its EXIF says.",
+        "Lay it on black where it is transparent, and convert it to RGB.",
+        taken,
+        f"Resize that to {side} x {side} pixels, {how}, with Pillow's resize (antialiased).",
+        "Divide the pixels by 255, as float32 of shape (3, height, width).",
+        "Do not normalize: the network does that itself.",
+    ]
+
+
+def measured(run: Run) -> dict[str, Any] | None:
+    """The accuracies from when its model was made, None of an import that was not measured.
+
+    Those of a source model and of an import are also under PGD on the cross-entropy.
+    """
+    seen, config, data = run.seen, run.making, run.manifest.data
+    if seen.clean_accuracy is None:
+        return None
+    found = {
+        "data": data.name,
+        "split": data.measured,
+        "n": seen.n,
+        "part": seen.n < data.measured_images,
+        "clean_accuracy": seen.clean_accuracy,
+        "clean_interval": _interval(seen.clean_accuracy, seen.n),
+    }
+    if seen.robust_accuracy is None or not isinstance(config, PretrainConfig | ImportConfig):
+        return found
+    return found | {
+        "attacks": ["pgd"],
+        "steps": seen.pgd_steps,
+        "norm": "linf",
+        "eps": config.eps,
+        "robust_accuracy": seen.robust_accuracy,
+        "robust_interval": _interval(seen.robust_accuracy, seen.n),
+    }
+
+
+def _interval(accuracy: float, n: int) -> list[float]:
+    return [*accuracy_interval(round(accuracy * n), n)]
+
+
+def attacked(attack: Run) -> dict[str, Any]:
+    """What a finished attack found, how it was made, and what its checks say of it."""
+    config, results, data = attack.attack, attack.attack_results, attack.manifest.data
+    return {
+        "run": attack.name,
+        "data": data.name,
+        "split": data.measured,
+        "n": results.n,
+        "part": config.limit is not None,
+        "attacks": [*config.attacks],
+        "norm": config.norm,
+        "steps": config.pgd_steps,
+        "restarts": config.restarts,
+        "queries": config.queries,
+        "clean_accuracy": results.clean_accuracy,
+        "clean_interval": [*results.clean_interval],
+        "by_eps": [
+            {
+                "eps": found.eps,
+                "robust_accuracy": found.robust_accuracy,
+                "interval": [*found.interval],
+            }
+            for found in results.by_eps
+        ],
+        "checks": headline(results.trust) if results.trust else "off",
+        "not_passed": [
+            {"id": check.id, "verdict": check.verdict, "text": check.text}
+            for check in results.trust
+            if check.verdict != "pass"
+        ],
+    }
