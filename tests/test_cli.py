@@ -22,7 +22,7 @@ def test_the_three_commands_work_one_after_another(cartl: Command) -> None:
         "transfer", "--neft-beta", "0.4", "--freeze-bn", "affine", *TINY_TRANSFER.split()
     )
     assert second.code == 0
-    assert "source: runs/001-pretrain (the newest finished pretrain run)" in second.err
+    assert "source: runs/001-pretrain (the newest finished source run)" in second.err
     assert "frozen: stem, blocks 1–2; tuned: blocks 3–5" in second.out
     assert "\nσ of 4 layers: 0.400 to 0.400, β 0.4 (each: --json, manifest.json)\n" in second.out
     assert second.out.count("0.400") == 2
@@ -154,7 +154,7 @@ def test_describe_shows_the_blocks(cartl: Command) -> None:
 def test_every_setting_is_a_flag_with_its_description(
     cartl: Command, monkeypatch: pytest.MonkeyPatch, command: str, config: type[PretrainConfig]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "400")
     shown = " ".join(cartl(command, "--help").out.split())
     for name, field in config.model_fields.items():
         assert (f"--{name.replace('_', '-')} " in shown) != is_positional(field)

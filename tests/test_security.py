@@ -136,7 +136,10 @@ def writes(call: ast.Call) -> bool:
 
 
 MAY_CHANGE = {
-    "cartl_cli/display/terminal.py": {"os.open", "os.dup2", "os.close", "open"},  # the null device
+    # the null device
+    "cartl_cli/display/streams.py": {
+        *("os.open", "os.dup2", "os.close", "os.fstat", "os.set_inheritable", "open")
+    },
     "cartl_cli/core/exports/graphs.py": {"torch.export.save"},  # into memory
     "cartl_cli/core/runtime/stopping.py": {"os.write"},  # to stderr, from within a signal handler
     "cartl_cli/core/sweeps/executor.py": {"os.close"},  # of a log that storage has opened

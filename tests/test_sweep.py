@@ -558,7 +558,7 @@ def sweep_made(cartl: Command, runs_dir: Path) -> Sweep:
 def test_a_command_takes_no_run_of_a_sweep_unasked(cartl: Command) -> None:
     shutil.rmtree("runs/target")
     done = cartl("transfer", *TINY_TRANSFER.split(), "--json")
-    assert "source: runs/source (the newest finished pretrain run, sweeps aside)" in done.err
+    assert "source: runs/source (the newest finished source run, sweeps aside)" in done.err
     made = json.loads(done.out)
     assert made["source"] == "source"
     shutil.move(made["folder"], "runs/mine")
