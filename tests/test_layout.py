@@ -115,13 +115,18 @@ def test_d39_a_data_set_deeper_in_a_folder_is_found(tmp_path: Path) -> None:
         ({"train/a": 2, "train/b": 2, "test": 3}, "test/ of 'pets' holds 3 images but no class"),
         ({"train/cats": 3, "test/cats": 3}, "need at least 2 classes, found 1: 'cats'"),
         ({"cats": 3}, "need at least 2 classes, found 1: 'cats'"),
+        ({"images/train/a": 2, "images/train/b": 2, "labels/train": 0}, ""),
     ],
 )
 def test_d39_a_layout_that_is_not_clear_is_refused_with_its_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in refused(filled(Path("pets"), counts))
+    folder = filled(Path("pets"), counts)
+    if says:
+        assert says in refused(folder)
+    else:  # only one of the two has images
+        assert load(folder, val_fraction=0.5).classes == ("a", "b")
 
 
 def test_d44_what_is_left_out_is_counted(tmp_path: Path) -> None:
@@ -381,6 +386,18 @@ def test_d41_separators_of_any_kind_are_understood(tmp_path: Path, separator: st
 def test_d41_a_member_that_leads_elsewhere_is_refused(tmp_path: Path, name: bytes) -> None:
     path = raw_zip(tmp_path / "pets.zip", {b"train/a/1.png": encoded(), name: encoded()})
     assert "archive contains an unsafe member" in refused(path)
+
+
+def test_d41_a_zip_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    path = raw_zip(
+        tmp_path / "pets.zip", {b"train/a/1.png": encoded(), b"train/b/1.png": encoded()}
+    )
+    whole = path.read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    assert "is a .zip that is cut off or damaged; make it again" in refused(tmp_path / "cut.zip")
+    flags = whole.index(b"PK\x01\x02") + 8
+    path.write_bytes(whole[:flags] + b"\x01" + whole[flags + 1 :])
+    assert "is encrypted; unpack it" in refused(path)
 
 
 def test_d41_two_members_of_one_name_are_refused(tmp_path: Path) -> None:

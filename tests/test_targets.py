@@ -160,3 +160,19 @@ def test_the_images_are_those_of_the_split(data: DataSet) -> None:
     assert measured_on(data, None) is measured_on(data, "test") is data
     with pytest.raises(UsageError, match="choose test or train"):
         measured_on(data, "val")
+
+
+def test_images_that_are_others_than_when_the_run_was_made_are_told(attack: Command) -> None:
+    """What was held out can then be among the images that the model was trained on."""
+    done = attack("untested", "--force", "--limit", "2")
+    assert done.code == 0, done.err
+    assert "has changed since" not in done.err
+    images = Path(read_run(Path("runs/untested")).training.dataset).expanduser()
+    first = sorted(images.rglob("*.png"))[0]
+    last = first.rename(first.with_name("zz.png"))
+    try:
+        done = attack("untested", "--force", "--limit", "2")
+    finally:
+        last.rename(first)
+    assert done.code == 0, done.err
+    assert "has changed since run 'untested' was made; held-out images may be" in done.err

@@ -8,7 +8,7 @@ import typer
 
 from cartl_cli.commands.options import AsJson, RunsDir
 from cartl_cli.commands.panels import panelled
-from cartl_cli.commands.session import ATTACKED_KINDS
+from cartl_cli.commands.session import ATTACKED_KINDS, taken_run
 from cartl_cli.core.choices import Form
 from cartl_cli.core.runtime.requirements import check_onnx, check_torch
 
@@ -22,8 +22,13 @@ LOADING = {
 @panelled
 def export(
     run: Annotated[
-        str, typer.Argument(help="Run: name, number or path.", show_default=False, metavar="RUN")
-    ],
+        str,
+        typer.Argument(
+            help="Run: name, number or path (default: the newest finished, sweeps aside).",
+            show_default=False,
+            metavar="[RUN]",
+        ),
+    ] = "",
     form: Annotated[
         Form,
         typer.Option(
@@ -44,12 +49,9 @@ def export(
         check_onnx()
     check_torch()
     from cartl_cli.core.exports import files
-    from cartl_cli.core.runs.reader import find_run, remarks
     from cartl_cli.display.terminal import say
 
-    found = find_run(run, runs_dir, "RUN", ATTACKED_KINDS)
-    for remark in remarks(found):
-        say(remark)
+    found = taken_run(run, runs_dir, "RUN", ATTACKED_KINDS, say)
     path = out.expanduser() if out else Path(found.name + files.ENDINGS[form])
     size = files.export(found, form, path)
     load = LOADING[form].format(path=str(path / "model.pt2" if form == "hub" else path))

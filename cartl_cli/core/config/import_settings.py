@@ -2,7 +2,14 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
@@ -10,8 +17,15 @@ from cartl_cli.core.config.preprocessing import Interpolation, Preprocessing, Re
 from cartl_cli.core.config.values import SETTINGS
 from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
 
+
+def _three(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if len(numbers) != 3:
+        raise ValueError("give three numbers, as R,G,B")
+    return numbers
+
+
 ThreeNumbers = Annotated[
-    tuple[Number, ...], BeforeValidator(values.parse_list), Field(min_length=3, max_length=3)
+    tuple[Number, ...], BeforeValidator(values.parse_list), AfterValidator(_three)
 ]
 
 
@@ -105,13 +119,14 @@ class ImportConfig(BaseModel):
     @field_validator("arch")
     @classmethod
     def _known_architecture(cls, arch: str) -> str:
-        if not arch:
-            raise ValueError("name the network, as --arch wrn-28-10-relu")
-        parse_architecture(arch)
+        if arch:
+            parse_architecture(arch)
         return arch
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.arch:
+            raise ValueError("arch: name the network, as --arch wrn-28-10-relu")
         if not self.checkpoint:
             raise ValueError("checkpoint: name the file of weights: cartl import FILE --arch NAME")
         if (self.mean is None) != (self.std is None):
@@ -119,10 +134,10 @@ class ImportConfig(BaseModel):
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std: must be above 0")
         if self.mean is not None and max(*self.mean, *(self.std or ())) > 1:
-            raise ValueError("mean: and std are of pixels in 0..1; divide by 255")
+            raise ValueError("mean: with --std it is of pixels in 0..1; divide both by 255")
         if 0 < len(self.classes) < 2:
             raise ValueError("classes: a model has at least two")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes: a name is there twice")
+        if twice := [name for name in self.classes if self.classes.count(name) > 1]:
+            raise ValueError(f"classes: {twice[0]!r} is there twice")
         _ = self.preprocessing
         return self

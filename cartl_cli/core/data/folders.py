@@ -91,7 +91,10 @@ def chosen(layout: Layout, classes: tuple[str, ...], measured: Measured | None) 
     members = {(s, name): layout.members[s].get(name, ()) for s in splits for name in kept}
     for (split, label), found in members.items():
         if not found:
-            raise DataError(f"class {label!r} has no images in {split}{layout.left.said}")
+            raise DataError(
+                f"class {label!r} has no images in {split}{layout.left.said}; add some, or choose "
+                "other classes with --classes"
+            )
     return Wanted(kept, splits, members)
 
 

@@ -151,7 +151,9 @@ def _place(parts: Parts, root: Parts, inside: bool) -> str:
 
 def _root(folders: set[Parts], entries: Iterable[Entry], shown: str) -> Parts:
     """The folder that holds the splits, else that of the class folders. Raises DataError."""
-    holders = {parts[:-1] for parts in folders if split_named(parts[-1]) == "train"}
+    filled = {parts[:depth] for parts, _ in entries for depth in range(len(parts))}
+    trains = {parts for parts in folders if split_named(parts[-1]) == "train"}
+    holders = {parts[:-1] for parts in trains & filled or trains}
     if holders:
         depth = min(map(len, holders))
         found = sorted(parts for parts in holders if len(parts) == depth)

@@ -18,6 +18,8 @@ MAX_BYTES = 200_000_000  # of one image file
 MAX_MEMBERS = 200_000  # of an archive
 MAX_EXPANSION = 20  # times the archive's own size; images are compressed already
 
+ZIP = b"PK\x03\x04"  # how a zip begins
+ENCRYPTED = 0x1  # of a member's flags
 UTF8_FLAG = 0x800  # of a member's flags: its name is UTF-8
 UNICODE_PATH = 0x7075  # the extra field that has the name as UTF-8
 
@@ -51,6 +53,8 @@ def listed(path: Path) -> Iterator[Listing]:
     if path.is_dir():
         yield list_folder(path)
         return
+    if path.is_file() and not zipfile.is_zipfile(path) and _begins(path) == ZIP:
+        raise DataError(f"{str(path)!r} is a .zip that is cut off or damaged; make it again")
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise DataError(f"{str(path)!r} is neither an image folder nor a .zip of one")
     try:
@@ -97,12 +101,19 @@ def _refuse_unreadable(error: OSError) -> None:
     raise DataError(f"cannot read {error.filename!r}: {error.strerror}") from None
 
 
+def _begins(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(ZIP))
+
+
 def list_zip(archive: zipfile.ZipFile) -> Listing:
     """Every member of an archive, by the name that its maker gave it.
 
     Raises DataError for a bomb, an unsafe member or two members of one name.
     """
     infos = archive.infolist()
+    if any(info.flag_bits & ENCRYPTED for info in infos):
+        raise DataError(f"{archive.filename!r} is encrypted; unpack it")
     _check_size(infos, os.path.getsize(archive.filename or ""))
     members: dict[Parts, zipfile.ZipInfo] = {}
     folders: set[Parts] = set()

@@ -12,7 +12,7 @@ from cartl_cli.core.evaluation.comparison import check_comparable
 from cartl_cli.core.evaluation.diagnosis import diagnosed
 from cartl_cli.core.evaluation.saved_images import saved_size, write_and_reread
 from cartl_cli.core.evaluation.summary import summary
-from cartl_cli.core.evaluation.targets import AttackSetup, notes, set_up
+from cartl_cli.core.evaluation.targets import AttackSetup, changed, notes, set_up
 from cartl_cli.core.evaluation.trust_checks import checked
 from cartl_cli.core.evaluation.verdicts import Verdicts, all_waiting, robustness, share, unattacked
 from cartl_cli.core.models.compiling import compiled_passes
@@ -67,7 +67,11 @@ def attack_model(
                 raise UsageError(
                     f"the same attack is already there: {str(run.folder)!r}; --force to repeat it"
                 )
-    for note in (*setup.data.notes, *notes(config, setup.data)):
+    for note in (
+        *setup.data.notes,
+        *changed(config, attacked, setup.data),
+        *notes(config, setup.data),
+    ):
         say(note)
     size = 8 * len(split) + (saved_size(split) if config.save_adversarial else 0)
     with writer.written(session, draft, size) as run, stop_signals(quiet=ranks.size > 1) as asked:
@@ -167,19 +171,21 @@ def check_clean(
     then data, labels or normalization are not what they were, and no attack would mean anything.
     """
     data, attacked, n = setup.data, setup.attacked, len(verdicts.clean)
-    clean, expected = share(verdicts.clean), attacked.results
-    same = data.fingerprint() == attacked.manifest.data.fingerprint and n == expected.n
-    if same and abs(clean - expected.clean_accuracy) > 0.01:
+    clean, seen = share(verdicts.clean), attacked.seen
+    whole = n == seen.n == len(data.evaluation)
+    same = whole and data.fingerprint() == attacked.manifest.data.fingerprint
+    expected = seen.clean_accuracy if same else None
+    if expected is not None and abs(clean - expected) > 0.01:
         raise DataError(
-            f"clean accuracy: expected {100 * expected.clean_accuracy:.1f} %, got "
-            f"{100 * clean:.1f} %: wrong data, normalization or labels"
+            f"clean accuracy: expected {100 * expected:.1f} %, got {100 * clean:.1f} %: wrong "
+            "data, normalization or labels"
         )
     if at_chance(int(verdicts.clean.sum()), n, int(setup.split.labels.bincount().max())):
         say("warning: clean accuracy is at chance; robust accuracy means nothing here")
     if n < SMALL:
         low, high = accuracy_interval(round(clean * n), n)
         say(f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide")
-    if not same:
+    if expected is None:
         return None
     same_device = attacked.manifest.versions.get("device") == str(setup.device)
-    return CleanAccuracy(clean, expected.clean_accuracy, same_device)
+    return CleanAccuracy(clean, expected, same_device)

@@ -115,6 +115,16 @@ def notes(config: AttackConfig, data: DataSet) -> list[str]:
     return [f"note: {line}" for line in found]
 
 
+def changed(config: AttackConfig, attacked: Run, data: DataSet) -> list[str]:
+    """Whether the run's own images are others now than when its model was made and measured."""
+    before = attacked.manifest.data
+    own = config.dataset is None and config.split is None and before.measured == data.measured
+    if not own or before.fingerprint == data.fingerprint():
+        return []
+    held = "; held-out images may be among those it was trained on" * (data.measured == "held-out")
+    return [f"warning: {data.name} has changed since run {attacked.name!r} was made{held}"]
+
+
 def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataSet:
     """The attacked run's data, or those asked for; ``evaluation`` is the split to attack.
 
@@ -176,6 +186,7 @@ def chosen_images(config: AttackConfig, split: Split) -> torch.Tensor:
 def check_classes(run: Run, data: DataSet) -> None:
     """Refuse data whose classes are not the run's, in the run's order. Raises DataError."""
     expected, found = run.manifest.model.classes, data.classes
+    hint = "; import it again with --classes @FILE" if run.manifest.kind == "import" else ""
     if len(expected) != len(found):
         raise DataError(f"run {run.name!r} has {len(expected)} classes, data has {len(found)}")
     for place, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
@@ -185,4 +196,6 @@ def check_classes(run: Run, data: DataSet) -> None:
                 f"run {run.name!r}"
             )
         if ours != theirs:
-            raise DataError(f"class names differ: {ours!r} in run {run.name!r}, {theirs!r} in data")
+            raise DataError(
+                f"class names differ: {ours!r} in run {run.name!r}, {theirs!r} in data{hint}"
+            )

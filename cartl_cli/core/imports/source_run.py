@@ -33,6 +33,7 @@ from cartl_cli.core.runtime.devices import (
     versions,
 )
 from cartl_cli.core.runtime.stopping import stop_signals
+from cartl_cli.core.statistics import at_chance
 
 USUAL = {
     "ImageNet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -61,9 +62,13 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
     classes = classes_of(config, outputs, data)
     if data is not None:
         data = in_order(data, classes)
+    if data is not None and not config.classes:
+        session.say(f"its outputs are taken for the classes of {data.name}, in their order")
     model, remarks = fitted(config, checkpoint, len(classes))
     for remark in (*checkpoint.remarks, *remarks):
         session.say(remark)
+    mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
+    session.say(f"normalization: mean {mean}, std {std}")
     session.say(f"images become: {config.preprocessing.shown}")
     blocks = len(model.blocks)
     draft = Manifest(
@@ -198,6 +203,12 @@ def judged(
     """Whether the model is robust, and whether another normalization would suit it better."""
     found = []
     clean, robust = results.clean_accuracy or 0.0, results.robust_accuracy or 0.0
+    right_ones, largest = round(clean * results.n), int(split.labels.bincount().max())
+    if at_chance(right_ones, results.n, largest):
+        found.append(
+            f"warning: clean accuracy {100 * clean:.1f} % is at chance: these may be other images "
+            "than its own, --arch another network, or --classes in another order than its outputs"
+        )
     if config.mean is None and checkpoint.normalization is None and MEAN not in checkpoint.tensors:
         rights = {name: right(config, model, split, usual) for name, usual in USUAL.items()}
         best = max(rights, key=lambda name: rights[name])
@@ -215,6 +226,10 @@ def judged(
             "transfer has no robustness to inherit from it"
         )
     return found
+
+
+def _listed(numbers: Tensor) -> str:
+    return ",".join(f"{number:.4g}" for number in numbers.flatten().tolist())
 
 
 def right(config: ImportConfig, model: BlockModel, split: Split, usual: Normalization) -> float:
