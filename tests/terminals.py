@@ -21,9 +21,14 @@ def started(arguments: list[str], folder: Path, **options: Any) -> "subprocess.P
     return subprocess.Popen(
         [sys.executable, "-m", "cartl_cli", *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"},
+        env={**without_size(), "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"},
         **options,
     )
+
+
+def without_size() -> dict[str, str]:
+    """The environment, less what would say another size than the terminal's own."""
+    return {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")}
 
 
 def redirected(arguments: list[str], folder: Path, shell: str) -> tuple[int, str, str]:

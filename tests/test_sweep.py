@@ -27,7 +27,7 @@ from cartl_cli.core.sweeps.points import (
     sweep_runs,
     write_sweep,
 )
-from cartl_cli.core.sweeps.spec import Spec, open_spec, parse_spec
+from cartl_cli.core.sweeps.spec import KINDS, Spec, open_spec, parse_spec
 from cartl_cli.display.sweep_tables import Clock, live_table, table, tree
 from cartl_cli.display.tables import print_fitted
 from tests.conftest import TINY_TRANSFER, Command
@@ -351,8 +351,8 @@ def test_the_documented_example_is_what_the_page_says() -> None:
 def test_ids_do_not_change_by_accident() -> None:
     """A change here makes every finished sweep run again: is it wanted?"""
     assert [p.id for p in planned("").points] == IDS
-    for kind, config_type in CONFIGS.items():
-        defaults, added = config_type().model_dump(), ADDED.get(kind, {}) | {"compile": None}
+    for kind in KINDS:
+        defaults, added = CONFIGS[kind]().model_dump(), ADDED.get(kind, {}) | {"compile": None}
         assert {name: defaults[name] for name in added} == added
     for setting in ("ema = 0.9", "awp_gamma = 0.01", 'method = "free"\nreplays = 2'):
         assert planned(f"[base.pretrain]\n{setting}").points[0].id != IDS[0]
@@ -573,7 +573,10 @@ def test_where_only_sweeps_made_runs_one_must_be_named(cartl: Command, sweep_mad
         shutil.rmtree(Path("runs") / name)
     source, target, _ = (point.run for point in sweep_made.points)
     for command, told in (
-        ("transfer", f"--source: every finished pretrain run .*; give --source NAME, .* {source}"),
+        (
+            "transfer",
+            f"--source: every finished pretrain or import run .*; give --source NAME, .* {source}",
+        ),
         ("attack", f"RUN: every finished pretrain or transfer run .*; give RUN NAME, .* {target}"),
     ):
         done = cartl(command)

@@ -450,7 +450,7 @@ def test_seeded_leaves_the_global_random_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("clean", "told"), [(0.118, True), (0.2, False)])
 def test_a_source_at_chance_is_told(clean: float, told: bool) -> None:
-    source = mock.Mock(results=TrainingResults(clean_accuracy=clean, n=500, seconds=1.0))
+    source = mock.Mock(seen=TrainingResults(clean_accuracy=clean, n=500, seconds=1.0))
     source.name = "weak"
     source.manifest.config = PretrainConfig()
     source.manifest.model.classes = tuple("abcdefghij")
