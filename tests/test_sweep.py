@@ -577,7 +577,11 @@ def test_where_only_sweeps_made_runs_one_must_be_named(cartl: Command, sweep_mad
             "transfer",
             f"--source: every finished pretrain or import run .*; give --source NAME, .* {source}",
         ),
-        ("attack", f"RUN: every finished .* or import run .*; give RUN NAME, .* {target}"),
+        (
+            "attack",
+            f"RUN: every finished pretrain or transfer or import run .*; give RUN NAME, "
+            f".* {target}",
+        ),
     ):
         done = cartl(command)
         assert done.code == 2
