@@ -1,13 +1,15 @@
 """cartl: transfer robust image classifiers. Importing this loads no torch."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from PIL.Image import Image
     from torch import Tensor, nn
+
+    from cartl_cli.core.evaluation.any_model import Attacked
 
     class Classifier(nn.Module):
         """What ``load_model`` gives."""
@@ -46,3 +48,20 @@ def load_model(run: str | Path) -> "Classifier":
     model.classes, model.image_size = spec.classes, spec.image_size
     model.preprocess = partial(pixels_of, spec.preprocessing)
     return model
+
+
+def attack(model: "nn.Module", images: "Tensor", labels: "Tensor", **settings: Any) -> "Attacked":
+    """Attack any network as ``cartl attack`` does, and check that the attack worked.
+
+    ``model`` takes ``images`` (N, C, H, W), float32 in [0, 1], and gives logits (N, classes);
+    normalization is its own affair. ``labels`` (N,) are class numbers. ``settings`` are those of
+    ``cartl attack``, by name: ``attack``, ``norm``, ``eps``, ``step_size``, ``pgd_steps``,
+    ``restarts``, ``queries``, ``checks``, ``batch_size``, ``seed`` and ``precision``. The model is
+    left as it was found.
+
+    Gives which images are right and which survive, the accuracies with their intervals, and the
+    checks: see ``Attacked``. Raises UsageError for what cannot be attacked.
+    """
+    from cartl_cli.core.evaluation.any_model import attack_any
+
+    return attack_any(model, images, labels, settings)

@@ -46,11 +46,19 @@ def pgd(
 def ascent(
     model: Callable[[Tensor], Tensor], adversarial: Tensor, labels: Tensor, loss: PerImageLoss
 ) -> tuple[Tensor, Tensor]:
-    """Logits and ∇ of the summed loss; parameters get no gradient."""
+    """Logits and ∇ of the summed loss, 0 where the model lets none through.
+
+    Parameters get no gradient.
+    """
     adversarial = adversarial.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(adversarial)
-        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), adversarial)
+        raised = loss(logits, labels).sum()
+        if not raised.requires_grad:
+            return logits, torch.zeros_like(adversarial)
+        (gradient,) = torch.autograd.grad(
+            raised, adversarial, allow_unused=True, materialize_grads=True
+        )
     return logits.detach(), gradient
 
 
