@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         classes: tuple[str, ...]
         image_size: int
         preprocess: Callable[[Image | str | Path], Tensor]
+        num_classes: int
+        pretrained_cfg: dict[str, Any]
 
 
 __version__ = "0.2.0"
@@ -32,7 +34,8 @@ def load_model(run: str | Path) -> "Classifier":
 
     It also has ``classes``, their names in the order of the logits, ``image_size``, which is S, and
     ``preprocess``, which makes a tensor (3, S, S) of an image file, given by its path, or of an
-    image of Pillow, and raises DataError or RunError for one that is not taken.
+    image of Pillow, and raises DataError or RunError for one that is not taken. ``num_classes`` and
+    ``pretrained_cfg`` tell timm the same.
     """
     from functools import partial
 
@@ -47,6 +50,7 @@ def load_model(run: str | Path) -> "Classifier":
     spec = found.manifest.model
     model.classes, model.image_size = spec.classes, spec.image_size
     model.preprocess = partial(pixels_of, spec.preprocessing)
+    model.num_classes, model.pretrained_cfg = len(spec.classes), spec.preprocessing.for_timm
     return model
 
 

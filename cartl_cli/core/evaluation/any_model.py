@@ -86,7 +86,7 @@ def attack_any(
     network = whole(model)
     network.normalize.to(device)
     split = Split(images.detach(), labels.long()).to(device)
-    classes = outputs(network, split.images[:1])
+    classes = outputs(model, split.images[:1])
     if int(labels.max()) >= classes:
         raise UsageError(f"labels: the largest is {int(labels.max())}, the model has {classes}")
     plan = replace(plan_of(config, 1), keep_all=True)

@@ -193,7 +193,7 @@ def whole_network(config: ImportConfig, classes: tuple[str, ...]) -> tuple[Block
         if tensor.dtype not in DTYPES:
             raise DataError(f"its tensor {name} is {tensor.dtype}, which a run does not keep")
     side = config.preprocessing.image_size
-    count = outputs(model, torch.full((1, 3, side, side), 0.5))
+    count = outputs(model.blocks[0], torch.full((1, 3, side, side), 0.5))
     if count != len(classes):
         raise UsageError(
             f"the network has {count} outputs, the data {len(classes)} classes; name images of its "
