@@ -22,6 +22,8 @@ from cartl_cli.core.models.whole import whole
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.statistics import accuracy_interval
+from cartl_cli.core.trust import rivals
+from cartl_cli.core.trust.tiers import CHECKS
 from tests.conftest import Command
 from tests.victims import linear
 
@@ -159,7 +161,8 @@ def test_every_attack_runs_on_a_network_that_nobody_cut(name: str) -> None:
     assert torch.equal(wrong, ~found.robust)
 
 
-def test_every_check_runs_on_a_network_that_nobody_cut() -> None:
+def test_every_check_runs_on_a_network_that_nobody_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHECKS, "thorough", (*CHECKS["default"], rivals.adaptive))
     model, images, labels = strange()
     found = cartl_cli.attack(
         model, images, labels, eps=0.02, pgd_steps=5, attack="pgd", checks="thorough"
