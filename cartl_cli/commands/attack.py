@@ -32,16 +32,24 @@ def attack(
         str | None,
         typer.Option(
             "--model",
-            help="Attack any network instead of a run's, as FILE.py:FACTORY of --dataset.",
+            metavar="FILE.py:FACTORY",
+            help="Attack any network, instead of a run's, on the images of --dataset.",
         ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="Of --model: file of weights (default: the factory's own)."),
+        typer.Option(
+            "--weights", metavar="FILE", help="Weights of --model (default: the factory's own)."
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option("--image-size", min=8, help="Of --model: side of its images (default: 32)."),
+        typer.Option(
+            "--image-size",
+            min=8,
+            metavar="INTEGER",
+            help="Side of the images of --model (default: 32).",
+        ),
     ] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="An attack to compare with, image by image.")
