@@ -64,18 +64,18 @@ def test_verdicts_are_those_of_the_closed_form(known: tuple[Any, Tensor, Tensor]
 
 
 def test_verdicts_are_those_of_the_command(cartl: Command, runs_dir: Path) -> None:
-    settings: dict[str, Any] = {"attack": "pgd,pgd-margin", "eps": "1/255,3/255", "pgd_steps": 3}
+    settings: dict[str, Any] = {"attack": "pgd,pgd-margin", "eps": "2/255,8/255", "pgd_steps": 3}
     flags = [
         word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
-    line = ("attack", runs_dir / "target", *flags, "--limit", 30, "--precision", "fp32", "--json")
+    line = ("attack", runs_dir / "source", *flags, "--limit", 30, "--precision", "fp32", "--json")
     done = cartl(*line, "--runs-dir", "runs")
     assert done.code == 0, done.err
     said = json.loads(done.out)
     outcomes = load_file(Path(said["folder"]) / "outcomes.safetensors")
-    choice = DataChoice("shapes-target", ("ring", "frame", "grid"))
+    choice = DataChoice("shapes", ("disk", "square", "bar"))
     split = load_data_set(choice, Preprocessing(image_size=32)).evaluation.take(outcomes["indices"])
-    model = load_model(runs_dir / "target")
+    model = load_model(runs_dir / "source")
     found = cartl_cli.attack(model, split.images / 255, split.labels, **settings, precision="fp32")
     assert torch.equal(found.clean, outcomes["clean"])
     stands = outcomes["clean"] & ~(outcomes["fell_at"] >= 0).flatten(0, 1).any(0)
