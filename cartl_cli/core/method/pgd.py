@@ -56,5 +56,5 @@ def ascent(
 
 def pgd_step(adversarial: Tensor, gradient: Tensor, images: Tensor, budget: Budget) -> Tensor:
     """x̃ ← Π(x̃ + α·∇/‖∇‖), in ℓ∞ the sign of ∇; Π onto the ε-ball and onto [0, 1]."""
-    moved = torch.add(adversarial, uphill(gradient, budget.norm), alpha=budget.step_size)
+    moved = adversarial + budget.step_size * uphill(gradient, budget.norm)
     return project(moved, images, budget.eps, budget.norm)

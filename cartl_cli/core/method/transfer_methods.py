@@ -4,7 +4,7 @@ A method says on what the last k blocks are trained. To it come, as asked for, t
 NEFT, the distance to the source's features, and a phase of the classifier alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pkgutil import resolve_name
@@ -18,7 +18,6 @@ from cartl_cli.core.choices import FreezeBatchNorm, HeadInit
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.method.adversarial_training import (
     AdversarialTraining,
-    EpsWarmup,
     NaturalTraining,
     OuterLoss,
 )
@@ -29,7 +28,7 @@ from cartl_cli.core.method.losses import right
 from cartl_cli.core.method.neft import apply_neft, bake, spectral_norms
 from cartl_cli.core.method.objective import Objective, StepLoss
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.method.training_attacks import pgd_attack
+from cartl_cli.core.method.training_attacks import Growing, pgd_attack
 from cartl_cli.core.models.blocks import BlockModel, classifier_alone
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.registry.transfer_methods import check_network
@@ -53,10 +52,9 @@ class Tuning:
     head_steps: int
     collapsed: Tensor
 
-    @property
-    def warmup(self) -> EpsWarmup:
-        """How eps, or the radius, grows."""
-        return EpsWarmup(self.total_steps, self.settings["eps_warmup"])
+    def growing(self, full: Budget) -> Growing:
+        """A budget whose eps, or radius, grows as the settings have it."""
+        return Growing(full, self.total_steps, self.settings["eps_warmup"])
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,14 @@ class Tuned:
     ``objective``: the loss on images. ``on_features``: the same on features at block L−k, if the
     extractor gives the same ones in every step; None if the method needs the images.
     ``finish``, if any, is called after the last step. ``convex_blocks``: how many of the last
-    blocks have residual means instead of sums.
+    blocks have residual means instead of sums. ``phase``: see ``TrainingPlan``.
     """
 
     objective: Objective
     on_features: Objective | None = None
     finish: Callable[[], None] | None = None
     convex_blocks: int = 0
+    phase: Callable[[int], Hashable] = lambda step: None
 
 
 def replace_head(model: BlockModel, num_classes: int, init: HeadInit = "linear") -> None:
@@ -139,11 +138,12 @@ def latent(tuning: Tuning) -> Tuned:
         logits = model.classify(worst, len(model.blocks) - k)
         return StepLoss(F.cross_entropy(logits, labels), {"latent": right(logits, labels)})
 
+    radius, steps = settings["radius"], settings["latent_steps"]
     on_features = AdversarialTraining(
         model,
         outer,
-        worst_features(model, k, settings["radius"], settings["latent_steps"]),
-        tuning.warmup,
+        worst_features(model, k, steps),
+        tuning.growing(Budget(radius, radius, steps, "l2")),
         settings["seed"],
         settings["awp_gamma"],
     )
@@ -158,18 +158,19 @@ def adversarial(tuning: Tuning) -> Tuned:
     model, settings = tuning.model, tuning.settings
     attack = TRAINING_ATTACKS[settings["method"]]
     assert attack.code is not None
-    budget = Budget(settings["eps"], settings["step_size"], settings["pgd_steps"])
+    budget = tuning.growing(Budget(settings["eps"], settings["step_size"], settings["pgd_steps"]))
     return Tuned(
         AdversarialTraining(
             model,
             OuterLoss(model, (tuning.k,), trades_beta=settings["trades_beta"]),
-            resolve_name(attack.code)(model, budget),
-            tuning.warmup,
+            resolve_name(attack.code)(model),
+            budget,
             settings["seed"],
             settings["awp_gamma"],
-            fallback=pgd_attack(model, budget) if attack.single_step else None,
+            fallback=pgd_attack(model) if attack.single_step else None,
             collapsed=tuning.collapsed,
-        )
+        ),
+        phase=lambda step: (budget.steps(step), int(tuning.collapsed)),
     )
 
 

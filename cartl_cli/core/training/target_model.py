@@ -14,10 +14,10 @@ from cartl_cli.core.data.split import Split, stratified
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation.verdicts import clean_correct, share
 from cartl_cli.core.method import transfer_methods
-from cartl_cli.core.method.adversarial_training import EpsWarmup
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.training_attacks import Growing
 from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Position, Run
 from cartl_cli.core.runs.results import TrainingResults
@@ -30,7 +30,7 @@ from cartl_cli.core.training.loop import Progress, fit, sgd
 from cartl_cli.core.training.radius import radius_of
 from cartl_cli.core.training.remarks import remarks, verdict
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import begun, set_up, training_of
+from cartl_cli.core.training.training_run import begun, compiled_steps, set_up, training_of
 
 LOOKED_AT = 1000  # training images at most, for the accuracy that training ended at
 
@@ -127,17 +127,11 @@ def begin(
     classes, total_steps, collapsed = len(setup.data.classes), setup.total_steps, torch.tensor(0)
     head_steps = total_steps // config.epochs * config.head_phase
     tuned = prepare(model, original, config, k, classes, head_steps, total_steps, radius, collapsed)
-    plan = TrainingPlan(tuned.objective, head_steps=head_steps)
+    plan = TrainingPlan(tuned.objective, head_steps=head_steps, phase=tuned.phase)
     if config.tuning.single_step:
-        warmup = EpsWarmup(total_steps, config.eps_warmup)
-        epoch_done = guard(
-            model,
-            setup,
-            lambda step: config.attack_eps * warmup.grown(step),
-            config.attack_steps,
-            collapsed,
-            say,
-        )
+        full = Budget(config.attack_eps, config.attack_step, config.attack_steps)
+        budget = Growing(full, total_steps, config.eps_warmup)
+        epoch_done = guard(model, setup, budget, collapsed, say)
         plan = replace(plan, state={COLLAPSED: collapsed}, epoch_done=epoch_done)
     plan = weight_average.averaged(plan, model, config.ema)
     if config.interpolate is not None:
@@ -204,9 +198,8 @@ def tune(target: Target, setup: TrainingSetup, between: Callable[[], None]) -> B
     setup, plan = with_features(target, setup, lambda line: None)
     model = target.model
     training = training_of(model, sgd(model, target.config), plan.objective, setup)
-    size = target.config.batch_size if setup.compile else 0
-    with compiled_passes(size, lambda line: None):
-        for step in fit(training, Position()):
+    with compiled_steps(plan, setup, lambda line: None, lambda line: None) as take:
+        for step in fit(training, Position(), take):
             plan.step_done(step.done)
             if step.epoch_ended:
                 plan.epoch_done(step.look().epoch, step.done)
