@@ -105,7 +105,7 @@ def test_what_keeps_features_is_not_weighed() -> None:
         config = configure(TransferConfig, {"keep_lambda": weight, "keep_at": "all"})
         model = network()
         given = class_weights(FEW, 3) if weights else None
-        tuned = prepare(model, network(), config, 4, 3, class_weights=given)
+        tuned: Any = prepare(model, network(), config, 4, 3, class_weights=given)
         model.eval()
         with torch.no_grad():
             model.get_parameter("blocks.2.conv1.weight").mul_(1.5)
@@ -118,7 +118,8 @@ def test_what_keeps_features_is_not_weighed() -> None:
 
 def network() -> BlockModel:
     torch.manual_seed(3)
-    return build_model("wrn-10-1", 3).eval()
+    model: BlockModel = build_model("wrn-10-1", 3).eval()
+    return model
 
 
 def batch(rows: Any) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from cartl_cli.core.predictions.confusion import Confusion
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.display.attack_plots import plain, rendered, style
 
 INCHES, LEAST, MOST = 0.42, 2.0, 20.0  # a side: of each class, at least, at most
