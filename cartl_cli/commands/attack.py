@@ -103,7 +103,7 @@ def as_object(
     from cartl_cli.core.evaluation.confusion import by_class, confusions
     from cartl_cli.display.tables import in_words
 
-    config, answered = run.attack, confusions(run)
+    config = run.attack
     shown = {
         "run": attacked.name,
         "attack": run.name,
@@ -112,7 +112,7 @@ def as_object(
         "steps": config.pgd_steps,
         "restarts": config.restarts,
         **numbers(run.attack_results),
-        "by_class": by_class(answered[0], answered[-1]) if answered else None,
+        "by_class": by_class(confusions(run)),
         "in_words": in_words(run),
     }
     if other is not None:

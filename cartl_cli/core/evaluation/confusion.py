@@ -105,18 +105,29 @@ def _counted(classes: tuple[str, ...], labels: Sequence[int], answers: Sequence[
     return Confusion(classes, Counter({(classes[a], classes[b]): n for (a, b), n in pairs}))
 
 
-def by_class(clean: Confusion, attacked: Confusion) -> dict[str, Any]:
-    """Accuracies class by class, their means and the worst, ready for JSON."""
-    both = {"clean": clean, "robust": attacked}
+def by_class(answered: Sequence[Confusion]) -> dict[str, Any]:
+    """Accuracies class by class, their means and the worst, ready for JSON.
+
+    Of clean images, the first of ``answered``, and under attack, the last; None without any.
+    """
+    both = {name: answered[at] if answered else None for name, at in (("clean", 0), ("robust", -1))}
+    labels = answered[0].labels if answered else []
     return {
-        **{f"balanced_{name}": one.balanced_accuracy for name, one in both.items()},
-        **{f"worst_{name}": one.worst for name, one in both.items()},
+        **{f"balanced_{name}": one and one.balanced_accuracy for name, one in both.items()},
+        **{
+            f"worst_{name}": {
+                "class": one and one.worst,
+                "accuracy": one and one.accuracy(one.worst),
+            }
+            for name, one in both.items()
+        },
         "classes": [
             {
                 "class": label,
-                "n": clean.images(label),
-                **{f"{name}_accuracy": one.accuracy(label) for name, one in both.items()},
+                "n": answered[0].images(label),
+                "clean_accuracy": answered[0].accuracy(label),
+                "robust_accuracy": answered[-1].accuracy(label),
             }
-            for label in clean.labels
+            for label in labels
         ],
     }
