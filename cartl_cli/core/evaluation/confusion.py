@@ -94,15 +94,14 @@ def confusions(run: Run) -> tuple[Confusion, ...]:
     labels, answers = (found.get(name, ()) for name in ("labels", "answers"))
     if len(labels) != n or len(answers) != (1 + len(run.attack.eps)) * n:
         raise RunError(f"outcomes have not an answer for each image: {path}")
-    if not all(0 <= number < len(classes) for number in (*labels, *answers)):
-        raise RunError(f"outcomes name a class that the model does not have: {path}")
     rows = (answers[first : first + n] for first in range(0, len(answers), n))
-    return tuple(_counted(classes, labels, row) for row in rows)
-
-
-def _counted(classes: tuple[str, ...], labels: Sequence[int], answers: Sequence[int]) -> Confusion:
-    pairs = Counter(zip(labels, answers, strict=True)).items()
-    return Confusion(classes, Counter({(classes[a], classes[b]): n for (a, b), n in pairs}))
+    counted = [Counter(zip(labels, row, strict=True)) for row in rows]
+    if not all(0 <= number < len(classes) for one in counted for pair in one for number in pair):
+        raise RunError(f"outcomes name a class that the model does not have: {path}")
+    return tuple(
+        Confusion(classes, Counter({(classes[a], classes[b]): n for (a, b), n in one.items()}))
+        for one in counted
+    )
 
 
 def by_class(answered: Sequence[Confusion]) -> dict[str, Any]:
