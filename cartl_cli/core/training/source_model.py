@@ -33,7 +33,7 @@ from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.loop import Progress
 from cartl_cli.core.training.remarks import no_better_than_chance
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import TrainingRun, begun, set_up
+from cartl_cli.core.training.training_run import TrainingRun, begun, set_up, weights_of_classes
 
 FINAL_PGD_STEPS = 20
 DELTA = "delta"  # of the plan's state
@@ -129,17 +129,20 @@ def plan_of(
     ``delta`` (batch, 3, H, W): the perturbation of free training. ``collapsed``: the epoch after
     which N-FGSM was found to overfit catastrophically, 0 if it was not. The average of the weights.
     """
-    plan, attack = TrainingPlan(NaturalTraining(model)), TRAINING_ATTACKS[config.method]
+    weights, attack = weights_of_classes(setup), TRAINING_ATTACKS[config.method]
+    plan = TrainingPlan(NaturalTraining(model, weights))
     budget = growing(config, setup.total_steps)
     if config.method == "free":
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         delta = torch.zeros(shape, device=setup.device)
-        objective = FreeTraining(outer_loss(model, config), budget, delta)
+        objective = FreeTraining(outer_loss(model, config, weights), budget, delta)
         plan = TrainingPlan(objective, {DELTA: delta}, phase=budget.steps)
     elif attack.single_step:
-        plan = guarded(model, config, setup, budget, say)
+        plan = guarded(model, config, setup, budget, weights, say)
     elif attack.code is not None:
-        plan = TrainingPlan(adversarial_training(model, config, budget), phase=budget.steps)
+        plan = TrainingPlan(
+            adversarial_training(model, config, budget, weights=weights), phase=budget.steps
+        )
     return weight_average.averaged(plan, model, config.ema)
 
 
@@ -149,10 +152,12 @@ def growing(config: PretrainConfig, total_steps: int) -> Growing:
     return Growing(full, total_steps, config.eps_warmup)
 
 
-def outer_loss(model: BlockModel, config: PretrainConfig) -> OuterLoss:
-    """What the weights minimise, given adversarial images."""
+def outer_loss(
+    model: BlockModel, config: PretrainConfig, weights: torch.Tensor | None = None
+) -> OuterLoss:
+    """What the weights minimise, given adversarial images; ``weights`` of each class, if any."""
     ks = config.fdm_ks or (config.k,)
-    return OuterLoss(model, ks, config.fdm_lambda, config.divergence_weight)
+    return OuterLoss(model, ks, config.fdm_lambda, config.divergence_weight, weights)
 
 
 def adversarial_training(
@@ -160,13 +165,14 @@ def adversarial_training(
     config: PretrainConfig,
     budget: Growing,
     collapsed: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> AdversarialTraining:
     """Adversarial training by the configured attack; by PGD once ``collapsed`` is not 0."""
     code = TRAINING_ATTACKS[config.method].code
     assert code is not None
     return AdversarialTraining(
         model=model,
-        outer=outer_loss(model, config),
+        outer=outer_loss(model, config, weights),
         attack=resolve_name(code)(model),
         budget=budget,
         seed=config.seed,
@@ -182,12 +188,13 @@ def guarded(
     config: PretrainConfig,
     setup: TrainingSetup,
     budget: Growing,
+    weights: torch.Tensor | None,
     say: Callable[[str], None],
 ) -> TrainingPlan:
     """Training with N-FGSM, with a look now and then at whether it overfits."""
     collapsed = torch.tensor(0)
     epoch_done = guard(model, setup, budget, collapsed, say)
-    objective = adversarial_training(model, config, budget, collapsed)
+    objective = adversarial_training(model, config, budget, collapsed, weights)
     return TrainingPlan(
         objective,
         {COLLAPSED: collapsed},
