@@ -13,7 +13,7 @@ from cartl_cli.core.config import AttackConfig, ImportConfig, Kind, PretrainConf
 from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure, fitting
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
-from cartl_cli.core.config.values import decoded
+from cartl_cli.core.config.values import ADDRESS, decoded
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.registry.architectures import own_network
 from cartl_cli.core.runtime.requirements import check_torch
@@ -137,11 +137,13 @@ def open_session(
     config = located(configure(config_type, base, *given), named)
     if stored is not None:
         config = fitting(config, stored.manifest.data.train_images)
-    config, source = _with_source(config, runs_dir, say)
     cache = cache_dir()
     kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
     store = Store(kept, not request.no_download, say)
     place = Place(cache, store, decoding_progress)
+    if isinstance(config, TransferConfig) and ADDRESS.fullmatch(config.source):
+        _import_once(config.source, Session(runs_dir, None, place, say))
+    config, source = _with_source(config, runs_dir, say)
     session = Session(runs_dir, request.name, place, say, stored, current())
     if stored is None:
         return Opened(config, session, source, None)
@@ -157,6 +159,19 @@ def open_session(
         return Opened(config, session, source, stored)
     say(f"run {stored.name} was {state(stored).partition(';')[0]}; going on")
     return Opened(config, session, source, None)
+
+
+def _import_once(address: str, session: "Session") -> None:
+    """Make a source run of what is published under an address, unless there is one."""
+    from cartl_cli.core.imports.source_run import import_model
+    from cartl_cli.core.runs.reader import imports_of
+    from cartl_cli.core.runtime.ranks import current
+
+    with current().in_turn():
+        if not imports_of(address, session.runs_dir):
+            config = configure(ImportConfig, {"checkpoint": address})
+            run = import_model(config, session, lambda done, total: None)
+            session.say(f"imported {address} as {run.folder}")
 
 
 def _with_source(

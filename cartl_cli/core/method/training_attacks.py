@@ -15,6 +15,7 @@ from cartl_cli.core.method.norm_ball import normal, scatter
 from cartl_cli.core.method.pgd import Budget, ascent, pgd
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import FoldedCopy
+from cartl_cli.core.models.pieces import in_pieces
 
 NOISE = 2  # k of N-FGSM: its noise reaches k·ε
 NUDGE = 0.001  # standard deviation of the start of TRADES
@@ -81,12 +82,8 @@ def trades(model: BlockModel, budget: Budget) -> TrainingAttack:
 
     def attack(images: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
         with torch.no_grad(), eval_mode(model):
-            clean_logits = model(images)  # (B, classes)
-
-        def divergence(logits: Tensor, _: Tensor) -> Tensor:
-            return kl_divergence(logits, clean_logits)
-
+            clean_logits = in_pieces(model, images)  # (B, classes)
         start = images + NUDGE * normal(noise)
-        return pgd(model, images, labels, start, grown_budget(budget, grown), divergence)
+        return pgd(model, images, clean_logits, start, grown_budget(budget, grown), kl_divergence)
 
     return attack
