@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from cartl_cli.commands.options import Request
 from cartl_cli.core.config import AttackConfig, ImportConfig, Kind, PretrainConfig, TransferConfig
-from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure, fitting
+from cartl_cli.core.config.configure import (
+    Config,
+    at_own_batch_size,
+    at_own_eps,
+    check_same,
+    configure,
+    fitting,
+)
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import ADDRESS, decoded
@@ -188,6 +195,8 @@ def _with_source(
         field, shown, kinds = "run", "RUN", ATTACKED_KINDS
     run = taken_run(getattr(config, field), runs_dir, shown, kinds, say)
     config = config.model_copy(update={field: selector_of(run, runs_dir)})
+    if isinstance(config, TransferConfig):
+        config = at_own_batch_size(config, run.manifest.model.image_size)
     if isinstance(config, AttackConfig):
         config = at_own_eps(config, config.dataset or run.making.dataset or "")
     return config, run
