@@ -16,6 +16,7 @@ from cartl_cli.core.method.norm_ball import normal, scatter
 from cartl_cli.core.method.pgd import Budget, ascent, pgd
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import FoldedCopy
+from cartl_cli.core.models.pieces import in_pieces
 from cartl_cli.core.runtime.replays import number_of
 
 NOISE = 2  # k of N-FGSM: its noise reaches k·ε
@@ -100,12 +101,8 @@ def trades(model: BlockModel) -> TrainingAttack:
 
     def attack(images: Tensor, labels: Tensor, noise: Tensor, budget: Budget) -> Tensor:
         with torch.no_grad(), eval_mode(model):
-            clean_logits = model(images)  # (B, classes)
-
-        def divergence(logits: Tensor, _: Tensor) -> Tensor:
-            return kl_divergence(logits, clean_logits)
-
+            clean_logits = in_pieces(model, images)  # (B, classes)
         start = images + NUDGE * normal(noise)
-        return pgd(model, images, labels, start, budget, divergence)
+        return pgd(model, images, clean_logits, start, budget, kl_divergence)
 
     return attack

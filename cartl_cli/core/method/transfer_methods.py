@@ -29,6 +29,7 @@ from cartl_cli.core.method.objective import Objective, StepLoss
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.training_attacks import Growing, pgd_attack
 from cartl_cli.core.models.blocks import BlockModel, classifier_alone
+from cartl_cli.core.models.pieces import at_once, in_pieces
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.registry.transfer_methods import check_network
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
@@ -109,7 +110,7 @@ def prepare(
     tuned = method(tuning)
     if not settled(model, k):
         tuned = replace(tuned, on_features=None)
-    tuned = head_first(tuning, tuned, kept_near(tuning, tuned))
+    tuned = extracted_in_pieces(tuning, head_first(tuning, tuned, kept_near(tuning, tuned)))
     if beta is not None:
         tuned = replace(tuned, finish=partial(bake, model, k), convex_blocks=k)
     return tuned
@@ -194,9 +195,24 @@ class OnImages:
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
+        cut = len(self.model.blocks) - self.k
         with torch.no_grad():
-            features = self.model.features(images, len(self.model.blocks) - self.k)
+            features = in_pieces(lambda some: self.model.features(some, cut), images)
         return self.on_features(features, labels, step, part)
+
+
+def extracted_in_pieces(tuning: Tuning, tuned: Tuned) -> Tuned:
+    """The same, with the extractor's part of large batches taken in ``pieces``, where it can be."""
+    whole, on_features = tuned.objective, tuned.on_features
+    if on_features is None:
+        return tuned
+    by_features = OnImages(tuning.model, tuning.k, on_features)
+
+    def objective(images: Tensor, labels: Tensor, step: int, part: Part, /) -> StepLoss:
+        chosen = by_features if at_once(images) < len(images) else whole
+        return chosen(images, labels, step, part)
+
+    return replace(tuned, objective=objective)
 
 
 # What is added to it

@@ -78,6 +78,7 @@ def transfer(
     original = original.to(device)
     radius = radius_of(config, source, original, k, session)
     target = begin(config, original, k, setup, radius, session.say)
+    del original  # what still needs it has it
     model, tuned, plan = target.model, target.tuned, target.plan
     spec = spec.model_copy(update={"classes": data.classes, "convex_blocks": tuned.convex_blocks})
     with begun(session, setup, model, plan, spec, k, source, radius) as training:
