@@ -42,7 +42,11 @@ KeepAt = Annotated[
 FdmAt = Annotated[str, AfterValidator(lambda text: values.check_numbers(text, ("all",), "2,4,6"))]
 
 Source = Annotated[
-    str, Field(description="Source run: name, number or path (default: the newest, sweeps aside).")
+    str,
+    Field(
+        description=f"Source run: name, number or path, or {values.ADDRESSES}, which is imported "
+        "first (default: the newest run, sweeps aside)."
+    ),
 ]
 Dataset = Annotated[
     str,
@@ -71,6 +75,13 @@ SplitSeed = Annotated[
 ]
 SkipBad = Annotated[
     bool, Field(description="Go on without images that cannot be used; they are counted.")
+]
+Balance = Annotated[
+    bool,
+    Field(
+        description="Weigh the images in the loss so that each class counts alike, however many "
+        "images it has."
+    ),
 ]
 Augment = Annotated[
     Augmentations | None,

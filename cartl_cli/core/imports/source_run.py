@@ -1,10 +1,11 @@
 """``cartl import``: a checkpoint from elsewhere becomes a source run, and is looked at."""
 
 import hashlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -22,9 +23,11 @@ from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, clean_correct, robustness, share, unattacked
 from cartl_cli.core.imports.checkpoint_files import Checkpoint, read_checkpoint
 from cartl_cli.core.imports.matching import MEAN, guess_classes, match
+from cartl_cli.core.imports.published import obtained
+from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.models.own_network import digest_of
 from cartl_cli.core.models.whole import Whole, laid_out
 from cartl_cli.core.registry.architectures import build_model, own_network, parse_architecture
@@ -53,6 +56,7 @@ USUAL = {
 """What networks are most often given, for one that comes without."""
 BETTER = 0.1  # of the images right with another normalization, and more than without: told
 MOVED = 32  # images of a look at how far features are moved
+SAME = 1e-3  # of spectral norms, what rounding makes of equal ones
 FEW_LEFT = 0.1  # of the images that are right when clean: a source with fewer is not robust
 
 
@@ -63,6 +67,7 @@ class Import:
     ``normalized``: it is known what it takes off its images.
     """
 
+    config: ImportConfig
     model: BlockModel
     draft: Manifest
     data: DataSet | None
@@ -73,11 +78,13 @@ class Import:
 def import_model(config: ImportConfig, session: Session, report: Callable[[int, int], None]) -> Run:
     """The checkpoint as a finished run of kind ``import``, measured on the images of ``dataset``.
 
-    ``report`` gets images attacked, of how many. Raises UsageError or DataError before anything is
-    written: for a file that is no checkpoint or does not fit the network, name by name.
+    What stands beside it fills in what the settings leave open. ``report`` gets images attacked, of
+    how many. Raises UsageError or DataError before anything is written: for a file that is no
+    checkpoint or does not fit the network, name by name.
     """
     began = time.monotonic()
     new = _read(config, session)
+    config = new.config
     with _begun(new, session) as run, stop_signals() as asked:
         results = ImportResults(seconds=time.monotonic() - began)
         if new.data is not None:
@@ -126,28 +133,34 @@ def _read(config: ImportConfig, session: Session) -> Import:
     device = resolve_device(config.device)
     keep_freed_memory()
     writer.check_place(session)
+    told = Told()
     data: DataSet | None
     if config.whole:
         data = images_of(config, session)
-        classes = classes_of(config, len(data.classes if data else config.classes), data)
-        model, original = whole_network(config, classes)
+        classes = classes_of(config, told, len(data.classes if data else config.classes), data)
+        model, original = whole_network(config, classes, session)
         normalized, normalization = True, "its own"
     else:
-        checkpoint = read_checkpoint(Path(config.checkpoint).expanduser(), config.member)
+        path, told = obtained(config.checkpoint, session.place.store)
+        config = completed(config, told)
+        checkpoint = read_checkpoint(path, config.member)
+        check_told(path, checkpoint, told)
+        found = checkpoint.normalization or told.normalization
+        checkpoint = replace(checkpoint, normalization=found)
         outputs = guess_classes(checkpoint.tensors)
         data = images_of(config, session)
         check_outputs(data, outputs)
-        classes = classes_of(config, outputs, data)
-        model, remarks = fitted(config, checkpoint, len(classes))
-        original = original_of(config.checkpoint, checkpoint, (*checkpoint.remarks, *remarks))
-        known = (config.mean, checkpoint.normalization, checkpoint.tensors.get(MEAN))
-        normalized = any(found is not None for found in known)
+        classes = classes_of(config, told, outputs, data)
+        model, remarks = fitted(config, checkpoint, told, len(classes))
+        original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks))
+        known = (config.mean, found, checkpoint.tensors.get(MEAN))
+        normalized = any(one is not None for one in known)
         mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
         normalization = f"mean {mean}, std {std}"
+    if data is not None and classes == data.classes and not config.classes:
+        session.say(f"its outputs are taken for the classes of {data.name}, in their order")
     if data is not None:
         data = in_order(data, classes)
-    if data is not None and not config.classes:
-        session.say(f"its outputs are taken for the classes of {data.name}, in their order")
     for remark in original.remarks:
         session.say(remark)
     session.say(f"normalization: {normalization}")
@@ -156,15 +169,22 @@ def _read(config: ImportConfig, session: Session) -> Import:
         kind="import",
         config=config,
         k=min(config.k, len(model.blocks)),
-        model=ModelSpec(arch=config.arch, classes=classes, preprocessing=config.preprocessing),
+        model=ModelSpec(
+            arch=config.arch,
+            classes=classes,
+            preprocessing=config.preprocessing,
+            convex_blocks=told.convex_blocks,
+        ),
         data=data_record(data or nothing(classes, config.preprocessing), ()),
         original=original,
         versions=versions(device, resolve_precision(config.precision, device), 1, False),
     )
-    return Import(laid_out(model.to(device)), draft, data, device, normalized)
+    return Import(config, laid_out(model.to(device)), draft, data, device, normalized)
 
 
-def whole_network(config: ImportConfig, classes: tuple[str, ...]) -> tuple[BlockModel, Original]:
+def whole_network(
+    config: ImportConfig, classes: tuple[str, ...], session: Session
+) -> tuple[BlockModel, Original]:
     """The network of a file as it is, with the weights of the checkpoint if one is named.
 
     Without, its own are drawn by the seed where its code draws any. Raises UsageError for a network
@@ -184,11 +204,12 @@ def whole_network(config: ImportConfig, classes: tuple[str, ...]) -> tuple[Block
     )
     if config.checkpoint:
         network = cast(Whole, model.blocks[0]).network
-        checkpoint = read_checkpoint(Path(config.checkpoint).expanduser(), config.member, False)
+        file, _ = obtained(config.checkpoint, session.place.store)
+        checkpoint = read_checkpoint(file, config.member, apart=False)
         matched = match(checkpoint.tensors, network.state_dict(), first_layer=False)
         network.load_state_dict(matched.tensors)
         said = (*checkpoint.remarks, *matched.remarks, *remarks)
-        original = original_of(config.checkpoint, checkpoint, said)
+        original = original_of(file, checkpoint, said)
     for name, tensor in model.state_dict().items():
         if tensor.dtype not in DTYPES:
             raise DataError(f"its tensor {name} is {tensor.dtype}, which a run does not keep")
@@ -202,11 +223,9 @@ def whole_network(config: ImportConfig, classes: tuple[str, ...]) -> tuple[Block
     return model, original
 
 
-def original_of(file: str, checkpoint: Checkpoint, remarks: tuple[str, ...]) -> Original:
+def original_of(file: Path, checkpoint: Checkpoint, remarks: tuple[str, ...]) -> Original:
     """What the run keeps of a file of weights."""
-    return Original(
-        file=Path(file).name, size=checkpoint.size, sha256=checkpoint.sha256, remarks=remarks
-    )
+    return Original(file=file.name, size=checkpoint.size, sha256=checkpoint.sha256, remarks=remarks)
 
 
 def images_of(config: ImportConfig, session: Session) -> DataSet | None:
@@ -229,11 +248,44 @@ def check_outputs(data: DataSet | None, outputs: int) -> None:
         )
 
 
-def classes_of(config: ImportConfig, outputs: int, data: DataSet | None) -> tuple[str, ...]:
-    """The names of the outputs: as given, else those of the data, else numbers.
+def check_told(path: Path, checkpoint: Checkpoint, told: Told) -> None:
+    """Refuse a file that is not the one described beside it, or of which too little is known.
+
+    Raises DataError.
+    """
+    if not checkpoint.sha256.startswith(told.sha256):
+        raise DataError(
+            f"{str(path)!r} is not the file that is described beside it (sha256 differs); have it "
+            "copied or downloaded again"
+        )
+    if told == Told() and looks_non_expansive(checkpoint.tensors):
+        raise DataError(
+            f"{str(path)!r}: its last weights have one spectral norm, as NEFT makes them, and its "
+            "residual sums are then means, which the file does not say; import the folder of its "
+            "run, or that of cartl export --format hub"
+        )
+
+
+def looks_non_expansive(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the last three weights of a network with our names have the same spectral norm."""
+    named = [t for name, t in tensors.items() if re.fullmatch(r"blocks\..*\.weight", name)]
+    last = [tensor for tensor in named if tensor.dim() > 1][-3:]
+    if len(last) < 3:
+        return False
+    norms = [float(torch.linalg.matrix_norm(tensor.flatten(1), 2)) for tensor in last]
+    return max(norms) - min(norms) < SAME * max(norms)
+
+
+def classes_of(
+    config: ImportConfig, told: Told, outputs: int, data: DataSet | None
+) -> tuple[str, ...]:
+    """The names of the outputs: as given, else as told, else those of the data, else numbers.
 
     Raises UsageError for another number of names, or other names than the data has.
     """
+    known = len(told.classes) == outputs and len(set(told.classes)) == outputs
+    if not config.classes and known and (not data or set(told.classes) == set(data.classes)):
+        return told.classes
     if not config.classes:
         return data.classes if data else tuple(f"class {number}" for number in range(outputs))
     if len(config.classes) != outputs:
@@ -244,7 +296,7 @@ def classes_of(config: ImportConfig, outputs: int, data: DataSet | None) -> tupl
 
 
 def fitted(
-    config: ImportConfig, checkpoint: Checkpoint, classes: int
+    config: ImportConfig, checkpoint: Checkpoint, told: Told, classes: int
 ) -> tuple[BlockModel, tuple[str, ...]]:
     """The network with all weights of the file, and what was decided. Raises DataError."""
     normalization = checkpoint.normalization
@@ -259,6 +311,9 @@ def fitted(
     renames = parse_architecture(config.arch).renames
     matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
     model.load_state_dict(matched.tensors)
+    if told.convex_blocks > len(model.blocks):
+        raise DataError(f"{config.arch} has only {len(model.blocks)} blocks")
+    make_convex(model, told.convex_blocks)
     return model.eval(), (*remarks, *matched.remarks)
 
 

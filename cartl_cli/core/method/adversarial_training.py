@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cartl_cli.core.method.losses import feature_distance, right, trades_loss
+from cartl_cli.core.method.losses import classification_loss, feature_distance, right, trades_loss
 from cartl_cli.core.method.objective import StepLoss
-from cartl_cli.core.method.training_attacks import TrainingAttack, ramp
+from cartl_cli.core.method.training_attacks import Growing, TrainingAttack
 from cartl_cli.core.method.weight_perturbation import perturb_weights
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.runtime.randomness import generator, uniform_noise
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
+from cartl_cli.core.runtime.replays import noise_of
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,15 @@ class OuterLoss:
     """What the weights minimise, given adversarial images: Eq. 4 or TRADES, plus Eq. 10.
 
     ``fdm_lambda``: λ of the feature distance, the mean over the blocks L−k of all ``ks``, which
-    fall; the paper has one. ``trades_beta``: β of TRADES, None for the cross-entropy.
+    fall; the paper has one. ``trades_beta``: β of TRADES, None for the cross-entropy. ``weights``
+    (classes,): of the images of each class in either, but not in the distance.
     """
 
     model: BlockModel
     ks: tuple[int, ...]
     fdm_lambda: float = 0.0
     trades_beta: float | None = None
+    weights: Tensor | None = None
 
     def __call__(
         self, images: Tensor, adversarial: Tensor, labels: Tensor, share: float = 1.0, /
@@ -46,16 +47,16 @@ class OuterLoss:
         logits = model.classify(features[-1], cuts[-1])  # (B, classes)
         correct = {"adversarial": right(logits, labels)}
         if not divergence and not distance:
-            return StepLoss(F.cross_entropy(logits, labels), correct)
+            return StepLoss(classification_loss(logits, labels, self.weights), correct)
 
         # a pass of its own: one concatenated pass has other batch-norm statistics
         clean_features = model.features_at(images, cuts)
         with torch.set_grad_enabled(divergence):  # else only to be shown
             clean_logits = model.classify(clean_features[-1], cuts[-1])
         if self.trades_beta is not None:
-            loss = trades_loss(clean_logits, logits, labels, self.trades_beta)
+            loss = trades_loss(clean_logits, logits, labels, self.trades_beta, self.weights)
         else:
-            loss = F.cross_entropy(logits, labels)
+            loss = classification_loss(logits, labels, self.weights)
         if distance:
             pairs = zip(clean_features, features, strict=True)
             far = torch.stack([feature_distance(*pair) for pair in pairs]).mean()
@@ -64,33 +65,23 @@ class OuterLoss:
 
 
 @dataclass(frozen=True)
-class EpsWarmup:
-    """eps grows from 0 over the first ``warmup`` (0..1) of ``total_steps``."""
-
-    total_steps: int
-    warmup: float = 0.0
-
-    def grown(self, step: int) -> float:
-        """The part of its full size (0..1) that eps has at a step."""
-        return ramp(step, self.total_steps, self.warmup)
-
-
-@dataclass(frozen=True)
 class NaturalTraining:
     """Mean cross-entropy on clean images.
 
     ``classify`` gives the logits (B, classes): the model, or its last blocks where the batches are
-    of features.
+    of features. ``weights`` (classes,): of the images of each class.
     """
 
     classify: Callable[[Tensor], Tensor]
+    weights: Tensor | None = None
 
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
         logits = self.classify(images)
-        return StepLoss(F.cross_entropy(logits, labels), {"clean": right(logits, labels)})
+        loss = classification_loss(logits, labels, self.weights)
+        return StepLoss(loss, {"clean": right(logits, labels)})
 
 
 Outer = Callable[[Tensor, Tensor, Tensor, float], StepLoss]
@@ -113,7 +104,7 @@ class AdversarialTraining:
     model: BlockModel
     outer: Outer
     attack: TrainingAttack
-    warmup: EpsWarmup
+    budget: Growing
     seed: int
     awp_gamma: float = 0.0
     show_clean: bool = False
@@ -125,12 +116,10 @@ class AdversarialTraining:
     ) -> StepLoss:
         """See ``Objective``."""
         model, attack = self.model, self.attack
-        noise = uniform_noise(
-            images, generator(self.seed, "training attack", step), part.rows.start
-        )
+        noise = noise_of(step, images, self.seed, "training attack", part.rows.start)
         if self.fallback is not None and self.collapsed is not None and self.collapsed > 0:
             attack = self.fallback
-        adversarial = attack(images, labels, noise, self.warmup.grown(step))
+        adversarial = attack(images, labels, noise, self.budget.budget(step))
 
         shown = {}
         if self.show_clean:
@@ -156,15 +145,14 @@ class FreeTraining:
     """
 
     outer: OuterLoss
-    eps: float
-    warmup: EpsWarmup
+    budget: Growing
     delta: Tensor
 
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
-        eps = self.eps * self.warmup.grown(step)
+        eps = self.budget.budget(step).eps
         noise = self.delta[: len(images)].clone().requires_grad_()
         found = self.outer(images, (images + noise).clamp(0, 1), labels)
 

@@ -1,10 +1,11 @@
 """A training as a run: what it begins with, and ``fit`` from the newest checkpoint to the end."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.config.configure import fitting
 from cartl_cli.core.config.preprocessing import Preprocessing
-from cartl_cli.core.data.data_sets import augmentation, choice_of, described, load_data_set
-from cartl_cli.core.data.split import DataSet, fraction_of
+from cartl_cli.core.data.data_sets import augmentation, choice_of, described, load_data_set, uneven
+from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
-from cartl_cli.core.method.objective import Objective
+from cartl_cli.core.method.losses import class_weights
+from cartl_cli.core.method.objective import Objective, StepLoss
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, TrainingAttack
@@ -37,7 +39,17 @@ from cartl_cli.core.runtime import devices
 from cartl_cli.core.runtime.ranks import Ranks
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
 from cartl_cli.core.training.gradient_averaging import averaged
-from cartl_cli.core.training.loop import Progress, Training, count_steps, fit, learning_rate, sgd
+from cartl_cli.core.training.loop import (
+    Progress,
+    Take,
+    Training,
+    count_steps,
+    fit,
+    learning_rate,
+    sgd,
+    take_step,
+)
+from cartl_cli.core.training.replayed_steps import ReplayedSteps, side_stream
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 
 Settings = TypeVar("Settings", PretrainConfig, TransferConfig)
@@ -76,7 +88,8 @@ def set_up(
     check_division(config, ranks, device)  # of the smaller batches, too
     precision = devices.resolve_precision(config.precision, device)
     total_steps = count_steps(config, len(split), replays)
-    for note in (*described(data), *data.notes):
+    counted: list[str] = balanced(data, split) if config.balance else uneven(data, split)
+    for note in (*described(data), *counted, *data.notes):
         session.say(note)
     return TrainingSetup(
         config=config,
@@ -91,6 +104,22 @@ def set_up(
         replays=replays,
         ranks=ranks,
     )
+
+
+def balanced(data: DataSet, split: Split) -> list[str]:
+    """How much an image of the rarest and of the commonest class counts under ``--balance``."""
+    counts = split.counts(len(data.classes))
+    weights = class_weights(split.labels, len(data.classes))
+    ends = (counts.index(end) for end in (min(counts), max(counts)))
+    told = [f"{data.classes[one]!r} counts {weights[one]:.3g} ({counts[one]:,})" for one in ends]
+    return [f"each class counts alike in the loss: an image of {', one of '.join(told)}"]
+
+
+def weights_of_classes(setup: TrainingSetup) -> Tensor | None:
+    """The weight of each class (classes,) that the settings ask for, if they ask for any."""
+    if not setup.config.balance:
+        return None
+    return class_weights(setup.split.labels, len(setup.data.classes)).to(setup.device)
 
 
 def check_division(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
@@ -189,9 +218,9 @@ class TrainingRun:
         failed = self.session.say if config.compile is None else None  # else it is an error
         with (
             failures_told(run, config.batch_size, lambda: last.step),
-            compiled_passes(config.batch_size, failed) if setup.compile else nullcontext(),
+            compiled_steps(plan, setup, failed, self.session.say) as take,
         ):
-            for step in fit(training, last):
+            for step in fit(training, last, take):
                 plan.step_done(step.done)
                 if not (keeper.step_done(step.done) or step.epoch_ended):
                     continue
@@ -232,6 +261,44 @@ class TrainingRun:
                 say(f"going on after step {position.step} of {total}, learning rate {rate:.3g}")
         setup.ranks.share(state.tensors)
         return checkpoints.shared(position, setup.ranks), metrics
+
+
+@contextmanager
+def compiled_steps(
+    plan: TrainingPlan,
+    setup: TrainingSetup,
+    failed: Callable[[str], None] | None,
+    say: Callable[[str], None],
+) -> Iterator[Take]:
+    """How to take the steps of a plan: compiled if the setup says so, on CUDA replayed as graphs.
+
+    ``failed``: see ``compiled_passes``. How long compiling takes is told.
+    """
+    full = setup.config.batch_size if setup.compile else 0
+    with compiled_passes(full, failed, graphs=False):
+        if not setup.compile:
+            yield take_step
+        elif setup.device.type == "cuda":
+            with side_stream(setup.device):
+                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full), say)
+        else:
+            yield first_timed(take_step, say)
+
+
+def first_timed(take: Take, say: Callable[[str], None]) -> Take:
+    """The same; after the first step it is told how long that took."""
+    began: list[float] = []
+
+    def timed(training: Training, *step: Any) -> StepLoss:
+        if began:
+            return take(training, *step)
+        began.append(time.monotonic())
+        found = take(training, *step)
+        found.loss.item()  # until the device has done it
+        say(f"compiled in {time.monotonic() - began[0]:.0f} s")
+        return found
+
+    return timed
 
 
 def training_of(
