@@ -80,6 +80,8 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
     mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
     session.say(f"normalization: mean {mean}, std {std}")
     session.say(f"images become: {config.preprocessing.shown}")
+    if told.claim:
+        session.say(f"its maker measured {told.claim}")
     blocks = len(model.blocks)
     draft = Manifest(
         kind="import",

@@ -18,7 +18,7 @@ from cartl_cli.core.choices import Precision
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runtime.ranks import ALONE, Ranks
 
-WORTHWHILE = 2_000
+WORTHWHILE = 1_000
 """Steps of a training on CUDA in which compiling makes up for the minute that it takes."""
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>

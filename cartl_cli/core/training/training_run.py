@@ -280,7 +280,7 @@ def compiled_steps(
             yield take_step
         elif setup.device.type == "cuda":
             with side_stream(setup.device):
-                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full), say)
+                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full, say), say)
         else:
             yield first_timed(take_step, say)
 
