@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+import torchvision
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,13 +28,20 @@ from cartl_cli.core.exports.card import model_card
 from cartl_cli.core.exports.subject import Subject, read_subject
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.runs.reader import read_run
-from tests.conftest import Command
+from tests.conftest import TINY_TRANSFER, Command
 
 huggingface_hub = pytest.importorskip("huggingface_hub")  # comes with timm
 onnxruntime = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parents[1]
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6  # to be shown turned by a quarter
 FORMATS = {"torch": ".pt2", "onnx": ".onnx", "hub": "-hub"}
-EXPORTS = [("source", "torch"), *(("target", form) for form in FORMATS), ("imported", "hub")]
+EXPORTS = [
+    ("source", "torch"),
+    *(("target", form) for form in FORMATS),
+    ("natural", "onnx"),
+    ("imported", "hub"),
+]
 ATTACK = "attack target --attack pgd,square --pgd-steps 2 --queries 5 --limit 30 --eps 2/255,8/255"
 IMPORT = (
     "import runs/source/model.safetensors --arch wrn-10-1 --classes disk,square,bar --name imported"
@@ -41,12 +50,15 @@ IMPORT = (
 
 @pytest.fixture(scope="module")
 def place(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs source, target, imported and attacked, and ``EXPORTS`` of them."""
+    """A folder with the runs source, target (NEFT), natural (a target without it), imported and
+    attacked, and ``EXPORTS`` of them.
+    """
     folder = tmp_path_factory.mktemp("exported")
     shutil.copytree(runs_dir, folder / "runs")
     lines = [
         [*IMPORT.split(), "--origin", "a | friend", "--licence", "CC 4: ask", "--threat", "l2"],
         [*ATTACK.split(), "--checks", "fast", "--name", "attacked"],
+        ["transfer", "--source", "source", *TINY_TRANSFER.split(), "--name", "natural"],
         *(["export", run, "--format", form] for run, form in EXPORTS),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -169,13 +181,13 @@ def test_the_examples_of_the_page_work_without_cartl(place: Path, number: int) -
     """From a photograph to logits, which are those that cartl gives."""
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (50, 70, 3), generator=draws, dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save(place / "photo.png")
+    Image.fromarray(pixels.numpy()).save(place / "photo.jpg", exif=TURNED)
     reading, *examples = blocks(ROOT / "docs" / "export.md")
     assert len(examples) == 3
     found = without_cartl(reading + examples[number], place)
     run = read_run(place / "runs" / "target")
-    data = (place / "photo.png").read_bytes()
-    image, _ = decode_image(data, "photo.png", run.manifest.model.preprocessing)
+    data = (place / "photo.jpg").read_bytes()
+    image, _ = decode_image(data, "photo.jpg", run.manifest.model.preprocessing)
     expected = load_model(run.folder)(image[None] / 255).detach()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -436,3 +448,106 @@ def test_a_network_of_ones_own_that_decides_by_its_input_is_refused(
     )
     with pytest.raises(CartlError, match=r"torch\.export cannot make a graph of wrn-10-1: "):
         graphs.traced(subject)
+
+
+# Real photographs
+
+TWISTS: dict[str, Callable[[Image.Image, Path], None]] = {
+    "exif": lambda image, path: image.transpose(Image.Transpose.ROTATE_90).save(
+        path.with_suffix(".jpg"), exif=TURNED, quality=95
+    ),
+    "png": lambda image, path: image.save(path.with_suffix(".png")),
+    "gray": lambda image, path: image.convert("L").save(path.with_suffix(".jpg"), quality=95),
+    "double": lambda image, path: image.resize((2 * image.width, 2 * image.height)).save(
+        path.with_suffix(".jpg"), quality=95
+    ),
+    "huge": lambda image, path: image.resize((5 * image.width, 5 * image.height)).save(
+        path.with_suffix(".jpg"), quality=95
+    ),
+}
+"""What may happen to a photograph on its way; ``exif`` is shown as the photograph is."""
+
+ANSWERING = """
+import onnxruntime, sys, torch
+from pathlib import Path
+
+paths = Path("paths.txt").read_text().splitlines()
+extra = {"cartl.json": ""}
+program = torch.export.load("photos.pt2", extra_files=extra).module()
+session = onnxruntime.InferenceSession("photos.onnx")
+hub = torch.export.load("photos-hub/model.pt2").module()
+properties = session.get_modelmeta().custom_metadata_map
+abouts = [
+    json.loads(extra["cartl.json"]),
+    {name: json.loads(text) for name, text in properties.items()},
+    json.loads(Path("photos-hub/config.json").read_text()),
+]
+assert all(about["classes"] == ["ants", "bees"] for about in abouts)
+answering = [
+    lambda pixels: program(torch.from_numpy(pixels)),
+    lambda pixels: torch.from_numpy(session.run(None, {"images": pixels})[0]),
+    lambda pixels: hub(torch.from_numpy(pixels)),
+]
+with torch.no_grad():
+    logits = torch.stack(
+        [
+            torch.cat([answer(pixels_for(path, about)) for path in paths])
+            for answer, about in zip(answering, abouts, strict=True)
+        ]
+    )
+"""
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("CARTL_TEST_DATA" not in os.environ, reason="needs a folder of real images")
+def test_all_forms_answer_as_predict_does_on_photographs(cartl: Command, tmp_path: Path) -> None:
+    """A torchvision network at 224 pixels, imported and transferred; three photographs of each
+    class, and each turned by EXIF, as PNG, gray, and larger.
+    """
+    held_out = photographs(tmp_path)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "random.pt")
+    lines = [
+        "import random.pt --arch torchvision:resnet18 --name random "
+        "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+        "transfer --source random --dataset few --k 1 --epochs 2 --lr 0.05 --name photos",
+        *(f"export photos --format {form}" for form in FORMATS),
+    ]
+    for line in lines:
+        done = cartl(*line.split())
+        assert done.code == 0, done.err
+    for kind, twist in TWISTS.items():
+        (tmp_path / kind).mkdir()
+        for path in held_out:
+            with Image.open(path) as image:
+                twist(ImageOps.exif_transpose(image).convert("RGB"), tmp_path / kind / path.name)
+    done = cartl("predict", "photos", "few/val", *TWISTS, "--format", "jsonl", "--top", 2)
+    assert done.code == 0, done.err
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert len(told) == len(held_out) * (1 + len(TWISTS))
+    (tmp_path / "paths.txt").write_text("\n".join(line["file"] for line in told))
+    (reading,) = blocks(ROOT / "docs" / "export.md")[:1]
+    logits = without_cartl(reading + ANSWERING, tmp_path)
+    classes = ("ants", "bees")
+    for number, line in enumerate(told):
+        expected = {one["class"]: one["probability"] for one in line["top"]}
+        for form in logits:
+            found = form[number].double().softmax(0).tolist()
+            assert found == pytest.approx([expected[name] for name in classes], abs=1e-5), line
+            assert classes[form[number].argmax()] == line["answer"]
+
+
+def photographs(folder: Path) -> list[Path]:
+    """A few photographs to train on and to measure, as ``few/``; the paths of the latter."""
+    found = []
+    with zipfile.ZipFile(Path(os.environ["CARTL_TEST_DATA"]) / "photos.zip") as archive:
+        for split, count in (("train", 6), ("val", 3)):
+            for name in ("ants", "bees"):
+                inside = f"/{split}/{name}/"
+                members = [one for one in archive.namelist() if inside in one and one[-1] != "/"]
+                for member in members[:count]:
+                    path = folder / "few" / split / name / Path(member).name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(archive.read(member))
+                    found.append(path)
+    return [path for path in found if path.parts[-3] == "val"]

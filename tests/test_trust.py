@@ -85,7 +85,8 @@ def probe(runs_dir: Path) -> Probe:
 
 def invariants_of(probe: Probe) -> list[Check]:
     same, clean = snapshot(probe.model), CleanAccuracy(0.5, 0.5, True)
-    return invariants.invariants(probe, same, same, probe.model, 3, clean)
+    found = invariants.invariants(probe, same, same, probe.model, 3)
+    return [*found, invariants.provenance(same, probe.model), invariants.clean_accuracy(clean)]
 
 
 def test_a_healthy_model_and_a_healthy_attack_pass_every_check(probe: Probe) -> None:

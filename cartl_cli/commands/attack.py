@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cartl_cli.commands.attack_model import of_model
 from cartl_cli.commands.options import AsJson, Request, flags_from
 from cartl_cli.commands.session import open_session
 from cartl_cli.core.config import AttackConfig
@@ -27,6 +28,29 @@ def attack(
     force: Annotated[
         bool, typer.Option("--force", help="Attack again though the same result is there.")
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="FILE.py:FACTORY",
+            help="Attack any network, instead of a run's, on the images of --dataset.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", metavar="FILE", help="Weights of --model (default: the factory's own)."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            min=8,
+            metavar="INTEGER",
+            help="Side of the images of --model (default: 32).",
+        ),
+    ] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help="An attack to compare with, image by image.")
     ] = None,
@@ -41,6 +65,8 @@ def attack(
     """Attack a run's model with PGD and say how much accuracy is left."""
     if plot:
         check_matplotlib()
+    if model or weights or image_size:
+        request = of_model(request, model, weights, image_size)
     opened = open_session(request, AttackConfig, "attack")
     from cartl_cli.commands.attack_pictures import draw_grid, draw_plots
     from cartl_cli.core.evaluation.attack_run import attack_model

@@ -22,7 +22,7 @@ from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import ADDRESS, decoded
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.registry.architectures import own_network
+from cartl_cli.core.registry.architectures import WHOLE, own_network
 from cartl_cli.core.runtime.requirements import check_torch
 from cartl_cli.core.storage import cache_dir
 
@@ -86,7 +86,8 @@ def located(config: Config, named: bool = True) -> Config:
         if named:
             allow(own[0])
         file = homely(Path(os.path.expanduser(own[0])))
-        config = config.model_copy(update={"arch": f"{file}:{own[1]}"})
+        whole = WHOLE if config.arch.startswith(WHOLE) else ""
+        config = config.model_copy(update={"arch": f"{whole}{file}:{own[1]}"})
     name = config.dataset
     path = Path(os.path.expanduser(name or ""))
     if name is None or name in (*BUILT_IN_DATA, *PUBLIC_DATA) or not path.exists():

@@ -15,7 +15,7 @@ from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
 from cartl_cli.core.config.preprocessing import Interpolation, Preprocessing, Resize
 from cartl_cli.core.config.values import ADDRESSES, SETTINGS
-from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
+from cartl_cli.core.registry.architectures import FAMILIES, WHOLE, parse_architecture
 
 
 def _three(numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -38,7 +38,7 @@ class ImportConfig(BaseModel):
         str,
         Field(
             description="File of weights (safetensors, or PyTorch's .pt, .pth, .ckpt), folder of a "
-            f"run or of a hub, or {ADDRESSES}.",
+            f"run or of a hub, or {ADDRESSES}; none, if a network that is taken whole has its own.",
             json_schema_extra=values.POSITIONAL,
         ),
     ] = ""
@@ -112,6 +112,11 @@ class ImportConfig(BaseModel):
     precision: fields.PrecisionField = "auto"
 
     @property
+    def whole(self) -> bool:
+        """Whether its network is a file's, taken as it is."""
+        return self.arch.startswith(WHOLE)
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """How images are brought to the model's size."""
         size = self.image_size or parse_architecture(self.arch).image_size
@@ -130,8 +135,12 @@ class ImportConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.checkpoint:
+        if not self.checkpoint and not self.whole:
             raise ValueError("checkpoint: name the file of weights: cartl import FILE --arch NAME")
+        if self.whole and self.mean is not None:
+            raise ValueError("mean: a network that is taken whole normalizes its images itself")
+        if self.whole and not self.dataset and not self.classes:
+            raise ValueError("classes: name them, or images of them with --dataset")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean: goes with --std; give both, or neither")
         if self.std is not None and min(self.std) <= 0:

@@ -1,6 +1,6 @@
 """How an image file becomes the pixels of a model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -41,6 +41,19 @@ class Preprocessing(BaseModel):
         side = min(width, height) * self.image_size / shorter
         left, upper = (width - side) / 2, (height - side) / 2
         return left, upper, left + side, upper + side
+
+    @property
+    def for_timm(self) -> dict[str, Any]:
+        """The same as timm's ``pretrained_cfg`` has it; the model normalizes its images itself."""
+        side, shorter = self.image_size, self.shorter_side or self.image_size
+        return {
+            "input_size": (3, side, side),
+            "interpolation": self.interpolation,
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+            "crop_pct": side / shorter,
+            "crop_mode": "squash" if self.resize == "squash" else "center",
+        }
 
     @property
     def shown(self) -> str:

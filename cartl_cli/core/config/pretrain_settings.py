@@ -9,7 +9,7 @@ from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
 from cartl_cli.core.config.preprocessing import Preprocessing, Resize
 from cartl_cli.core.config.values import SETTINGS
-from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
+from cartl_cli.core.registry.architectures import FAMILIES, WHOLE, parse_architecture
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, owner
 
 _METHODS = "; ".join(f"{one.name}: {one.about}" for one in TRAINING_ATTACKS.values())
@@ -119,6 +119,10 @@ class PretrainConfig(BaseModel):
     @classmethod
     def _known_architecture(cls, arch: str) -> str:
         parse_architecture(arch)
+        if arch.startswith(WHOLE):
+            raise ValueError(
+                "a network that is taken whole is only attacked; give FILE.py:FUNCTION"
+            )
         return arch
 
     @model_validator(mode="after")

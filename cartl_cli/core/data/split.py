@@ -20,7 +20,7 @@ class Split:
 
     ``rows`` (N,) says which of the images are the split's, in its order; without it, N = M and all
     are. So parts of a split too large for the memory share its pixels. For training, features of
-    images can take their place: floating point, (N, …).
+    images can take their place: floating point, (N, …). For an attack, so can pixels in [0, 1].
     """
 
     images: Tensor
@@ -158,8 +158,8 @@ def shared_images(train: Split, evaluation: Split) -> int:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 0..255 to float32 in [0, 1], same shape."""
-    return images.float() / 255
+    """uint8 0..255 to float32 in [0, 1], same shape; images that are such already, as they are."""
+    return images if images.is_floating_point() else images.float() / 255
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -52,8 +52,10 @@ class Checkpoint:
     sha256: str
 
 
-def read_checkpoint(path: Path, member: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, member: str | None = None, apart: bool = True) -> Checkpoint:
     """The weights in a file; ``member`` names the part to take where it holds several networks.
+
+    Its normalization is taken ``apart`` from them, unless the network has one of its own.
 
     Raises UsageError for a file that is not there, and DataError for one that is no checkpoint,
     holds more than weights, or is damaged.
@@ -61,7 +63,7 @@ def read_checkpoint(path: Path, member: str | None = None) -> Checkpoint:
     try:
         size, digest = _identify(path)
         state, taken = unwrap(_content(path), member)
-        tensors, normalization, scaled = tidy(state)
+        tensors, normalization, scaled = tidy(state, apart)
         checked = _checked(tensors, size)
     except DataError as error:
         raise DataError(f"{str(path)!r} {error}") from None

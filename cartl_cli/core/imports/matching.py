@@ -44,17 +44,19 @@ def match(
     expected: Mapping[str, Tensor],
     renames: Sequence[tuple[str, str]] = (),
     normalization: Normalization | None = None,
+    first_layer: bool = True,
 ) -> Matched:
     """The weights ``found`` in a file under the names of the network that ``expected`` describes.
 
     ``renames`` are pairs (pattern, replacement), applied in this order to each published name. A
     wrapper's prefix that all names share counts for nothing on either side. ``expected`` may hold
-    meta tensors. ``normalization`` fills the network's first layer.
+    meta tensors. ``normalization`` fills the network's ``first_layer``, if it is one of ours.
 
     Raises DataError, with all that does not fit, if anything is missing, left over or of another
     shape.
     """
-    ours = {name: like for name, like in expected.items() if name not in (MEAN, STD)}
+    apart = (MEAN, STD) if first_layer else ()
+    ours = {name: like for name, like in expected.items() if name not in apart}
     full, named = _short(ours), _renamed(found, renames)
     published = {short: named[name] for short, name in _short(named).items()}
     filled = [name for name in full if name not in published and name.rpartition(".")[2] == COUNTER]
@@ -77,7 +79,7 @@ def match(
         remarks.append(f"{len(filled)} counters {COUNTER} are not in the file, and set to 0")
     tensors = {name: tensor.to(ours[name].dtype) for name, tensor in pairs.items()}
     tensors |= {full[name]: torch.zeros_like(ours[full[name]], device="cpu") for name in filled}
-    if MEAN in expected:
+    if first_layer and MEAN in expected:
         tensors |= _first_layer(expected, normalization)
         if normalization is None:
             remarks.append("no normalization is known: pixels go in as they are, in 0..1")

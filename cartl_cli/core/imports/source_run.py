@@ -1,10 +1,13 @@
 """``cartl import``: a checkpoint from elsewhere becomes a source run, and is looked at."""
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.data.data_sets import DataChoice, described, in_order, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.errors import DataError, StoppedError, UsageError
+from cartl_cli.core.evaluation.any_model import outputs
 from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, clean_correct, robustness, share, unattacked
 from cartl_cli.core.imports.checkpoint_files import Checkpoint, read_checkpoint
@@ -24,10 +28,14 @@ from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel, make_convex
-from cartl_cli.core.registry.architectures import build_model, parse_architecture
+from cartl_cli.core.models.own_network import digest_of
+from cartl_cli.core.models.whole import Whole, laid_out
+from cartl_cli.core.registry.architectures import build_model, own_network, parse_architecture
 from cartl_cli.core.runs import writer
 from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Original, Run, data_record
+from cartl_cli.core.runs.reader import same_runs
 from cartl_cli.core.runs.results import ImportResults
+from cartl_cli.core.runs.weights import DTYPES, to_bytes
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import (
     autocast_for,
@@ -36,6 +44,7 @@ from cartl_cli.core.runtime.devices import (
     resolve_precision,
     versions,
 )
+from cartl_cli.core.runtime.randomness import seeded
 from cartl_cli.core.runtime.stopping import stop_signals
 from cartl_cli.core.statistics import at_chance
 
@@ -51,6 +60,21 @@ SAME = 1e-3  # of spectral norms, what rounding makes of equal ones
 FEW_LEFT = 0.1  # of the images that are right when clean: a source with fewer is not robust
 
 
+@dataclass(frozen=True)
+class Import:
+    """A model that was read, and what its run is to say of it; ``data`` are to measure it on.
+
+    ``normalized``: it is known what it takes off its images.
+    """
+
+    config: ImportConfig
+    model: BlockModel
+    draft: Manifest
+    data: DataSet | None
+    device: torch.device
+    normalized: bool
+
+
 def import_model(config: ImportConfig, session: Session, report: Callable[[int, int], None]) -> Run:
     """The checkpoint as a finished run of kind ``import``, measured on the images of ``dataset``.
 
@@ -59,34 +83,94 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
     checkpoint or does not fit the network, name by name.
     """
     began = time.monotonic()
+    new = _read(config, session)
+    config = new.config
+    with _begun(new, session) as run, stop_signals() as asked:
+        results = ImportResults(seconds=time.monotonic() - began)
+        if new.data is not None:
+            split = measured(config, new.data).to(new.device)
+
+            def attacked(done: int) -> None:
+                if asked.signal is not None:
+                    raise StoppedError("interrupted; import it again", asked.signal)
+                report(done, len(split))
+
+            results = look_at(config, new.model, split, attacked)
+            for line in judged(config, new.model, split, results, new.normalized):
+                session.say(line)
+        else:
+            session.say("note: it was not measured; --dataset names images like its own")
+        results = results.model_copy(update={"seconds": time.monotonic() - began})
+        return writer.finish_model(run, new.model, results)
+
+
+def imported(config: ImportConfig, session: Session) -> tuple[Run, bool]:
+    """The same without measuring, and whether it is new: one that was imported before is taken.
+
+    Raises like ``import_model``.
+    """
+    began = time.monotonic()
+    new = _read(config, session)
+    digest = hashlib.sha256(to_bytes(new.model.state_dict())).hexdigest()
+    for run in same_runs(session.runs_dir, new.draft):
+        weights = run.manifest.weights
+        if run.manifest.original == new.draft.original and weights and weights.sha256 == digest:
+            return run, False
+    with _begun(new, session) as run:
+        results = ImportResults(seconds=time.monotonic() - began)
+        return writer.finish_model(run, new.model, results), True
+
+
+def _begun(new: Import, session: Session) -> AbstractContextManager[Run]:
+    """The run of a model that was read."""
+    state = new.model.state_dict()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return writer.written(session, new.draft, size)
+
+
+def _read(config: ImportConfig, session: Session) -> Import:
+    """The model, and the run that is to be. Raises UsageError or DataError."""
     device = resolve_device(config.device)
     keep_freed_memory()
     writer.check_place(session)
-    path, told = obtained(config.checkpoint, session.place.store)
-    config = completed(config, told)
-    checkpoint = read_checkpoint(path, config.member)
-    check_told(path, checkpoint, told)
-    checkpoint = replace(checkpoint, normalization=checkpoint.normalization or told.normalization)
-    outputs = guess_classes(checkpoint.tensors)
-    data = images_of(config, outputs, session)
-    classes = classes_of(config, told, outputs, data)
+    told = Told()
+    data: DataSet | None
+    if config.whole:
+        data = images_of(config, session)
+        classes = classes_of(config, told, len(data.classes if data else config.classes), data)
+        model, original = whole_network(config, classes, session)
+        normalized, normalization = True, "its own"
+    else:
+        path, told = obtained(config.checkpoint, session.place.store)
+        config = completed(config, told)
+        checkpoint = read_checkpoint(path, config.member)
+        check_told(path, checkpoint, told)
+        found = checkpoint.normalization or told.normalization
+        checkpoint = replace(checkpoint, normalization=found)
+        outputs = guess_classes(checkpoint.tensors)
+        data = images_of(config, session)
+        check_outputs(data, outputs)
+        classes = classes_of(config, told, outputs, data)
+        model, remarks = fitted(config, checkpoint, told, len(classes))
+        original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks))
+        known = (config.mean, found, checkpoint.tensors.get(MEAN))
+        normalized = any(one is not None for one in known)
+        mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
+        normalization = f"mean {mean}, std {std}"
     if data is not None and classes == data.classes and not config.classes:
         session.say(f"its outputs are taken for the classes of {data.name}, in their order")
     if data is not None:
         data = in_order(data, classes)
-    model, remarks = fitted(config, checkpoint, told, len(classes))
-    for remark in (*checkpoint.remarks, *remarks):
+    for remark in original.remarks:
         session.say(remark)
-    mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
-    session.say(f"normalization: mean {mean}, std {std}")
+    session.say(f"normalization: {normalization}")
     session.say(f"images become: {config.preprocessing.shown}")
     if told.claim:
         session.say(f"its maker measured {told.claim}")
-    blocks = len(model.blocks)
     draft = Manifest(
         kind="import",
         config=config,
-        k=min(config.k, blocks),
+        k=min(config.k, len(model.blocks)),
         model=ModelSpec(
             arch=config.arch,
             classes=classes,
@@ -94,49 +178,76 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
             convex_blocks=told.convex_blocks,
         ),
         data=data_record(data or nothing(classes, config.preprocessing), ()),
-        original=Original(
-            file=path.name,
-            size=checkpoint.size,
-            sha256=checkpoint.sha256,
-            remarks=(*checkpoint.remarks, *remarks),
-        ),
+        original=original,
         versions=versions(device, resolve_precision(config.precision, device), 1, False),
     )
-    model = model.to(device).to(memory_format=torch.channels_last)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    with writer.written(session, draft, size) as run, stop_signals() as asked:
-        results = ImportResults(seconds=time.monotonic() - began)
-        if data is not None:
-            split = measured(config, data).to(device)
-
-            def attacked(done: int) -> None:
-                if asked.signal is not None:
-                    raise StoppedError("interrupted; import it again", asked.signal)
-                report(done, len(split))
-
-            results = look_at(config, model, split, attacked)
-            for line in judged(config, model, split, results, checkpoint):
-                session.say(line)
-        else:
-            session.say("note: it was not measured; --dataset names images like its own")
-        results = results.model_copy(update={"seconds": time.monotonic() - began})
-        return writer.finish_model(run, model, results)
+    return Import(config, laid_out(model.to(device)), draft, data, device, normalized)
 
 
-def images_of(config: ImportConfig, outputs: int, session: Session) -> DataSet | None:
-    """The images to measure the model on, if any. Raises UsageError for other classes."""
+def whole_network(
+    config: ImportConfig, classes: tuple[str, ...], session: Session
+) -> tuple[BlockModel, Original]:
+    """The network of a file as it is, with the weights of the checkpoint if one is named.
+
+    Without, its own are drawn by the seed where its code draws any. Raises UsageError for a network
+    that does not tell these classes apart, and DataError for weights that do not fit.
+    """
+    found = own_network(config.arch)
+    assert found is not None  # or there would be no such architecture
+    path, function = Path(found[0]).expanduser(), found[1]
+    with seeded(config.seed, "network"):
+        model: BlockModel = build_model(config.arch, len(classes)).float().eval()
+    remarks = [f"its network is {function} of {path.name}, sha256 {digest_of(found[0])}"]
+    original = Original(
+        file=path.name,
+        size=path.stat().st_size,
+        sha256=digest_of(found[0]),
+        remarks=(*remarks, "its weights are those that this file gives it"),
+    )
+    if config.checkpoint:
+        network = cast(Whole, model.blocks[0]).network
+        file, _ = obtained(config.checkpoint, session.place.store)
+        checkpoint = read_checkpoint(file, config.member, apart=False)
+        matched = match(checkpoint.tensors, network.state_dict(), first_layer=False)
+        network.load_state_dict(matched.tensors)
+        said = (*checkpoint.remarks, *matched.remarks, *remarks)
+        original = original_of(file, checkpoint, said)
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype not in DTYPES:
+            raise DataError(f"its tensor {name} is {tensor.dtype}, which a run does not keep")
+    side = config.preprocessing.image_size
+    count = outputs(model.blocks[0], torch.full((1, 3, side, side), 0.5))
+    if count != len(classes):
+        raise UsageError(
+            f"the network has {count} outputs, the data {len(classes)} classes; name images of its "
+            "own classes"
+        )
+    return model, original
+
+
+def original_of(file: Path, checkpoint: Checkpoint, remarks: tuple[str, ...]) -> Original:
+    """What the run keeps of a file of weights."""
+    return Original(file=file.name, size=checkpoint.size, sha256=checkpoint.sha256, remarks=remarks)
+
+
+def images_of(config: ImportConfig, session: Session) -> DataSet | None:
+    """The images to measure the model on, if any."""
     if config.dataset is None:
         return None
     choice = DataChoice(config.dataset, skip_bad=config.skip_bad)
     data = load_data_set(choice, config.preprocessing, session.place)
     for note in (*described(data), *data.notes):
         session.say(note)
-    if len(data.classes) != outputs:
+    return data
+
+
+def check_outputs(data: DataSet | None, outputs: int) -> None:
+    """Refuse images of other classes than the model has. Raises UsageError."""
+    if data is not None and len(data.classes) != outputs:
         raise UsageError(
             f"--dataset: {data.name} has {len(data.classes)} classes, the file {outputs} outputs; "
             "name images of its own classes, or none"
         )
-    return data
 
 
 def check_told(path: Path, checkpoint: Checkpoint, told: Told) -> None:
@@ -247,11 +358,7 @@ def look_at(
 
 
 def judged(
-    config: ImportConfig,
-    model: BlockModel,
-    split: Split,
-    results: ImportResults,
-    checkpoint: Checkpoint,
+    config: ImportConfig, model: BlockModel, split: Split, results: ImportResults, normalized: bool
 ) -> list[str]:
     """Whether the model is robust, and whether another normalization would suit it better."""
     found = []
@@ -262,7 +369,7 @@ def judged(
             f"warning: clean accuracy {100 * clean:.1f} % is at chance: these may be other images "
             "than its own, --arch another network, or --classes in another order than its outputs"
         )
-    if config.mean is None and checkpoint.normalization is None and MEAN not in checkpoint.tensors:
+    if not normalized:
         rights = {name: right(config, model, split, usual) for name, usual in USUAL.items()}
         best = max(rights, key=lambda name: rights[name])
         if rights[best] > clean + BETTER:

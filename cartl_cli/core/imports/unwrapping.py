@@ -79,10 +79,11 @@ def unwrap(content: Any, member: str | None) -> tuple[dict[str, Tensor], list[st
 
 
 def tidy(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor], apart: bool = True
 ) -> tuple[dict[str, Tensor], Normalization | None, list[str]]:
     """Names without the prefixes that all share, without what is ``BESIDE`` the network, and
-    without the normalization, which is given for itself; and what was decided.
+    without the normalization, which is given for itself unless it is the network's own affair (not
+    ``apart``); and what was decided.
 
     Raises DataError for a normalization that divides by nothing.
     """
@@ -93,7 +94,7 @@ def tidy(
         left = {name.removeprefix(prefix): tensor for name, tensor in left.items()}
         own = {name: tensor for name, tensor in left.items() if not BESIDE.fullmatch(name)}
         left = own or left
-        if normalization is None and (names := _normalization_names(left)):
+        if apart and normalization is None and (names := _normalization_names(left)):
             mean, std = (left.pop(name).double().flatten().tolist() for name in names)
             normalization, scaled = _on_unit_scale(mean, std)
             said += scaled

@@ -49,7 +49,8 @@ def ascent(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) and ∇ (B, C, H, W) of the summed loss; parameters get no gradient.
 
-    ``labels`` (B, …): what ``loss`` is told of each image. A large batch is taken in ``pieces``.
+    It is 0 where the model lets none through. ``labels`` (B, …): what ``loss`` is told of each
+    image. A large batch is taken in ``pieces``.
     """
     cut = pieces(adversarial, labels)
     found = [_ascent(model, some, theirs, loss) for some, theirs in cut]
@@ -63,7 +64,12 @@ def _ascent(
     adversarial = adversarial.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(adversarial)
-        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), adversarial)
+        raised = loss(logits, labels).sum()
+        if not raised.requires_grad:
+            return logits, torch.zeros_like(adversarial)
+        (gradient,) = torch.autograd.grad(
+            raised, adversarial, allow_unused=True, materialize_grads=True
+        )
     return logits.detach(), gradient
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cartl_cli.core.models import compiling
 from cartl_cli.core.models.blocks import Affine, BlockModel, Shift
+from cartl_cli.core.models.whole import within_whole
 from cartl_cli.core.models.wide_resnet import PreActivationBlock
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -25,7 +26,8 @@ def folded(model: Model) -> Model:
     known = (light.stem, *light.blocks) if isinstance(light, BlockModel) else (light,)
     for module in known:
         _join(module)
-    for module in list(light.modules()):
+    untouched = within_whole(light)  # its code may ask a norm for its statistics
+    for module in set(light.modules()) - untouched:
         for name, child in module.named_children():
             if _is_affine(child):
                 module.set_submodule(name, Affine(child))

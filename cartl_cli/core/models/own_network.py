@@ -7,13 +7,14 @@ in settings, as it is now: ``allow`` remembers that by its sha256, in the cache.
 import copy
 import hashlib
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from torch import nn
 from cartl_cli.core.errors import CartlError, UsageError
 from cartl_cli.core.models.adopted import last_block, moved_names, names_of
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.whole import whole
 from cartl_cli.core.registry.architectures import Renames
 from cartl_cli.core.storage import cache_dir, make_cache, write_whole
 
@@ -32,21 +34,32 @@ def build(path: str, function: str, num_classes: int) -> BlockModel:
     child with parameters begins a block, and the first is the stem. It ends in an ``nn.Linear``.
     Raises UsageError for a file or function that is not there or fails, and for another network.
     """
-    network = _made(path, function, num_classes)
+    network = _made(path, function, _factory(path, function, _DESCRIBE), num_classes)
     model = _cut(network, f"--arch: {path}:{function}", num_classes)
     return model.to(torch.get_default_device())  # meta, where only shapes are asked for
 
 
+def build_whole(path: str, function: str, num_classes: int) -> BlockModel:
+    """Any network of a ``function`` of the file at ``path``, as the only block: see ``Whole``.
+
+    The function is told the number of classes if it asks for one argument. Raises UsageError for a
+    file or function that is not there or fails.
+    """
+    factory = _factory(path, function, _ATTACK)
+    told = (num_classes,) if _asks(factory) else ()
+    return whole(_made(path, function, factory, *told)).to(torch.get_default_device())
+
+
 def renames(path: str, function: str) -> Renames:
     """The rules from the names of the network's tensors to ours. Raises UsageError like above."""
-    network = _made(path, function, 2)
+    network = _made(path, function, _factory(path, function, _DESCRIBE), 2)
     names = names_of(network)
     return moved_names(names, _cut(network, f"--arch: {path}:{function}", 2))
 
 
 def allow(path: str) -> None:
     """Let the file be run as it is now: the user has named it."""
-    digest = hashlib.sha256(_source(path)).hexdigest()
+    digest = digest_of(path)
     _ALLOWED.add(digest)
     if (kept := _kept(digest)) is not None:
         with suppress(OSError, CartlError):  # else it must be named again
@@ -55,6 +68,11 @@ def allow(path: str) -> None:
 
 
 _ALLOWED: set[str] = set()
+
+
+def digest_of(path: str) -> str:
+    """The sha256 of the file. Raises UsageError if it cannot be read."""
+    return hashlib.sha256(_source(path)).hexdigest()
 
 
 def _kept(digest: str) -> Path | None:
@@ -69,16 +87,34 @@ def _source(path: str) -> bytes:
         raise UsageError(f"--arch: cannot read {path!r}: {error.strerror}") from None
 
 
-def _made(path: str, function: str, num_classes: int) -> nn.Module:
-    module = _loaded(path, function)
-    factory = getattr(module, function, None)
-    if not callable(factory):
-        raise UsageError(f"--arch: {path} has no function {function!r}")
+_DESCRIBE = "cartl pretrain --describe --arch"
+_ATTACK = "cartl attack --dataset D --model"
+
+
+def _factory(path: str, function: str, naming: str) -> Callable[..., Any]:
+    """A function of the file, which is run; ``naming`` is a command that names it, but for it."""
+    factory: Any = getattr(_loaded(path, f"{naming} {path}:{function}"), function, None)
+    if callable(factory):
+        return cast(Callable[..., Any], factory)
+    raise UsageError(f"--arch: {path} has no function {function!r}")
+
+
+def _asks(factory: Callable[..., Any]) -> bool:
+    """Whether it cannot be called without an argument."""
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+def _made(path: str, function: str, factory: Callable[..., Any], *told: int) -> nn.Module:
     try:
         with torch.device("cpu"):
-            network = copy.deepcopy(factory(num_classes))  # and to give the same one again
+            network = copy.deepcopy(factory(*told))  # and to give the same one again
     except Exception as error:
-        raise UsageError(f"--arch: {path}:{function}({num_classes}): {_told(error)}") from error
+        shown = ", ".join(map(str, told))
+        raise UsageError(f"--arch: {path}:{function}({shown}): {_told(error)}") from error
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"--arch: {path}:{function} gives a {type(network).__name__}, not an nn.Module"
@@ -86,14 +122,14 @@ def _made(path: str, function: str, num_classes: int) -> nn.Module:
     return network
 
 
-def _loaded(path: str, function: str) -> ModuleType:
+def _loaded(path: str, naming: str) -> ModuleType:
     """The file as a module by a name of its own, run once as long as it does not change."""
-    digest = hashlib.sha256(_source(path)).hexdigest()
+    digest = digest_of(path)
     kept = _kept(digest)
     if digest not in _ALLOWED and not (kept and kept.exists()):
         raise UsageError(
             f"--arch: nobody has named {path} here, as it is now; if it may be run, name it: "
-            f"cartl pretrain --describe --arch {path}:{function}"
+            f"{naming}"
         )
     place = Path(os.path.expanduser(path)).absolute()
     name = f"cartl_own_network_{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}_{digest[:8]}"

@@ -69,6 +69,9 @@ class Family:
     parse: Callable[[str], Architecture | None]
 
 
+WHOLE = "whole:"
+"""Before the name of a user's own network that is taken as it is, uncut, and can't be tuned."""
+
 _MODELS = "cartl_cli.core.models"
 _STATISTICS = ((r"^mu$", "normalize.mean"), (r"^sigma$", "normalize.std"))
 
@@ -146,12 +149,14 @@ def _timm(name: str) -> Architecture | None:
 
 def own_network(name: str) -> tuple[str, str] | None:
     """The file and the function that a name such as ``my_model.py:factory`` means."""
-    match = re.fullmatch(r"(.+\.py):([A-Za-z_]\w*)", name)
+    match = re.fullmatch(r"(.+\.py):([A-Za-z_]\w*)", name.removeprefix(WHOLE))
     return (match[1], match[2]) if match else None
 
 
 def _own(name: str) -> Architecture | None:
     found, place = own_network(name), f"{_MODELS}.own_network"
+    if found and name.startswith(WHOLE):
+        return Architecture(1, f"{place}:build_whole", found)
     return found and Architecture(None, f"{place}:build", found, f"{place}:renames")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.models.blocks import BlockModel, make_convex
+from cartl_cli.core.models.whole import laid_out
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import parse_json
@@ -53,7 +54,7 @@ def read_model(run: Run) -> BlockModel:
         model: BlockModel = build_model(arch, len(manifest.model.classes)).float()
     make_convex(model, manifest.model.convex_blocks)
     model.load_state_dict(found)
-    return model.eval().to(memory_format=torch.channels_last)
+    return laid_out(model.eval())
 
 
 def read_source(run: Run) -> BlockModel | None:
@@ -68,8 +69,17 @@ def read_source(run: Run) -> BlockModel | None:
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Named tensors, of any memory layout and device, as one safetensors file."""
-    return format_({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    """Named tensors, of any memory layout and device, as one safetensors file.
+
+    What two of them share, such as tied weights, is written for each.
+    """
+    written, seen = {}, set[int]()
+    for name, tensor in tensors.items():
+        place = tensor.detach().cpu().contiguous()
+        shared = place.untyped_storage().data_ptr() in seen
+        seen.add(place.untyped_storage().data_ptr())
+        written[name] = place.clone() if shared else place
+    return format_(written)
 
 
 def from_bytes(

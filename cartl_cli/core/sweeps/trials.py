@@ -17,7 +17,6 @@ from cartl_cli.core.evaluation.verdicts import Plan, robustness, unattacked
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.evaluation_attacks import STRONG
-from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Run, source_record
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import resolve_compile
@@ -26,7 +25,7 @@ from cartl_cli.core.sweeps.halving import FOLDS, K_RUNGS, Outcome, Search, Task
 from cartl_cli.core.sweeps.search_file import Strength, Trial, identity_of
 from cartl_cli.core.training import radius
 from cartl_cli.core.training.loop import count_steps
-from cartl_cli.core.training.target_model import begin, tune
+from cartl_cli.core.training.target_model import begin, source_model, tune
 from cartl_cli.core.training.training_plan import TrainingSetup
 from cartl_cli.core.training.training_run import set_up
 
@@ -73,7 +72,7 @@ def prepared(
 
     The images that measure a run are dropped: nothing that is chosen can depend on them.
     """
-    original = weights.read_model(source)
+    original = source_model(source)
     setup = set_up(config, source.manifest.model.preprocessing, session, config.fraction)
     data = replace(setup.data, evaluation=setup.data.evaluation.take(torch.arange(0)))
     check_counts(data, setup.split)

@@ -18,6 +18,7 @@ from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.training_attacks import Growing
 from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.registry.architectures import WHOLE
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Position, Run
 from cartl_cli.core.runs.results import TrainingResults
@@ -68,7 +69,7 @@ def transfer(
     finite, StoppedError once a signal asked to stop and the state is saved.
     """
     spec = source.manifest.model
-    original = weights.read_model(source)
+    original = source_model(source)
     k = k or blocks_to_tune(config, source, original)
     setup = set_up(config, spec.preprocessing, session, config.fraction)
     config = fitting(config, len(setup.split))
@@ -103,6 +104,16 @@ def transfer(
     for note in verdict(run, session, data.evaluation):
         session.say(note)
     return run
+
+
+def source_model(source: Run) -> BlockModel:
+    """The model of a source run. Raises RunError, and UsageError if it has no blocks to tune."""
+    if source.manifest.model.arch.startswith(WHOLE):
+        raise UsageError(
+            f"--source: {source.name!r} is a network that was taken whole, with no blocks to tune; "
+            "import it cut into blocks, as docs/own-model.md has it"
+        )
+    return weights.read_model(source)
 
 
 def blocks_to_tune(config: TransferConfig, source: Run, original: BlockModel) -> int:

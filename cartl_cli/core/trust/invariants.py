@@ -45,21 +45,15 @@ def snapshot(model: nn.Module) -> Snapshot:
 
 
 def invariants(
-    probe: Probe,
-    before: Snapshot,
-    after: Snapshot,
-    stored: BlockModel | None,
-    classes: int,
-    clean: CleanAccuracy | None,
+    probe: Probe, before: Snapshot, after: Snapshot, again: BlockModel, classes: int
 ) -> list[Check]:
-    """V1 to V6 and V8 to V12, as far as they can be seen when an attack has run.
+    """V1 to V6, V8, V11 and V12: those that any attack on any model can be asked when it has run.
 
-    ``before`` and ``after`` surround the attack, ``stored`` is the model read again afterwards
-    (None: its file is not what it was), ``classes`` is the manifest's. Without ``clean`` (other
-    data than the model was trained on) there is no V10. At most 12·B passes, and where gradients
-    are taken in bfloat16 at most 2·B·22 more for each loss.
+    ``before`` and ``after`` surround the attack, ``again`` is the model read anew afterwards, if
+    there is a file of it, and ``classes`` are those it should have. At most 12·B passes, and where
+    gradients are taken in bfloat16 at most 2·B·22 more for each loss.
     """
-    checks = [
+    return [
         purity(before, after),
         shapes(probe, classes),
         box(probe),
@@ -67,11 +61,9 @@ def invariants(
         finite_outputs(probe),
         eps_zero(probe),
         accounting(probe),
-        verified_again(probe, stored or probe.model),
-        provenance(before, stored),
+        verified_again(probe, again),
         precision(probe),
     ]
-    return checks if clean is None else [*checks, clean_accuracy(clean)]
 
 
 def purity(before: Snapshot, after: Snapshot) -> Check:

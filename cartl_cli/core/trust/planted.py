@@ -10,8 +10,6 @@ that misses has no usable gradient through the network. One that does not miss m
 random corner is far from the worst point of its ball.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +26,28 @@ INNER_RADIUS = 0.95  # of eps, as in the paper
 THRESHOLD = 0.9
 RIDGE = 1e-3  # λ, in mean variances
 VISIBLE = 1e-5  # relative difference of features that is no rounding error
+
+
+class Entering(nn.Module):
+    """What enters one linear layer of a network, (B, d), in the place of its logits.
+
+    A layer that is used several times counts at its last use.
+    """
+
+    def __init__(self, network: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.network, self.layer = network, layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, d)."""
+        found: list[Tensor] = []
+        layer = self.network.get_submodule(self.layer)
+        watch = layer.register_forward_pre_hook(lambda module, entering: found.append(entering[0]))
+        try:
+            self.network(images)
+        finally:
+            watch.remove()
+        return found[-1]
 
 
 class Detectors(nn.Module):
@@ -50,13 +70,14 @@ class Detectors(nn.Module):
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def planted_adversary(probe: Probe) -> Check:
+def planted_adversary(probe: Probe) -> Check | None:
     """K1: share of planted adversaries not found; warns above 1 %, fails above 5 %.
 
-    B·(INNER + 2) passes to plant, at most B·22 to attack.
+    None of a network without a linear layer. B·(INNER + 2) passes to plant, at most B·22 to attack.
     """
-    features = copy.deepcopy(probe.model)
-    features.blocks[-1].linear = nn.Identity()  # images → features (B, d)
+    if (layer := last_linear(probe.model, probe.images[:1])) is None:
+        return None
+    features = Entering(probe.model, layer)
     detectors = Detectors(features, *_fitted(probe, features))
     budget = short(probe.budget)
     rows = torch.arange(probe.count, device=probe.labels.device)
@@ -82,6 +103,27 @@ def planted_adversary(probe: Probe) -> Check:
         warn=0.01,
         fail=0.05,
     )
+
+
+def last_linear(model: nn.Module, images: Tensor) -> str | None:
+    """The name of the last linear layer that ``images`` go through as vectors (B, d)."""
+    passed: list[str] = []
+
+    def note(name: str, entering: Tensor) -> None:
+        if entering.dim() == 2 and len(entering) == len(images):
+            passed.append(name)
+
+    watches = [
+        module.register_forward_pre_hook(lambda _, entering, name=name: note(name, entering[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        predict(model, images)
+    finally:
+        for watch in watches:
+            watch.remove()
+    return passed[-1] if passed else None
 
 
 def _fitted(probe: Probe, features: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
