@@ -38,7 +38,6 @@ from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.data_sets import DataChoice, load_data_set
 from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.data.split import Split, fraction_of
-from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.method.neft import NonExpansive
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.compiling import compiled_passes
@@ -47,8 +46,9 @@ from cartl_cli.core.runs import reader, weights
 from cartl_cli.core.runs.manifest import Position
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import keep_freed_memory
-from cartl_cli.core.training.loop import Progress, Training, count_steps, fit, sgd
-from cartl_cli.core.training.source_model import adversarial_training, outer_loss
+from cartl_cli.core.training.loop import Progress, Take, Training, count_steps, fit, sgd, take_step
+from cartl_cli.core.training.replayed_steps import PLAIN, ReplayedSteps, recorded, side_stream
+from cartl_cli.core.training.source_model import adversarial_training, growing, outer_loss
 from cartl_cli.core.training.target_model import transfer
 
 CLASSES, SIDE = 10, 32
@@ -67,23 +67,52 @@ def cartl_pretraining(task: Task, precision: str, compiled: bool) -> Callable[[]
     """One epoch of ``cartl pretrain``, through the one training loop."""
     config, split = task.pretrain, random_images(task).to(task.where)
     model = build_model(task.arch, CLASSES).to(task.where).to(memory_format=torch.channels_last)
-    warmup = EpsWarmup(count_steps(config, len(split)), config.eps_warmup)
+    budget = growing(config, count_steps(config, len(split)))
     training = Training(
         model,
         sgd(model.train(), config),
         split,
         config,
-        adversarial_training(model, config, warmup),
+        adversarial_training(model, config, budget),
         autocast_of(task, precision),
         ("crop", "flip", "rotate"),
     )
+    take: Take = take_step
+    if compiled and task.where.type == "cuda":
+        take = ReplayedSteps(budget.steps, 0, task.images)
 
     def epoch() -> None:
-        with compiled_passes(task.images if compiled else 0):
-            for step in fit(training, Position()):
-                step.look()
+        with on_stream(task), compiled_passes(task.images if compiled else 0, graphs=False):
+            for step in fit(training, Position(), take):
+                if step.epoch_ended:
+                    step.look()
 
     return epoch
+
+
+def on_stream(task: Task) -> AbstractContextManager[None]:
+    """The stream that graphs are captured from, on a GPU."""
+    on_gpu = task.where.type == "cuda"
+    return side_stream(task.where) if on_gpu else contextlib.nullcontext()
+
+
+def compiled_bare_passes(task: Task, precision: str) -> Callable[[], None]:
+    """``passes``, compiled, on a GPU replayed as one graph."""
+    step, replay = passes(task, precision), None
+
+    def go() -> None:
+        nonlocal replay
+        with on_stream(task), compiled_passes(task.images, graphs=False):
+            if replay is not None:
+                replay()
+            elif task.where.type != "cuda":
+                step()
+            else:
+                for _ in range(PLAIN):
+                    step()
+                _, replay = recorded(step)
+
+    return go
 
 
 def passes(task: Task, precision: str) -> Callable[[], None]:
@@ -167,6 +196,8 @@ def competitor(name: str, task: Task) -> Go:
         return cartl_transfer(task, precision)
     if name == PASSES:
         return timed(passes(task, best), task, task.steps)
+    if name == PASSES + COMPILED:
+        return timed(compiled_bare_passes(task, best), task, task.steps)
     if name == OFFICIAL:
         return timed(official(task), task, task.steps)
     if name == ART:
@@ -203,7 +234,7 @@ def process(name: str, task: Task) -> AbstractContextManager[Go]:
 
 def main() -> None:
     name, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
-    if name.startswith("cartl") or name == PASSES:
+    if name.startswith(("cartl", PASSES)):
         keep_freed_memory()
     torch.manual_seed(0)
     with contextlib.ExitStack() as stack:

@@ -20,7 +20,6 @@ from benchmarks.commands import machine, progress
 from benchmarks.training_rounds import CLASSES, SIDE, settle
 from cartl_cli.core.config import PretrainConfig
 from cartl_cli.core.method import pgd
-from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.method.losses import PerImageLoss
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.compiling import compiled_passes
@@ -33,7 +32,7 @@ from cartl_cli.core.runtime.devices import (
     resolve_device,
 )
 from cartl_cli.core.training.loop import sgd
-from cartl_cli.core.training.source_model import adversarial_training
+from cartl_cli.core.training.source_model import adversarial_training, growing
 
 USUAL, COMPILED = "as it is", "compiled"
 WEIGHTS, FOLDED = "no gradients of weights while attacking", "batch norm folded away"
@@ -66,7 +65,7 @@ def step_of(arch: str, images: int, device: torch.device, without: str) -> Step:
     model = build_model(arch, CLASSES).to(device).to(memory_format=layout).train()
     pixels = torch.rand(images, 3, SIDE, SIDE).to(device).to(memory_format=layout)
     labels = torch.randint(CLASSES, (images,)).to(device)
-    objective = adversarial_training(model, config, EpsWarmup(1, config.eps_warmup))
+    objective = adversarial_training(model, config, growing(config, 1))
     optimizer = sgd(model, config)
 
     def step() -> None:

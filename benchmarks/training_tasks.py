@@ -91,7 +91,8 @@ def everybody(task: Task) -> list[str]:
         power = [best(task) + NO_ITERATION] if task.neft_beta is not None else []
         return [*names, *power, OFFICIAL]
     there = importlib.util.find_spec("art") is not None and task.fdm_lambda == 0
-    return [*names, best(task) + COMPILED, PASSES, OFFICIAL, *([ART] if there else [])]
+    bare = [PASSES, PASSES + COMPILED]
+    return [*names, best(task) + COMPILED, *bare, OFFICIAL, *([ART] if there else [])]
 
 
 def counted(task: Task) -> str:

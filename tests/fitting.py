@@ -11,7 +11,7 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Position
 from cartl_cli.core.runtime.devices import autocast_for
 from cartl_cli.core.runtime.ranks import ALONE, Ranks
-from cartl_cli.core.training.loop import Progress, Training, fit, sgd
+from cartl_cli.core.training.loop import Progress, Take, Training, fit, sgd, take_step
 
 
 def unseen(progress: Progress) -> None:
@@ -28,6 +28,7 @@ def fitted(
     wanted: Callable[[int], bool] = lambda step: True,
     optimizer: torch.optim.SGD | None = None,
     ranks: Ranks = ALONE,
+    take: Take = take_step,
 ) -> Position:
     """Where a training in float32 ends, from its beginning on, with an optimizer of its own.
 
@@ -46,7 +47,7 @@ def fitted(
         config.steps_per_batch if isinstance(config, PretrainConfig) else 1,
     )
     reached = Position()
-    for step in fit(training, reached):
+    for step in fit(training, reached, take):
         if wanted(step.done) or step.epoch_ended:
             progress = step.look()
             reached = progress.position

@@ -16,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import Split
-from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model
@@ -26,7 +25,7 @@ from cartl_cli.core.runtime.ranks import ALONE, Ranks, current, joined
 from cartl_cli.core.training import loop
 from cartl_cli.core.training.gradient_averaging import averaged
 from cartl_cli.core.training.loop import Progress
-from cartl_cli.core.training.source_model import adversarial_training
+from cartl_cli.core.training.source_model import adversarial_training, growing
 from cartl_cli.core.training.target_model import prepare
 from tests.fitting import fitted
 from tests.processes import SERVER, Ended, Sabotage, _child, finish
@@ -128,7 +127,7 @@ def _objective(name: str, model: BlockModel) -> tuple[TrainingConfig, Objective]
         # larger steps: signs of gradients near zero flip, and rounding grows to more than 1e-5
         given = {"lr": 0.005, "arch": "wrn-10-1", "k": 3, "fdm_lambda": 0.05, "pgd_steps": 2}
         config = configure(PretrainConfig, SETTINGS | given)
-        return config, adversarial_training(model, config, EpsWarmup(STEPS, config.eps_warmup))
+        return config, adversarial_training(model, config, growing(config, STEPS))
     source = build_model("wrn-10-1", 3).eval()
     source.load_state_dict(model.state_dict())
     given = {"neft_beta": 0.4} if name == "neft" else {"lwf_lambda": 0.1, "head_first": 2}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.downloads import NOWHERE
-from cartl_cli.core.method.adversarial_training import EpsWarmup, NaturalTraining
+from cartl_cli.core.method.adversarial_training import NaturalTraining
 from cartl_cli.core.method.losses import class_weights, classification_loss
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model
@@ -22,7 +22,7 @@ from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.training.loop import Progress
-from cartl_cli.core.training.source_model import adversarial_training, pretrain
+from cartl_cli.core.training.source_model import adversarial_training, growing, pretrain
 from cartl_cli.core.training.target_model import prepare, transfer
 from tests import tiny
 from tests.conftest import Command
@@ -93,7 +93,7 @@ def test_in_pretraining_weights_do_what_repeated_images_would(method: str) -> No
     found = []
     for rows in (range(6), REPEATED.tolist()):
         model, weights = network(), class_weights(FEW, 3) if len(rows) == 6 else None
-        objective = adversarial_training(model, config, EpsWarmup(10), None, weights)
+        objective = adversarial_training(model, config, growing(config, 10), None, weights)
         found.append(gradients(model, objective, rows))
     agree(*found)
 

@@ -1,12 +1,15 @@
 """What must hold on a GPU as well; skipped where there is none."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from cartl_cli.core.attacks.judged_pgd import attack, predict
+from cartl_cli.core.data.batches import epoch_batches
+from cartl_cli.core.data.split import Split
 from cartl_cli.core.method.losses import margin
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import eval_mode
@@ -60,3 +63,25 @@ def test_trained_attacked_and_gone_on_with(cartl: Command) -> None:
     assert on_gpu["robust_accuracy"] == pytest.approx(on_cpu["robust_accuracy"], abs=2 / 60 + 1e-9)
     failed = [c for c in on_gpu["trust"] if c["verdict"] == "fail" and c["id"].startswith("V")]
     assert not failed
+
+
+def test_images_that_do_not_fit_come_batch_by_batch() -> None:
+    """The same batches as of resident images, from pinned memory; parts share the pixels."""
+    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(12)).part(torch.arange(2, 12))
+    cuda = torch.device("cuda")
+    resident = split.to(cuda)
+    with mock.patch.object(torch.cuda, "mem_get_info", return_value=(0, 0)):
+        mapped = split.to(cuda)
+    assert mapped.images is pixels
+    assert (resident.images.is_cuda, mapped.labels.is_cuda) == (True, True)
+    augment = ("crop", "flip")
+    pairs = zip(
+        epoch_batches(resident, 4, augment, 0, 0),
+        epoch_batches(mapped, 4, augment, 0, 0),
+        strict=True,
+    )
+    for (images, labels), (theirs, their_labels) in pairs:
+        assert torch.equal(images, theirs)
+        assert torch.equal(labels, their_labels)
+        assert theirs.is_cuda

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy
 import pytest
@@ -304,3 +305,22 @@ def test_a_test_class_that_is_not_trained_is_refused(image_folder: ImageFolder) 
     shutil.copytree(folder / "test" / "cat", folder / "test" / "cow")
     with pytest.raises(DataError, match="class 'cow' is in test but not in train"):
         load(folder)
+
+
+def test_a_gpu_gets_what_does_not_fit_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which calls are made, where there is no GPU; ``test_cuda`` has the pixels."""
+    cuda, labels, pixels = torch.device("cuda"), mock.MagicMock(), mock.MagicMock()
+    labels.__len__.return_value = 10
+    pixels.device = torch.device("cpu")
+    pixels.__getitem__.return_value.numel.return_value = 3 * 32 * 32
+    for free, fits in ((10 * 3 * 32 * 32, False), (10**9, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        moved = Split(pixels, labels).to(cuda)
+        assert (moved.images is pixels) == (not fits)
+        assert moved.labels is labels.to.return_value
+    labels.device = cuda
+    taken = pixels.__getitem__.return_value
+    taken.device = torch.device("cpu")
+    part = Split(pixels, labels).take(torch.arange(3))
+    taken.pin_memory.return_value.to.assert_called_once_with(cuda, non_blocking=True)
+    assert part.images is taken.pin_memory.return_value.to.return_value

@@ -21,12 +21,17 @@ from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.evaluation.targets import plan_of
 from cartl_cli.core.evaluation.verdicts import robustness, unattacked
+from cartl_cli.core.method import adversarial_training, training_attacks
+from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.models import compiling
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.compiling import compilable, compiled_passes
 from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.runtime import replays
 from cartl_cli.core.runtime.devices import autocast_for
-from cartl_cli.core.training.loop import Progress
+from cartl_cli.core.training import replayed_steps
+from cartl_cli.core.training.loop import Progress, Take, Training, take_step
+from cartl_cli.core.training.replayed_steps import ReplayedSteps
 from cartl_cli.core.training.source_model import plan_of as training_plan
 from cartl_cli.core.training.target_model import prepare
 from cartl_cli.core.training.training_plan import TrainingPlan
@@ -128,6 +133,7 @@ def trained(
     config: PretrainConfig | TransferConfig,
     plan: TrainingPlan,
     batch_size: int,
+    take: Take = take_step,
 ) -> list[Tensor]:
     """Weights, statistics and what else is kept after two epochs, with such passes as graphs."""
 
@@ -139,7 +145,7 @@ def trained(
         return False
 
     with compiled_passes(batch_size):
-        fitted(model, split, config, plan.objective, look, ("crop",), wanted)
+        fitted(model, split, config, plan.objective, look, ("crop",), wanted, take=take)
     return [*model.state_dict().values(), *plan.state.values()]
 
 
@@ -217,3 +223,123 @@ def test_attacks_on_graphs_give_the_same_verdicts(
     assert plain.clean.all()
     for name, tensor in plain.tensors().items():
         torch.testing.assert_close(replayed.tensors()[name], tensor, msg=name)
+
+
+class Recorder:
+    """What ``recorded`` stands for: a step taken again by what Python knew when it was captured.
+
+    What belongs to a step comes from its places alone, as in a graph.
+    """
+
+    def __init__(self, state: Callable[[], list[Tensor]]) -> None:
+        self.state = state
+        self.replays = 0
+
+    def recorded(self, work: Callable[[], StepLoss]) -> tuple[StepLoss, Callable[[], None]]:
+        before = [tensor.clone() for tensor in self.state()]
+        found, places = work(), replays._captured.get()
+        assert places is not None
+        for tensor, kept in zip(self.state(), before, strict=True):
+            tensor.data.copy_(kept)
+
+        def replay() -> None:
+            self.replays += 1
+            given = iter(places.tensors)
+            with (
+                mock.patch.object(adversarial_training, "noise_of", side_effect=given),
+                mock.patch.object(training_attacks, "number_of", side_effect=given),
+            ):
+                new = work()
+            found.loss.data.copy_(new.loss)
+            for name, count in new.correct.items():
+                found.correct[name].copy_(count)
+
+        return found, replay
+
+
+def by_replays(
+    monkeypatch: pytest.MonkeyPatch, model: BlockModel, plan: TrainingPlan
+) -> tuple[Recorder, Take]:
+    """A way to take the steps of a plan, and what it takes them by."""
+    optimizers: list[torch.optim.SGD] = []
+
+    def state() -> list[Tensor]:
+        momenta = [each["momentum_buffer"] for each in optimizers[0].state.values()]
+        return [*model.state_dict().values(), *plan.state.values(), *momenta]
+
+    recorder = Recorder(state)
+    monkeypatch.setattr(replayed_steps, "recorded", recorder.recorded)
+    steps = ReplayedSteps(plan.phase, plan.head_steps, BATCH)
+
+    def take(training: Training, *more: Any) -> StepLoss:
+        optimizers[:] = [training.optimizer]
+        return steps(training, *more)
+
+    return recorder, take
+
+
+@pytest.mark.parametrize(
+    ("given", "replayed"),
+    [
+        ({}, 9),
+        ({"eps_warmup": 1.0}, 6),  # two phases: of one and of two steps of PGD
+        ({"method": "fast", "eps_warmup": 1.0}, 6),
+        ({"method": "free", "eps_warmup": 1.0, "epochs": 1}, 6),
+        ({"method": "trades"}, 9),
+        ({"method": "natural", "fdm_lambda": 0.0}, 9),
+        ({"awp_gamma": 0.01}, 9),
+        ({"ema": 0.9}, 9),
+    ],
+    ids=str,
+)
+def test_pretraining_by_replays_learns_the_same(
+    given: dict[str, object], replayed: int, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(
+        PretrainConfig,
+        {"arch": "wrn-10-1", "k": K, "image_size": 16, "batch_size": BATCH, "epochs": 4},
+        {"fdm_lambda": 0.005, "pgd_steps": 2, "lr": 0.01, "eps_warmup": 0.0},
+        given,
+    )
+    torch.manual_seed(0)
+    plain = build_model("wrn-10-1", CLASSES).train()
+    ends = []
+    for model in (copy.deepcopy(plain), plain):
+        setup = mock.Mock(device=CPU, split=split, autocast=FP32, config=config)
+        setup.total_steps = 3 * config.epochs * config.steps_per_batch
+        plan = training_plan(model, config, setup, pytest.fail)
+        recorder, take = by_replays(monkeypatch, model, plan)
+        take = take_step if model is not plain else take
+        ends.append(trained(model, split, config, plan, 0, take))
+    torch.testing.assert_close(ends[1], ends[0])
+    assert recorder.replays == replayed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"neft_beta": 0.4, "freeze_bn": "affine"},
+        {"lwf_lambda": 0.1},
+        {"method": "latent", "eps_warmup": 0.5},
+        {"method": "at", "pgd_steps": 2},
+        {"head_first": 2},
+    ],
+    ids=str,
+)
+def test_transfer_by_replays_learns_the_same(
+    given: dict[str, object], split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(TransferConfig, {"batch_size": BATCH, "epochs": 4, "k": K}, given)
+    torch.manual_seed(0)
+    original = build_model("wrn-10-1", CLASSES).train()
+    ends = []
+    for replaying in (False, True):
+        model, source = copy.deepcopy(original), copy.deepcopy(original).eval()
+        head_steps = 3 * config.head_phase
+        tuned = prepare(model, source, config, K, CLASSES, head_steps, total_steps=12, radius=0.1)
+        plan = TrainingPlan(tuned.objective, head_steps=head_steps, phase=tuned.phase)
+        recorder, take = by_replays(monkeypatch, model, plan)
+        ends.append(trained(model, split, config, plan, 0, take if replaying else take_step))
+    torch.testing.assert_close(ends[1], ends[0])
+    assert recorder.replays == (6 if head_steps else 9)

@@ -405,3 +405,33 @@ def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if count <= {"train": 2, "test": 20}[split]:
                 some.writestr(member, whole.read(member))
     return path
+
+
+def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
+    """A model of NEFT is imported with what its run, or an export, says beside its weights."""
+    for command in (
+        ("pretrain", "--method", "natural", "--arch", "wrn-10-1", "--k", 3, "--name", "source"),
+        ("transfer", "--neft-beta", 0.4, "--classes", "ring,frame", "--name", "neft"),
+    ):
+        done = cartl(*command, "--epochs", 1)
+        assert done.code == 0, done.err
+    assert cartl("export", "neft", "--format", "hub", "--out", "hub").code == 0
+    images, weights = torch.rand(2, 3, 32, 32), Path("runs/neft/model.safetensors")
+    with torch.no_grad():
+        expected = load_model("runs/neft")(images)
+    for name, place in (("run", "runs/neft"), ("file", weights), ("exported", "hub")):
+        done = cartl("import", place, "--name", name)
+        assert done.code == 0, done.err
+        model = read_run(Path("runs", name)).manifest.model
+        assert (model.convex_blocks, model.classes) == (3, ("ring", "frame"))
+        with torch.no_grad():
+            assert torch.equal(load_model(f"runs/{name}")(images), expected)
+
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(weights.read_bytes())
+    done = cartl("import", alone, "--arch", "wrn-10-1")
+    assert (done.code, "import the folder of its run" in done.err) == (1, True), done.err
+    changed = Path("hub/model.safetensors")
+    changed.write_bytes(Path("runs/source/model.safetensors").read_bytes())
+    done = cartl("import", "hub")
+    assert (done.code, "is not the file that is described beside it" in done.err) == (1, True)

@@ -18,12 +18,12 @@ from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.batches import epoch_batches
 from cartl_cli.core.data.split import DataSet, Split
-from cartl_cli.core.method.adversarial_training import EpsWarmup, FreeTraining
+from cartl_cli.core.method.adversarial_training import FreeTraining
 from cartl_cli.core.method.losses import feature_distance, kl_divergence, trades_loss
 from cartl_cli.core.method.norm_ball import normal
 from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.method.training_attacks import TrainingAttack
+from cartl_cli.core.method.training_attacks import Growing, TrainingAttack
 from cartl_cli.core.method.weight_perturbation import weight_perturbation
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model
@@ -33,7 +33,7 @@ from cartl_cli.core.runtime.randomness import generator, uniform_noise
 from cartl_cli.core.sweeps.grid import source_method
 from cartl_cli.core.training import catastrophic_overfitting, weight_average
 from cartl_cli.core.training.loop import count_steps, learning_rate, replayed
-from cartl_cli.core.training.source_model import adversarial_training, outer_loss
+from cartl_cli.core.training.source_model import adversarial_training, growing, outer_loss
 from tests import tiny
 from tests.conftest import Command
 from tests.fitting import fitted
@@ -56,18 +56,14 @@ def budget_of(ours: PretrainConfig) -> Budget:
 def attack_of(model: BlockModel, ours: PretrainConfig) -> TrainingAttack:
     code = TRAINING_ATTACKS[ours.method].code
     assert code is not None
-    attack: TrainingAttack = resolve_name(code)(model, budget_of(ours))
+    attack: TrainingAttack = resolve_name(code)(model)
     return attack
-
-
-def warmup_of(ours: PretrainConfig, total: int = 10) -> EpsWarmup:
-    return EpsWarmup(total, ours.eps_warmup)
 
 
 def free_training(
     model: BlockModel, ours: PretrainConfig, total: int, delta: Tensor
 ) -> FreeTraining:
-    return FreeTraining(outer_loss(model, ours), ours.eps, warmup_of(ours, total), delta)
+    return FreeTraining(outer_loss(model, ours), growing(ours, total), delta)
 
 
 def adversarial_step(
@@ -78,7 +74,7 @@ def adversarial_step(
     collapsed: Tensor | None = None,
 ) -> StepLoss:
     """What the fifth of ten steps of adversarial training makes of a batch."""
-    return adversarial_training(model, ours, warmup_of(ours), collapsed)(images, labels, 4)
+    return adversarial_training(model, ours, growing(ours, 10), collapsed)(images, labels, 4)
 
 
 def noise(images: Tensor) -> Tensor:
@@ -108,11 +104,12 @@ def test_n_fgsm_by_hand(model: BlockModel, images: Tensor, labels: Tensor) -> No
     model.zero_grad(set_to_none=True)
 
     model.train()
+    ours = config(method="fast")
     with untouched(model):
-        found = attack_of(model, config(method="fast"))(images, labels, noise(images), 1.0)
+        found = attack_of(model, ours)(images, labels, noise(images), budget_of(ours))
     assert torch.allclose(found, expected, atol=1e-6)
     assert 2.5 * EPS < (found - images).abs().max() <= 3 * EPS + 1e-6  # no clipping to the ball
-    small = attack_of(model, config(method="fast"))(images, labels, noise(images), 0.1)
+    small = attack_of(model, ours)(images, labels, noise(images), Budget(EPS / 10, EPS / 10, 1))
     assert (small - images).abs().max() <= 0.3 * EPS + 1e-6  # it grows with the warm-up
 
 
@@ -124,7 +121,9 @@ def test_the_training_attack_is_pgd_on_the_model_itself(arch: str, labels: Tenso
     pixels = torch.rand(8, 3, 16, 16).double()
     model(pixels)
     with untouched(model):
-        found = attack_of(model, config())(pixels, labels, noise(pixels).double(), 1.0)
+        found = attack_of(model, config())(
+            pixels, labels, noise(pixels).double(), budget_of(config())
+        )
     twin, start = copy.deepcopy(model).eval(), pixels + EPS * (2 * noise(pixels).double() - 1)
     adversarial = start.clamp(0, 1)
     for _ in range(config().pgd_steps):
@@ -149,7 +148,7 @@ def test_trades_is_the_authors_loop(model: BlockModel, images: Tensor, labels: T
     model.train()
     ours = config(method="trades", trades_beta=beta)
     with untouched(model):
-        found = attack_of(model, ours)(images, labels, noise(images), 1.0)
+        found = attack_of(model, ours)(images, labels, noise(images), budget_of(ours))
     assert torch.allclose(found, adversarial, atol=1e-6)
 
     twin.train()
@@ -242,7 +241,7 @@ def test_awp_takes_the_gradient_at_perturbed_weights(
     plain = ours.model_copy(update={"awp_gamma": 0.0})
     model.train()
     before = copy.deepcopy(model.state_dict())
-    adversarial = attack_of(model, ours)(images, labels, noise(images), 1.0)
+    adversarial = attack_of(model, ours)(images, labels, noise(images), budget_of(ours))
     twin = copy.deepcopy(model)
     added = weight_perturbation(
         twin, lambda: outer_loss(twin, plain)(images, adversarial, labels).loss, 0.05
@@ -296,7 +295,7 @@ def test_feature_distance_is_added_to_every_method(
     if method["method"] == "free":
         adversarial = (images + 0.01).clamp(0, 1)
     else:
-        adversarial = attack_of(model, ours)(images, labels, noise(images), 1.0)
+        adversarial = attack_of(model, ours)(images, labels, noise(images), budget_of(ours))
     with_fdm = outer_loss(model, ours)(images, adversarial, labels).loss
     without = outer_loss(model, plain)(images, adversarial, labels).loss
     distance = feature_distance(model.features(images, 2), model.features(adversarial, 2))
@@ -415,7 +414,7 @@ def test_the_guard_costs_little_where_images_are_few(
     config = TransferConfig(method="fast", epochs=epochs)
     setup = mock.Mock(config=config, split=split, device=torch.device("cpu"))
     epoch_done = catastrophic_overfitting.guard(
-        mock.Mock(), setup, lambda step: EPS, 3, torch.tensor(0), print
+        mock.Mock(), setup, Growing(Budget(EPS, EPS, 3), 10), torch.tensor(0), print
     )
     found = {epoch: epoch_done(epoch, epoch) for epoch in range(1, epochs + 1)}
     assert [epoch for epoch, measured in found.items() if measured] == looked

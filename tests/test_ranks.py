@@ -17,12 +17,11 @@ from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.batches import epoch_batches, part_of_batch
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import UsageError
-from cartl_cli.core.method.adversarial_training import EpsWarmup
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runtime.devices import resolve_device
 from cartl_cli.core.runtime.randomness import generator, uniform_noise
 from cartl_cli.core.runtime.ranks import ALONE, EVERYTHING, Ranks
-from cartl_cli.core.training.source_model import adversarial_training
+from cartl_cli.core.training.source_model import adversarial_training, growing
 from cartl_cli.core.training.training_run import check_division
 from tests import ranked, tiny
 from tests.conftest import Command
@@ -86,7 +85,7 @@ def test_weighted_losses_of_the_parts_are_the_loss_of_the_batch(
 
     def gradient(ranks: Ranks) -> tuple[float, Tensor]:
         part = part_of_batch(count, ranks)
-        objective = adversarial_training(model, config, EpsWarmup(10, config.eps_warmup))
+        objective = adversarial_training(model, config, growing(config, 10))
         weighted = part.weight * objective(images[part.rows], labels[part.rows], 4, part).loss
         (found,) = torch.autograd.grad(weighted, model.head.weight)
         return weighted.item(), found

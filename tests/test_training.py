@@ -1,6 +1,5 @@
 import copy
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,10 +16,10 @@ from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.batches import augmented, batches_per_epoch, crop, epoch_batches, rotate
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.errors import DivergedError
-from cartl_cli.core.method.adversarial_training import EpsWarmup, NaturalTraining
+from cartl_cli.core.method.adversarial_training import NaturalTraining
 from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.method.training_attacks import grown_budget, ramp
+from cartl_cli.core.method.training_attacks import ramp
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs import checkpoints
@@ -33,7 +32,7 @@ from cartl_cli.core.runtime.ranks import Part
 from cartl_cli.core.runtime.stopping import Asked
 from cartl_cli.core.training.loop import Progress, Tally, count_steps, learning_rate, one_cycle
 from cartl_cli.core.training.remarks import remarks
-from cartl_cli.core.training.source_model import adversarial_training, plan_of
+from cartl_cli.core.training.source_model import adversarial_training, growing, plan_of
 from cartl_cli.core.training.target_model import prepare
 from cartl_cli.core.training.training_plan import TrainingPlan
 from tests import tiny
@@ -72,17 +71,16 @@ def test_eps_grows_over_the_warm_up() -> None:
 
 
 def test_the_training_attack_walks_as_far_as_eps_has_grown() -> None:
-    config = PretrainConfig(pgd_steps=7)
-    budget_of = partial(grown_budget, Budget(config.eps, config.attack_step, config.pgd_steps))
-    full = budget_of(1.0)
+    growth = growing(PretrainConfig(pgd_steps=7, eps_warmup=0.5), 2000)
+    full = growth.budget(999)
     assert (full.eps, full.steps) == (8 / 255, 7)
     assert full.step_size == pytest.approx(2 / 255)
-    for grown in (0.001, 0.1, 0.5, 0.9):
-        budget = budget_of(grown)
+    for step in (0, 99, 499, 899):
+        budget, grown = growth.budget(step), (step + 1) / 1000
         assert budget.eps == pytest.approx(grown * 8 / 255)
         assert budget.step_size * budget.steps == pytest.approx(grown * 14 / 255)
         assert budget.step_size <= 2 / 255 + 1e-9
-    assert [budget_of(g).steps for g in (0.001, 0.5, 0.9)] == [1, 4, 7]
+    assert [growth.steps(step) for step in (0, 499, 899, 1999)] == [1, 4, 7, 7]
 
 
 def test_an_epoch_uses_every_image_once_in_an_order_of_its_own(data: DataSet) -> None:
@@ -170,7 +168,7 @@ def test_the_same_seed_gives_the_same_weights_byte_for_byte(data: DataSet) -> No
         with seeded(seed, "source weights"):
             model: BlockModel = build_model(config.arch, 3).train()
         steps = count_steps(config, len(data.train))
-        objective = adversarial_training(model, config, EpsWarmup(steps, config.eps_warmup))
+        objective = adversarial_training(model, config, growing(config, steps))
         fitted(model, data.train, config, objective, augment=("crop",))
         return model.state_dict()
 
@@ -193,7 +191,7 @@ def test_fdm_adds_lambda_times_the_distance_of_two_separate_passes(
     )
     model.train()
     twin = copy.deepcopy(model)  # batch-norm statistics move with every pass
-    objective = adversarial_training(twin, config, EpsWarmup(10, config.eps_warmup))
+    objective = adversarial_training(twin, config, growing(config, 10))
     loss = objective(images, labels, 4).loss.item()
     start = uniform_start(images, config.eps, generator(config.seed, "training attack", 4))
     adversarial = pgd(model, images, labels, start, Budget(config.eps, config.eps / 4, 2))

@@ -18,6 +18,7 @@ from cartl_cli.core.errors import UsageError
 from cartl_cli.core.method.keeping import DISTANCES, Keeping, kept_blocks
 from cartl_cli.core.method.latent import worst_features
 from cartl_cli.core.method.objective import StepLoss
+from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.registry.transfer_methods import ADDITIONS, TRANSFER_METHODS
@@ -44,6 +45,10 @@ def linear_model(blocks: int = 3) -> BlockModel:
     return BlockModel(nn.Identity(), [*parts, last])
 
 
+def ball(radius: float) -> Budget:
+    return Budget(radius, radius, 1, "l2")
+
+
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_worst_features_of_a_linear_sub_model_are_those_of_the_closed_form(
@@ -53,12 +58,12 @@ def test_the_worst_features_of_a_linear_sub_model_are_those_of_the_closed_form(
     model = linear_model().double()
     features = torch.randn(5, 6, dtype=torch.float64)
     labels, noise = torch.tensor([0, 1, 1, 0, 1]), torch.rand(5, 6, dtype=torch.float64)
-    found = worst_features(model, k, 0.3, steps)(features, labels, noise, 0.5)
+    found = worst_features(model, k, steps)(features, labels, noise, ball(0.15))
     matrix = model.head.weight
     if k == 2:
         matrix = matrix @ model.get_parameter("blocks.1.weight")
     towards = (matrix[1 - labels] - matrix[labels]).detach()
-    reach = 0.3 * 0.5 * features.norm(dim=1, keepdim=True)
+    reach = 0.15 * features.norm(dim=1, keepdim=True)
     expected = features + reach * towards / towards.norm(dim=1, keepdim=True)
     torch.testing.assert_close(found, expected)
 
@@ -75,7 +80,7 @@ def test_the_worst_features_are_worse_than_random_ones_on_the_sphere(k: int) -> 
     cut = len(model.blocks) - k
     with torch.no_grad(), eval_mode(model):
         features = model.features(images, cut)
-    worst = worst_features(model, k, 0.1, 1)(features, labels, torch.rand_like(features), 1.0)
+    worst = worst_features(model, k, 1)(features, labels, torch.rand_like(features), ball(0.1))
     moved = (worst - features).flatten(1).norm(dim=1)
     torch.testing.assert_close(moved, 0.1 * features.flatten(1).norm(dim=1))
 
@@ -98,7 +103,7 @@ def test_features_without_a_gradient_stay_where_they_are() -> None:
     features = torch.randn(3, 6)
     labels, noise = torch.tensor([0, 1, 0]), torch.rand(3, 6)
     torch.testing.assert_close(
-        worst_features(model, 1, 0.3, 1)(features, labels, noise, 1.0), features
+        worst_features(model, 1, 1)(features, labels, noise, ball(0.3)), features
     )
 
 

@@ -35,9 +35,9 @@ Extend = Annotated[
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Folder of downloaded data sets (default: in the cache)."),
+    typer.Option("--data-dir", help="Folder of what is downloaded (default: in the cache)."),
 ]
-NoDownload = Annotated[bool, typer.Option("--no-download", help="Download no data set.")]
+NoDownload = Annotated[bool, typer.Option("--no-download", help="Download nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from cartl_cli.commands.options import Request
 from cartl_cli.core.config import AttackConfig, ImportConfig, Kind, PretrainConfig, TransferConfig
-from cartl_cli.core.config.configure import Config, at_own_eps, check_same, configure, fitting
+from cartl_cli.core.config.configure import (
+    Config,
+    at_own_batch_size,
+    at_own_eps,
+    check_same,
+    configure,
+    fitting,
+)
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
 from cartl_cli.core.config.presets import read_preset
-from cartl_cli.core.config.values import decoded
+from cartl_cli.core.config.values import ADDRESS, decoded
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.registry.architectures import own_network
 from cartl_cli.core.runtime.requirements import check_torch
@@ -137,11 +144,13 @@ def open_session(
     config = located(configure(config_type, base, *given), named)
     if stored is not None:
         config = fitting(config, stored.manifest.data.train_images)
-    config, source = _with_source(config, runs_dir, say)
     cache = cache_dir()
     kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
     store = Store(kept, not request.no_download, say)
     place = Place(cache, store, decoding_progress)
+    if isinstance(config, TransferConfig) and ADDRESS.fullmatch(config.source):
+        _import_once(config.source, Session(runs_dir, None, place, say))
+    config, source = _with_source(config, runs_dir, say)
     session = Session(runs_dir, request.name, place, say, stored, current())
     if stored is None:
         return Opened(config, session, source, None)
@@ -159,6 +168,19 @@ def open_session(
     return Opened(config, session, source, None)
 
 
+def _import_once(address: str, session: "Session") -> None:
+    """Make a source run of what is published under an address, unless there is one."""
+    from cartl_cli.core.imports.source_run import import_model
+    from cartl_cli.core.runs.reader import imports_of
+    from cartl_cli.core.runtime.ranks import current
+
+    with current().in_turn():
+        if not imports_of(address, session.runs_dir):
+            config = configure(ImportConfig, {"checkpoint": address})
+            run = import_model(config, session, lambda done, total: None)
+            session.say(f"imported {address} as {run.folder}")
+
+
 def _with_source(
     config: Config, runs_dir: Path, say: Callable[[str], None]
 ) -> tuple[Config, "Run | None"]:
@@ -173,6 +195,8 @@ def _with_source(
         field, shown, kinds = "run", "RUN", ATTACKED_KINDS
     run = taken_run(getattr(config, field), runs_dir, shown, kinds, say)
     config = config.model_copy(update={field: selector_of(run, runs_dir)})
+    if isinstance(config, TransferConfig):
+        config = at_own_batch_size(config, run.manifest.model.image_size)
     if isinstance(config, AttackConfig):
         config = at_own_eps(config, config.dataset or run.making.dataset or "")
     return config, run

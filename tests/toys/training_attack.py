@@ -9,9 +9,9 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, TrainingAttack
 
 
-def shaky(model: BlockModel, budget: Budget) -> Attack:
-    def attack(images: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
-        return scatter(images, noise, budget.eps * grown, "linf")
+def shaky(model: BlockModel) -> Attack:
+    def attack(images: Tensor, labels: Tensor, noise: Tensor, budget: Budget) -> Tensor:
+        return scatter(images, noise, budget.eps, "linf")
 
     return attack
 

@@ -21,6 +21,7 @@ from cartl_cli.core.method.norm_ball import scatter
 from cartl_cli.core.method.pgd import Budget, ascent, pgd_step
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
+from cartl_cli.core.models.pieces import in_pieces
 from cartl_cli.core.runtime.devices import float32
 from cartl_cli.core.runtime.randomness import counted_noise
 
@@ -146,8 +147,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     In evaluation mode, in float32 without TF32, without gradient.
     """
     with eval_mode(model), torch.no_grad(), float32(images.device):
-        logits: Tensor = model(images)
-        return logits
+        return in_pieces(model, images)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Layers of settings → one configuration, and one clear line for what is wrong with it."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -43,6 +44,17 @@ def at_own_eps(config: AttackConfig, dataset: str) -> AttackConfig:
     if "eps" in config.model_fields_set:
         return config
     return configure(AttackConfig, config.model_dump(), {"eps": [own_eps(dataset, config.norm)]})
+
+
+def at_own_batch_size(config: TransferConfig, side: int) -> TransferConfig:
+    """The training with the batch size of images of this side, unless one was given.
+
+    Above 64 pixels a batch has as many pixels as 16 images of 224, or fewer: it bounds the memory.
+    """
+    if "batch_size" in config.model_fields_set or side <= 64:
+        return config
+    fits = int(math.log2(16 * 224**2 / side**2))
+    return config.model_copy(update={"batch_size": min(config.batch_size, max(2, 2**fits))})
 
 
 def fitting(config: Config, images: int) -> Config:

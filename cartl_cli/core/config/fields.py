@@ -42,7 +42,11 @@ KeepAt = Annotated[
 FdmAt = Annotated[str, AfterValidator(lambda text: values.check_numbers(text, ("all",), "2,4,6"))]
 
 Source = Annotated[
-    str, Field(description="Source run: name, number or path (default: the newest, sweeps aside).")
+    str,
+    Field(
+        description=f"Source run: name, number or path, or {values.ADDRESSES}, which is imported "
+        "first (default: the newest run, sweeps aside)."
+    ),
 ]
 Dataset = Annotated[
     str,

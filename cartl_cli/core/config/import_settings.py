@@ -14,7 +14,7 @@ from pydantic import (
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
 from cartl_cli.core.config.preprocessing import Interpolation, Preprocessing, Resize
-from cartl_cli.core.config.values import SETTINGS
+from cartl_cli.core.config.values import ADDRESSES, SETTINGS
 from cartl_cli.core.registry.architectures import FAMILIES, parse_architecture
 
 
@@ -37,12 +37,17 @@ class ImportConfig(BaseModel):
     checkpoint: Annotated[
         str,
         Field(
-            description="File of weights: safetensors, or PyTorch's .pt, .pth, .ckpt.",
+            description="File of weights (safetensors, or PyTorch's .pt, .pth, .ckpt), folder of a "
+            f"run or of a hub, or {ADDRESSES}.",
             json_schema_extra=values.POSITIONAL,
         ),
     ] = ""
     arch: Annotated[
-        str, Field(description=", ".join(family.form for family in FAMILIES.values()) + ".")
+        str,
+        Field(
+            description=", ".join(family.form for family in FAMILIES.values())
+            + " (default: what stands beside the weights)."
+        ),
     ] = ""
     classes: Annotated[
         tuple[str, ...],
@@ -125,8 +130,6 @@ class ImportConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.arch:
-            raise ValueError("arch: name the network, as --arch wrn-28-10-relu")
         if not self.checkpoint:
             raise ValueError("checkpoint: name the file of weights: cartl import FILE --arch NAME")
         if (self.mean is None) != (self.std is None):
@@ -139,5 +142,6 @@ class ImportConfig(BaseModel):
             raise ValueError("classes: a model has at least two")
         if twice := [name for name in self.classes if self.classes.count(name) > 1]:
             raise ValueError(f"classes: {twice[0]!r} is there twice")
-        _ = self.preprocessing
+        if self.arch:
+            _ = self.preprocessing
         return self

@@ -153,7 +153,14 @@ class TransferConfig(BaseModel):
         ),
     ] = "linear"
     epochs: fields.Epochs = _default("epochs", "Passes over the training data")
-    batch_size: fields.BatchSize = 64
+    batch_size: Annotated[
+        Whole,
+        Field(
+            ge=1,
+            description="Images in one batch; of images above 64 pixels fewer by default, 16 of "
+            "224 pixels.",
+        ),
+    ] = 64
     lr: fields.LearningRate = _default("lr", "Peak learning rate of SGD")
     momentum: fields.Momentum = 0.9
     weight_decay: fields.WeightDecay = 5e-4

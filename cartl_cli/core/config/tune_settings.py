@@ -70,8 +70,13 @@ class TuneConfig(BaseModel):
 
     @property
     def shared(self) -> dict[str, object]:
-        """The settings that every transfer of the search is made with."""
-        return self.model_dump(include={*TuneConfig.model_fields} & _OF_TRANSFER)
+        """The settings that every transfer of the search is made with.
+
+        A batch size only if it was given: the source model's images have their own.
+        """
+        given = "batch_size" in self.model_fields_set
+        names = {*TuneConfig.model_fields} & _OF_TRANSFER - (set() if given else {"batch_size"})
+        return self.model_dump(include=names)
 
 
 _OF_TRANSFER = {"source", "dataset", "classes", "skip_bad", "batch_size", "seed", "device"}

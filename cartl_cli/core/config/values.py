@@ -14,6 +14,10 @@ from cartl_cli.core.choices import Norm
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
+ADDRESS = re.compile(r"(hf-hub|torchvision|timm):(.+)")
+ADDRESSES = "hf-hub:OWNER/NAME, torchvision:NAME or timm:NAME"
+"""Where published weights are, which are fetched: the pattern, and in words."""
+
 
 def decoded(data: bytes) -> str:
     """The text of a file of settings, in UTF-8, after a byte-order mark or not. Raises ValueError.

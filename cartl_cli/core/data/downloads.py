@@ -14,11 +14,12 @@ from contextlib import (
     nullcontext,
     redirect_stderr,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from torchvision.datasets.utils import download_url
 
@@ -31,7 +32,11 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file: its size in bytes, its sha256, and the places it is to be had from."""
+    """A published file: its size in bytes, its sha256, and the places it is to be had from.
+
+    Of ``sha256`` the first digits may be all that is known, or none; of ``size`` 0: then what the
+    server says counts.
+    """
 
     name: str
     size: int
@@ -74,7 +79,7 @@ def verified(name: str, archives: Sequence[Archive], store: Store) -> Iterator[l
     The sha256 is taken of the very file that is then read. Raises DataError for what cannot be had
     or is not what was published, StorageError where it cannot be kept.
     """
-    folder = _fetched(name, archives, store)
+    folder = fetched(name, archives, store)
     with ExitStack() as opened:
         files: list[BinaryIO] = []
         for archive in archives:
@@ -94,8 +99,11 @@ def verified(name: str, archives: Sequence[Archive], store: Store) -> Iterator[l
         yield files
 
 
-def _fetched(name: str, archives: Sequence[Archive], store: Store) -> Path:
-    """The folder that now holds every archive; one process downloads while others wait for it."""
+def fetched(name: str, archives: Sequence[Archive], store: Store) -> Path:
+    """The folder that now holds every archive; one process downloads while others wait for it.
+
+    What was there already is not looked at. Raises like ``verified``.
+    """
     if store.folder is None:
         raise DataError(f"{name}: no home folder to keep downloads in; give --data-dir")
     folder = store.folder / name
@@ -128,14 +136,16 @@ def _fetched(name: str, archives: Sequence[Archive], store: Store) -> Path:
 
 
 def _download(archive: Archive, folder: Path, say: Callable[[str], None]) -> None:
-    storage.check_space(folder, archive.size, "--data-dir")
-    say(f"downloading {archive.name}, {_megabytes(archive.size)} MB, to {folder}")
-    failures = []
+    failures: list[str] = []
     for url in archive.urls:
         try:
+            size = archive.size or _announced(url)
+            if not failures:
+                storage.check_space(folder, size, "--data-dir")
+                say(f"downloading {archive.name}, {_megabytes(size)} MB, to {folder}")
             with storage.arriving(folder / archive.name) as path:
                 _retrieve(url, path)
-                _verify(archive, path)
+                _verify(replace(archive, size=size), path)
             return
         except DataError as error:
             failures.append(f"{url}: {error}")
@@ -147,6 +157,12 @@ def _download(archive: Archive, folder: Path, say: Callable[[str], None]) -> Non
         f"cannot download {archive.name}: {'; '.join(failures)}; try again, or put the file "
         f"into {str(folder)!r}"
     )
+
+
+def _announced(url: str) -> int:
+    """How many bytes a server says it will send, 0 if it does not say."""
+    with urlopen(Request(url, headers={"User-Agent": "cartl"}), timeout=TIMEOUT) as answer:
+        return answer.length or 0
 
 
 def _retrieve(url: str, path: Path) -> None:
@@ -171,7 +187,7 @@ def _verify(archive: Archive, path: Path) -> None:
         raise DataError("the server sent an HTML page (is there a log-in to this network?)")
     if size < archive.size:
         raise DataError(f"got {_megabytes(size)} of {_megabytes(archive.size)} MB")
-    if found != archive.sha256:
+    if not found.startswith(archive.sha256):
         storage.set_aside(path, f"{archive.name}.bad")
         raise DataError(
             f"sha256 differs (expected {archive.sha256[:12]}…, got {found[:12]}…), kept as "

@@ -1,7 +1,9 @@
 """``cartl import``: a checkpoint from elsewhere becomes a source run, and is looked at."""
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,14 +14,16 @@ from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.data.data_sets import DataChoice, described, in_order, load_data_set
 from cartl_cli.core.data.split import DataSet, Split, stratified
-from cartl_cli.core.errors import StoppedError, UsageError
+from cartl_cli.core.errors import DataError, StoppedError, UsageError
 from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, clean_correct, robustness, share, unattacked
 from cartl_cli.core.imports.checkpoint_files import Checkpoint, read_checkpoint
 from cartl_cli.core.imports.matching import MEAN, guess_classes, match
+from cartl_cli.core.imports.published import obtained
+from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.registry.architectures import build_model, parse_architecture
 from cartl_cli.core.runs import writer
 from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Original, Run, data_record
@@ -43,28 +47,34 @@ USUAL = {
 """What networks are most often given, for one that comes without."""
 BETTER = 0.1  # of the images right with another normalization, and more than without: told
 MOVED = 32  # images of a look at how far features are moved
+SAME = 1e-3  # of spectral norms, what rounding makes of equal ones
 FEW_LEFT = 0.1  # of the images that are right when clean: a source with fewer is not robust
 
 
 def import_model(config: ImportConfig, session: Session, report: Callable[[int, int], None]) -> Run:
     """The checkpoint as a finished run of kind ``import``, measured on the images of ``dataset``.
 
-    ``report`` gets images attacked, of how many. Raises UsageError or DataError before anything is
-    written: for a file that is no checkpoint or does not fit the network, name by name.
+    What stands beside it fills in what the settings leave open. ``report`` gets images attacked, of
+    how many. Raises UsageError or DataError before anything is written: for a file that is no
+    checkpoint or does not fit the network, name by name.
     """
     began = time.monotonic()
     device = resolve_device(config.device)
     keep_freed_memory()
     writer.check_place(session)
-    checkpoint = read_checkpoint(Path(config.checkpoint).expanduser(), config.member)
+    path, told = obtained(config.checkpoint, session.place.store)
+    config = completed(config, told)
+    checkpoint = read_checkpoint(path, config.member)
+    check_told(path, checkpoint, told)
+    checkpoint = replace(checkpoint, normalization=checkpoint.normalization or told.normalization)
     outputs = guess_classes(checkpoint.tensors)
     data = images_of(config, outputs, session)
-    classes = classes_of(config, outputs, data)
+    classes = classes_of(config, told, outputs, data)
+    if data is not None and classes == data.classes and not config.classes:
+        session.say(f"its outputs are taken for the classes of {data.name}, in their order")
     if data is not None:
         data = in_order(data, classes)
-    if data is not None and not config.classes:
-        session.say(f"its outputs are taken for the classes of {data.name}, in their order")
-    model, remarks = fitted(config, checkpoint, len(classes))
+    model, remarks = fitted(config, checkpoint, told, len(classes))
     for remark in (*checkpoint.remarks, *remarks):
         session.say(remark)
     mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
@@ -75,10 +85,15 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
         kind="import",
         config=config,
         k=min(config.k, blocks),
-        model=ModelSpec(arch=config.arch, classes=classes, preprocessing=config.preprocessing),
+        model=ModelSpec(
+            arch=config.arch,
+            classes=classes,
+            preprocessing=config.preprocessing,
+            convex_blocks=told.convex_blocks,
+        ),
         data=data_record(data or nothing(classes, config.preprocessing), ()),
         original=Original(
-            file=Path(config.checkpoint).name,
+            file=path.name,
             size=checkpoint.size,
             sha256=checkpoint.sha256,
             remarks=(*checkpoint.remarks, *remarks),
@@ -122,11 +137,44 @@ def images_of(config: ImportConfig, outputs: int, session: Session) -> DataSet |
     return data
 
 
-def classes_of(config: ImportConfig, outputs: int, data: DataSet | None) -> tuple[str, ...]:
-    """The names of the outputs: as given, else those of the data, else numbers.
+def check_told(path: Path, checkpoint: Checkpoint, told: Told) -> None:
+    """Refuse a file that is not the one described beside it, or of which too little is known.
+
+    Raises DataError.
+    """
+    if not checkpoint.sha256.startswith(told.sha256):
+        raise DataError(
+            f"{str(path)!r} is not the file that is described beside it (sha256 differs); have it "
+            "copied or downloaded again"
+        )
+    if told == Told() and looks_non_expansive(checkpoint.tensors):
+        raise DataError(
+            f"{str(path)!r}: its last weights have one spectral norm, as NEFT makes them, and its "
+            "residual sums are then means, which the file does not say; import the folder of its "
+            "run, or that of cartl export --format hub"
+        )
+
+
+def looks_non_expansive(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the last three weights of a network with our names have the same spectral norm."""
+    named = [t for name, t in tensors.items() if re.fullmatch(r"blocks\..*\.weight", name)]
+    last = [tensor for tensor in named if tensor.dim() > 1][-3:]
+    if len(last) < 3:
+        return False
+    norms = [float(torch.linalg.matrix_norm(tensor.flatten(1), 2)) for tensor in last]
+    return max(norms) - min(norms) < SAME * max(norms)
+
+
+def classes_of(
+    config: ImportConfig, told: Told, outputs: int, data: DataSet | None
+) -> tuple[str, ...]:
+    """The names of the outputs: as given, else as told, else those of the data, else numbers.
 
     Raises UsageError for another number of names, or other names than the data has.
     """
+    known = len(told.classes) == outputs and len(set(told.classes)) == outputs
+    if not config.classes and known and (not data or set(told.classes) == set(data.classes)):
+        return told.classes
     if not config.classes:
         return data.classes if data else tuple(f"class {number}" for number in range(outputs))
     if len(config.classes) != outputs:
@@ -137,7 +185,7 @@ def classes_of(config: ImportConfig, outputs: int, data: DataSet | None) -> tupl
 
 
 def fitted(
-    config: ImportConfig, checkpoint: Checkpoint, classes: int
+    config: ImportConfig, checkpoint: Checkpoint, told: Told, classes: int
 ) -> tuple[BlockModel, tuple[str, ...]]:
     """The network with all weights of the file, and what was decided. Raises DataError."""
     normalization = checkpoint.normalization
@@ -152,6 +200,9 @@ def fitted(
     renames = parse_architecture(config.arch).renames
     matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
     model.load_state_dict(matched.tensors)
+    if told.convex_blocks > len(model.blocks):
+        raise DataError(f"{config.arch} has only {len(model.blocks)} blocks")
+    make_convex(model, told.convex_blocks)
     return model.eval(), (*remarks, *matched.remarks)
 
 

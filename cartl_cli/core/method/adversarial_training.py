@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cartl_cli.core.method.losses import classification_loss, feature_distance, right, trades_loss
 from cartl_cli.core.method.objective import StepLoss
-from cartl_cli.core.method.training_attacks import TrainingAttack, ramp
+from cartl_cli.core.method.training_attacks import Growing, TrainingAttack
 from cartl_cli.core.method.weight_perturbation import perturb_weights
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
-from cartl_cli.core.runtime.randomness import generator, uniform_noise
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
+from cartl_cli.core.runtime.replays import noise_of
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,6 @@ class OuterLoss:
 
 
 @dataclass(frozen=True)
-class EpsWarmup:
-    """eps grows from 0 over the first ``warmup`` (0..1) of ``total_steps``."""
-
-    total_steps: int
-    warmup: float = 0.0
-
-    def grown(self, step: int) -> float:
-        """The part of its full size (0..1) that eps has at a step."""
-        return ramp(step, self.total_steps, self.warmup)
-
-
-@dataclass(frozen=True)
 class NaturalTraining:
     """Mean cross-entropy on clean images.
 
@@ -116,7 +104,7 @@ class AdversarialTraining:
     model: BlockModel
     outer: Outer
     attack: TrainingAttack
-    warmup: EpsWarmup
+    budget: Growing
     seed: int
     awp_gamma: float = 0.0
     show_clean: bool = False
@@ -128,12 +116,10 @@ class AdversarialTraining:
     ) -> StepLoss:
         """See ``Objective``."""
         model, attack = self.model, self.attack
-        noise = uniform_noise(
-            images, generator(self.seed, "training attack", step), part.rows.start
-        )
+        noise = noise_of(step, images, self.seed, "training attack", part.rows.start)
         if self.fallback is not None and self.collapsed is not None and self.collapsed > 0:
             attack = self.fallback
-        adversarial = attack(images, labels, noise, self.warmup.grown(step))
+        adversarial = attack(images, labels, noise, self.budget.budget(step))
 
         shown = {}
         if self.show_clean:
@@ -159,15 +145,14 @@ class FreeTraining:
     """
 
     outer: OuterLoss
-    eps: float
-    warmup: EpsWarmup
+    budget: Growing
     delta: Tensor
 
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
-        eps = self.eps * self.warmup.grown(step)
+        eps = self.budget.budget(step).eps
         noise = self.delta[: len(images)].clone().requires_grad_()
         found = self.outer(images, (images + noise).clamp(0, 1), labels)
 

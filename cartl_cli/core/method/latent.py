@@ -11,22 +11,23 @@ from torch import Tensor
 
 from cartl_cli.core.method.losses import cross_entropy
 from cartl_cli.core.method.norm_ball import normal, sizes, uphill
-from cartl_cli.core.method.pgd import ascent
+from cartl_cli.core.method.pgd import Budget, ascent
 from cartl_cli.core.method.training_attacks import TrainingAttack
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 
 
-def worst_features(model: BlockModel, k: int, radius: float, steps: int) -> TrainingAttack:
+def worst_features(model: BlockModel, k: int, steps: int) -> TrainingAttack:
     """The worst features in the ball of radius r·‖h‖₂ around h, as the steps find them.
 
-    Called with features h (B, …) in the place of images. δ₀ is random with ‖δ₀‖ = r·‖h‖/2; each
-    step goes to where the loss is largest if it is linear, δ ← r·‖h‖·g/‖g‖ with the gradient g at
-    h + δ. Of an affine sub-model and two classes this is the maximum. In evaluation mode.
+    Called with features h (B, …) in the place of images; r is the eps of the budget. δ₀ is random
+    with ‖δ₀‖ = r·‖h‖/2; each step goes to where the loss is largest if it is linear,
+    δ ← r·‖h‖·g/‖g‖ with the gradient g at h + δ. Of an affine sub-model and two classes this is the
+    maximum. In evaluation mode.
     """
     cut = len(model.blocks) - k
 
-    def attack(features: Tensor, labels: Tensor, noise: Tensor, grown: float) -> Tensor:
-        reach = radius * grown * sizes(features, "l2")  # r·‖h‖, (B, 1, …)
+    def attack(features: Tensor, labels: Tensor, noise: Tensor, budget: Budget) -> Tensor:
+        reach = budget.eps * sizes(features, "l2")  # r·‖h‖, (B, 1, …)
         worst = features + reach / 2 * uphill(normal(noise), "l2")
         with eval_mode(model):
             for _ in range(steps):

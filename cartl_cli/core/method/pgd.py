@@ -14,6 +14,7 @@ from cartl_cli.core.choices import Norm
 from cartl_cli.core.method.losses import PerImageLoss, cross_entropy
 from cartl_cli.core.method.norm_ball import project, uphill
 from cartl_cli.core.models.blocks import eval_mode
+from cartl_cli.core.models.pieces import joined, pieces
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,19 @@ def pgd(
 def ascent(
     model: Callable[[Tensor], Tensor], adversarial: Tensor, labels: Tensor, loss: PerImageLoss
 ) -> tuple[Tensor, Tensor]:
-    """Logits and ∇ of the summed loss; parameters get no gradient."""
+    """Logits (B, classes) and ∇ (B, C, H, W) of the summed loss; parameters get no gradient.
+
+    ``labels`` (B, …): what ``loss`` is told of each image. A large batch is taken in ``pieces``.
+    """
+    cut = pieces(adversarial, labels)
+    found = [_ascent(model, some, theirs, loss) for some, theirs in cut]
+    logits, gradients = zip(*found, strict=True)
+    return joined(logits), joined(gradients)
+
+
+def _ascent(
+    model: Callable[[Tensor], Tensor], adversarial: Tensor, labels: Tensor, loss: PerImageLoss
+) -> tuple[Tensor, Tensor]:
     adversarial = adversarial.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(adversarial)
@@ -56,5 +69,5 @@ def ascent(
 
 def pgd_step(adversarial: Tensor, gradient: Tensor, images: Tensor, budget: Budget) -> Tensor:
     """x̃ ← Π(x̃ + α·∇/‖∇‖), in ℓ∞ the sign of ∇; Π onto the ε-ball and onto [0, 1]."""
-    moved = torch.add(adversarial, uphill(gradient, budget.norm), alpha=budget.step_size)
+    moved = adversarial + budget.step_size * uphill(gradient, budget.norm)
     return project(moved, images, budget.eps, budget.norm)

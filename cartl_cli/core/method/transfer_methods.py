@@ -4,7 +4,7 @@ A method says on what the last k blocks are trained. To it come, as asked for, t
 NEFT, the distance to the source's features, and a phase of the classifier alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pkgutil import resolve_name
@@ -17,7 +17,6 @@ from cartl_cli.core.choices import FreezeBatchNorm, HeadInit
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.method.adversarial_training import (
     AdversarialTraining,
-    EpsWarmup,
     NaturalTraining,
     OuterLoss,
 )
@@ -28,8 +27,9 @@ from cartl_cli.core.method.losses import classification_loss, right
 from cartl_cli.core.method.neft import apply_neft, bake, spectral_norms
 from cartl_cli.core.method.objective import Objective, StepLoss
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.method.training_attacks import pgd_attack
+from cartl_cli.core.method.training_attacks import Growing, pgd_attack
 from cartl_cli.core.models.blocks import BlockModel, classifier_alone
+from cartl_cli.core.models.pieces import at_once, in_pieces
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.registry.transfer_methods import check_network
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
@@ -54,10 +54,9 @@ class Tuning:
     collapsed: Tensor
     class_weights: Tensor | None = None
 
-    @property
-    def warmup(self) -> EpsWarmup:
-        """How eps, or the radius, grows."""
-        return EpsWarmup(self.total_steps, self.settings["eps_warmup"])
+    def growing(self, full: Budget) -> Growing:
+        """A budget whose eps, or radius, grows as the settings have it."""
+        return Growing(full, self.total_steps, self.settings["eps_warmup"])
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,14 @@ class Tuned:
     ``objective``: the loss on images. ``on_features``: the same on features at block L−k, if the
     extractor gives the same ones in every step; None if the method needs the images.
     ``finish``, if any, is called after the last step. ``convex_blocks``: how many of the last
-    blocks have residual means instead of sums.
+    blocks have residual means instead of sums. ``phase``: see ``TrainingPlan``.
     """
 
     objective: Objective
     on_features: Objective | None = None
     finish: Callable[[], None] | None = None
     convex_blocks: int = 0
+    phase: Callable[[int], Hashable] = lambda step: None
 
 
 def replace_head(model: BlockModel, num_classes: int, init: HeadInit = "linear") -> None:
@@ -110,7 +110,7 @@ def prepare(
     tuned = method(tuning)
     if not settled(model, k):
         tuned = replace(tuned, on_features=None)
-    tuned = head_first(tuning, tuned, kept_near(tuning, tuned))
+    tuned = extracted_in_pieces(tuning, head_first(tuning, tuned, kept_near(tuning, tuned)))
     if beta is not None:
         tuned = replace(tuned, finish=partial(bake, model, k), convex_blocks=k)
     return tuned
@@ -142,11 +142,12 @@ def latent(tuning: Tuning) -> Tuned:
         loss = classification_loss(logits, labels, tuning.class_weights)
         return StepLoss(loss, {"latent": right(logits, labels)})
 
+    radius, steps = settings["radius"], settings["latent_steps"]
     on_features = AdversarialTraining(
         model,
         outer,
-        worst_features(model, k, settings["radius"], settings["latent_steps"]),
-        tuning.warmup,
+        worst_features(model, k, steps),
+        tuning.growing(Budget(radius, radius, steps, "l2")),
         settings["seed"],
         settings["awp_gamma"],
     )
@@ -161,7 +162,7 @@ def adversarial(tuning: Tuning) -> Tuned:
     model, settings = tuning.model, tuning.settings
     attack = TRAINING_ATTACKS[settings["method"]]
     assert attack.code is not None
-    budget = Budget(settings["eps"], settings["step_size"], settings["pgd_steps"])
+    budget = tuning.growing(Budget(settings["eps"], settings["step_size"], settings["pgd_steps"]))
     return Tuned(
         AdversarialTraining(
             model,
@@ -171,13 +172,14 @@ def adversarial(tuning: Tuning) -> Tuned:
                 trades_beta=settings["trades_beta"],
                 weights=tuning.class_weights,
             ),
-            resolve_name(attack.code)(model, budget),
-            tuning.warmup,
+            resolve_name(attack.code)(model),
+            budget,
             settings["seed"],
             settings["awp_gamma"],
-            fallback=pgd_attack(model, budget) if attack.single_step else None,
+            fallback=pgd_attack(model) if attack.single_step else None,
             collapsed=tuning.collapsed,
-        )
+        ),
+        phase=lambda step: (budget.steps(step), int(tuning.collapsed)),
     )
 
 
@@ -193,9 +195,24 @@ class OnImages:
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
+        cut = len(self.model.blocks) - self.k
         with torch.no_grad():
-            features = self.model.features(images, len(self.model.blocks) - self.k)
+            features = in_pieces(lambda some: self.model.features(some, cut), images)
         return self.on_features(features, labels, step, part)
+
+
+def extracted_in_pieces(tuning: Tuning, tuned: Tuned) -> Tuned:
+    """The same, with the extractor's part of large batches taken in ``pieces``, where it can be."""
+    whole, on_features = tuned.objective, tuned.on_features
+    if on_features is None:
+        return tuned
+    by_features = OnImages(tuning.model, tuning.k, on_features)
+
+    def objective(images: Tensor, labels: Tensor, step: int, part: Part, /) -> StepLoss:
+        chosen = by_features if at_once(images) < len(images) else whole
+        return chosen(images, labels, step, part)
+
+    return replace(tuned, objective=objective)
 
 
 # What is added to it

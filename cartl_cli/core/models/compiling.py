@@ -28,26 +28,33 @@ NEARLY_FULL = 3 / 4
 
 @dataclass
 class _Wish:
-    """Whose passes are compiled: batches of ``full`` images. ``failed`` is told why they aren't."""
+    """Whose passes are compiled: batches of ``full`` images. ``failed`` is told why they aren't.
+
+    ``graphs``: on CUDA each pass is replayed as a graph of its own.
+    """
 
     full: int
     failed: Callable[[str], None] | None
+    graphs: bool
 
 
 _wish: ContextVar[_Wish | None] = ContextVar("which passes are compiled", default=None)
 
 
 @contextmanager
-def compiled_passes(batch_size: int, failed: Callable[[str], None] | None = None) -> Iterator[None]:
+def compiled_passes(
+    batch_size: int, failed: Callable[[str], None] | None = None, graphs: bool = True
+) -> Iterator[None]:
     """Compile the passes of batches of this size for a while; 0: none.
 
     If they cannot be compiled, ``failed`` is told and they go on as they are; without it, the pass
-    raises CartlError.
+    raises CartlError. On CUDA each pass becomes a graph; without ``graphs`` it does not, for those
+    who make one of more than a pass.
     """
     if batch_size == 0:
         yield
         return
-    token = _wish.set(_Wish(batch_size, failed))
+    token = _wish.set(_Wish(batch_size, failed, graphs))
     plain = {name: getattr(BlockModel, name) for name in COMPILED}
     try:
         for name, passing in COMPILED.items():
@@ -57,6 +64,12 @@ def compiled_passes(batch_size: int, failed: Callable[[str], None] | None = None
         for name, passing in plain.items():
             setattr(BlockModel, name, passing)
         _wish.reset(token)
+
+
+def on_cuda(model: nn.Module) -> bool:
+    """Whether passes of a model on CUDA are compiled just now."""
+    wish = _wish.get()
+    return wish is not None and wish.full > 0 and next(model.parameters()).is_cuda
 
 
 def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
@@ -81,7 +94,7 @@ def compilable(take: Pass[Model, More]) -> Pass[Model, More]:
         from torch._dynamo.exc import TorchDynamoException  # slow to import
 
         filled = torch.cat([batch, batch[: full - count]]) if count < full else batch
-        mode = graph_mode(batch.device)
+        mode = graph_mode(batch.device) if wish.graphs else None
         try:
             found = compiled(mode)(model, filled, *more, **named)
         except TorchDynamoException as error:

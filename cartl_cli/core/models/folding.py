@@ -8,6 +8,7 @@ from typing import TypeGuard, TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cartl_cli.core.models import compiling
 from cartl_cli.core.models.blocks import Affine, BlockModel, Shift
 from cartl_cli.core.models.wide_resnet import PreActivationBlock
 
@@ -70,7 +71,11 @@ class FoldedCopy:
         self._light: BlockModel | None = None
 
     def refreshed(self) -> BlockModel:
-        """The copy, with what the model has become."""
+        """The copy, with what the model has become; the model itself where kernels are compiled
+        for CUDA, since these do the work of batch norm on the way.
+        """
+        if compiling.on_cuda(self.model):
+            return self.model
         new = folded(self.model)
         if self._light is None or self._light.state_dict().keys() != new.state_dict().keys():
             self._light = new  # the first, or a scale has changed its sign

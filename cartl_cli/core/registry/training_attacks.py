@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 class TrainingAttack:
     """A way to make the images that a source model is trained on.
 
-    ``code`` names the function (model, budget) → attack of ``method.training_attacks``; None where
+    ``code`` names the function (model) → attack of ``method.training_attacks``; None where
     the training makes no images beforehand. ``takes``: settings of this method alone.
     ``refuses``: other settings that do not go with it, each with the reason. ``single_step``: may
     overfit catastrophically, so that training looks out for it. ``one_process``: not for torchrun.

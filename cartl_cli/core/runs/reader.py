@@ -20,7 +20,8 @@ from pathlib import Path
 
 from cartl_cli import __version__
 from cartl_cli.core import storage
-from cartl_cli.core.config import Kind
+from cartl_cli.core.config import ImportConfig, Kind
+from cartl_cli.core.config.values import ADDRESS
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
@@ -81,7 +82,7 @@ def next_number(runs_dir: Path) -> int:
 
 
 def find_run(selector: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...]) -> Run:
-    """The run that a name, number or path means.
+    """The run that a name, number, path, or the address of what was imported means.
 
     Raises UsageError if there is none or it is of another kind, RunError if it is damaged.
     """
@@ -100,7 +101,22 @@ def find_run(selector: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...]) 
     raise UsageError(f"{flag}: {run.name!r} is a {kind} run, not {' or '.join(kinds)}")
 
 
+def imports_of(address: str, runs_dir: Path) -> list[Run]:
+    """The finished imports of what is published under an address, oldest first."""
+    return [
+        run
+        for run in list_runs(runs_dir)
+        if isinstance(run.manifest.config, ImportConfig)
+        and run.manifest.config.checkpoint == address
+        and run.manifest.status == "completed"
+    ]
+
+
 def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
+    if ADDRESS.fullmatch(selector):
+        if imported := imports_of(selector, runs_dir):
+            return imported[-1]
+        raise UsageError(f"{flag}: no import of {selector} yet; run: cartl import {selector}")
     if selector.isdecimal():
         runs = [run for run in list_runs(runs_dir) if run.manifest.number == int(selector)]
         if len(runs) > 1:

@@ -22,7 +22,7 @@ from cartl_cli.core.config import (
     RunConfig,
     TransferConfig,
 )
-from cartl_cli.core.config.configure import Config, at_own_eps, configure
+from cartl_cli.core.config.configure import Config, at_own_batch_size, at_own_eps, configure
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import UsageError
@@ -205,6 +205,7 @@ def _points(chain: Chain, located: Locate, given: Given | None) -> list[Point]:
     """
     source = given.config if given else _configured(PretrainConfig, "pretrain", chain, located)
     target = _configured(TransferConfig, "transfer", chain, located)
+    target = at_own_batch_size(target, source.preprocessing.image_size)
     attack = _configured(AttackConfig, "attack", chain, located)
     architecture = parse_architecture(source.arch)
     blocks = architecture.count()

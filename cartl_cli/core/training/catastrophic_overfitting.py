@@ -13,6 +13,7 @@ from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.method.norm_ball import uniform_start
 from cartl_cli.core.method.pgd import Budget, pgd
+from cartl_cli.core.method.training_attacks import Growing
 from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.runtime.randomness import generator
 from cartl_cli.core.training.training_plan import TrainingSetup
@@ -48,16 +49,15 @@ def watched(split: Split, seed: int) -> Split:
 def guard(
     model: nn.Module,
     setup: TrainingSetup,
-    eps: Callable[[int], float],
-    pgd_steps: int,
+    budget: Growing,
     collapsed: torch.Tensor,
     say: Callable[[str], None],
 ) -> Callable[[int, int], dict[str, float]]:
     """What to do after each epoch of a plan: look whether training overfits, note it and say it.
 
-    With few training images that is after the last epoch and every so many before it. ``eps`` is
-    that of a step. ``collapsed``: the epoch after which it was found, 0 if it was not; from then on
-    training is to take ``pgd_steps``.
+    With few training images that is after the last epoch and every so many before it. ``budget``:
+    of the training. ``collapsed``: the epoch after which it was found, 0 if it was not; from then
+    on training is to take all steps of the budget.
     """
     config = setup.config
     images = watched(setup.split, config.seed).to(setup.device)
@@ -66,13 +66,14 @@ def guard(
     def epoch_done(epoch: int, step: int) -> dict[str, float]:
         if epoch % every and epoch < config.epochs:
             return {}
-        sign = look(model, images, eps(step - 1), config.seed, config.batch_size, setup.autocast)
+        eps = budget.budget(step - 1).eps
+        sign = look(model, images, eps, config.seed, config.batch_size, setup.autocast)
         if sign.collapsed and collapsed == 0:
             collapsed.fill_(epoch)
             say(
                 f"warning: catastrophic overfitting after epoch {epoch}: of {sign.n} "
                 f"training images {sign.fgsm} are right under FGSM, {sign.pgd} under PGD-10; "
-                f"steps that follow train with PGD-{pgd_steps}"
+                f"steps that follow train with PGD-{budget.full.steps}"
             )
         return {"fgsm_accuracy": sign.fgsm / sign.n, "pgd_accuracy": sign.pgd / sign.n}
 

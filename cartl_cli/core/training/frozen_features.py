@@ -4,6 +4,7 @@ import torch
 
 from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.models.blocks import BlockModel
+from cartl_cli.core.models.pieces import in_pieces
 
 ROOM = 2 * 2**30
 """Bytes that features may take: a number, so that a run that goes on takes the same way."""
@@ -22,7 +23,7 @@ def extracted(
     try:
         for number, images in enumerate(split.batches(batch_size)):
             pixels = to_pixels(images.to(device)).to(memory_format=torch.channels_last)
-            features = model.features(pixels, cut)
+            features = in_pieces(lambda some: model.features(some, cut), pixels)
             if stored is None:
                 if len(split) * features[0].numel() * features.element_size() > ROOM:
                     return None

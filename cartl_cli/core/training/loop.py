@@ -138,11 +138,33 @@ class Step:
     look: Callable[[], Progress]
 
 
-def fit(training: Training, begun: Position) -> Iterator[Step]:
+def take_step(
+    training: Training, images: Tensor, labels: Tensor, step: int, part: Part, rate: float | Tensor
+) -> StepLoss:
+    """One step of the optimizer on a batch, at a learning rate."""
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
+    with training.autocast:
+        result = training.objective(images, labels, step, part)
+    # over several processes the mean of the gradients is taken
+    (result.loss * (part.weight * training.ranks.size)).backward()
+    if result.backward_done is not None:
+        result.backward_done()
+    training.optimizer.step()
+    training.optimizer.zero_grad()  # gradients hold no memory while the next images are made
+    return result
+
+
+Take = Callable[[Training, Tensor, Tensor, int, Part, float], StepLoss]
+"""(training, images, labels, step, part, learning rate) → one step of the optimizer."""
+
+
+def fit(training: Training, begun: Position, take: Take = take_step) -> Iterator[Step]:
     """Minimise the objective in place, from a position on to the last step; yields each step.
 
     The caller must look at the step that ends an epoch, and may look at any other. Between two
     looks nothing waits for the device. Of many processes all must look after the same steps.
+    ``take`` takes each step.
 
     Given the model and optimizer of that position, what follows does not depend on how it was
     reached: every random draw and the learning rate are functions of epoch, batch and step. No
@@ -172,29 +194,13 @@ def fit(training: Training, begun: Position) -> Iterator[Step]:
             size = images_of_batch(count, config.batch_size, batch)
             part = part_of_batch(size, training.ranks)
             rate = learning_rate(config, step, steps_per_epoch)
-            tally.add(take_step(training, images, labels, step, part, rate), len(labels), part)
+            found = take(training, images, labels, step, part, rate)
+            tally.add(found, len(labels), part)
             ended = step + 1 == (epoch + 1) * steps_per_epoch
 
             yield Step(
                 step + 1, ended, partial(tally.progress, config, total_steps, epoch, ended, rate)
             )
-
-
-def take_step(
-    training: Training, images: Tensor, labels: Tensor, step: int, part: Part, rate: float
-) -> StepLoss:
-    """One step of the optimizer on a batch, at a learning rate."""
-    for group in training.optimizer.param_groups:
-        group["lr"] = rate
-    with training.autocast:
-        result = training.objective(images, labels, step, part)
-    # over several processes the mean of the gradients is taken
-    (result.loss * (part.weight * training.ranks.size)).backward()
-    if result.backward_done is not None:
-        result.backward_done()
-    training.optimizer.step()
-    training.optimizer.zero_grad()  # gradients hold no memory while the next images are made
-    return result
 
 
 class Tally:

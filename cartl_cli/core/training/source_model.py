@@ -14,13 +14,12 @@ from cartl_cli.core.evaluation.diagnosis import moved_by_pgd
 from cartl_cli.core.evaluation.verdicts import Plan, robustness, share, unattacked
 from cartl_cli.core.method.adversarial_training import (
     AdversarialTraining,
-    EpsWarmup,
     FreeTraining,
     NaturalTraining,
     OuterLoss,
 )
 from cartl_cli.core.method.pgd import Budget
-from cartl_cli.core.method.training_attacks import pgd_attack
+from cartl_cli.core.method.training_attacks import Growing, pgd_attack
 from cartl_cli.core.models.block_table import block_table
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model, parse_architecture
@@ -132,17 +131,25 @@ def plan_of(
     """
     weights, attack = weights_of_classes(setup), TRAINING_ATTACKS[config.method]
     plan = TrainingPlan(NaturalTraining(model, weights))
-    warmup = EpsWarmup(setup.total_steps, config.eps_warmup)
+    budget = growing(config, setup.total_steps)
     if config.method == "free":
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         delta = torch.zeros(shape, device=setup.device)
-        objective = FreeTraining(outer_loss(model, config, weights), config.eps, warmup, delta)
-        plan = TrainingPlan(objective, {DELTA: delta})
+        objective = FreeTraining(outer_loss(model, config, weights), budget, delta)
+        plan = TrainingPlan(objective, {DELTA: delta}, phase=budget.steps)
     elif attack.single_step:
-        plan = guarded(model, config, setup, weights, say)
+        plan = guarded(model, config, setup, budget, weights, say)
     elif attack.code is not None:
-        plan = TrainingPlan(adversarial_training(model, config, warmup, weights=weights))
+        plan = TrainingPlan(
+            adversarial_training(model, config, budget, weights=weights), phase=budget.steps
+        )
     return weight_average.averaged(plan, model, config.ema)
+
+
+def growing(config: PretrainConfig, total_steps: int) -> Growing:
+    """What the training attack may do, step by step."""
+    full = Budget(config.eps, config.attack_step, config.pgd_steps)
+    return Growing(full, total_steps, config.eps_warmup)
 
 
 def outer_loss(
@@ -156,23 +163,22 @@ def outer_loss(
 def adversarial_training(
     model: BlockModel,
     config: PretrainConfig,
-    warmup: EpsWarmup,
+    budget: Growing,
     collapsed: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
 ) -> AdversarialTraining:
     """Adversarial training by the configured attack; by PGD once ``collapsed`` is not 0."""
-    budget = Budget(config.eps, config.attack_step, config.pgd_steps)
     code = TRAINING_ATTACKS[config.method].code
     assert code is not None
     return AdversarialTraining(
         model=model,
         outer=outer_loss(model, config, weights),
-        attack=resolve_name(code)(model, budget),
-        warmup=warmup,
+        attack=resolve_name(code)(model),
+        budget=budget,
         seed=config.seed,
         awp_gamma=config.awp_gamma,
         show_clean=config.method == "at" and config.fdm_lambda == 0,
-        fallback=pgd_attack(model, budget) if collapsed is not None else None,
+        fallback=pgd_attack(model) if collapsed is not None else None,
         collapsed=collapsed,
     )
 
@@ -181,13 +187,17 @@ def guarded(
     model: BlockModel,
     config: PretrainConfig,
     setup: TrainingSetup,
+    budget: Growing,
     weights: torch.Tensor | None,
     say: Callable[[str], None],
 ) -> TrainingPlan:
     """Training with N-FGSM, with a look now and then at whether it overfits."""
-    warmup, collapsed = EpsWarmup(setup.total_steps, config.eps_warmup), torch.tensor(0)
-    epoch_done = guard(
-        model, setup, lambda step: config.eps * warmup.grown(step), config.pgd_steps, collapsed, say
+    collapsed = torch.tensor(0)
+    epoch_done = guard(model, setup, budget, collapsed, say)
+    objective = adversarial_training(model, config, budget, collapsed, weights)
+    return TrainingPlan(
+        objective,
+        {COLLAPSED: collapsed},
+        epoch_done=epoch_done,
+        phase=lambda step: (budget.steps(step), int(collapsed)),
     )
-    objective = adversarial_training(model, config, warmup, collapsed, weights)
-    return TrainingPlan(objective, {COLLAPSED: collapsed}, epoch_done=epoch_done)

@@ -14,10 +14,10 @@ from cartl_cli.core.data.split import Split, stratified
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.evaluation.verdicts import clean_correct, share
 from cartl_cli.core.method import transfer_methods
-from cartl_cli.core.method.adversarial_training import EpsWarmup
+from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.training_attacks import Growing
 from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Position, Run
 from cartl_cli.core.runs.results import TrainingResults
@@ -30,7 +30,13 @@ from cartl_cli.core.training.loop import Progress, fit, sgd
 from cartl_cli.core.training.radius import radius_of
 from cartl_cli.core.training.remarks import remarks, verdict
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import begun, set_up, training_of, weights_of_classes
+from cartl_cli.core.training.training_run import (
+    begun,
+    compiled_steps,
+    set_up,
+    training_of,
+    weights_of_classes,
+)
 
 LOOKED_AT = 1000  # training images at most, for the accuracy that training ended at
 
@@ -72,6 +78,7 @@ def transfer(
     original = original.to(device)
     radius = radius_of(config, source, original, k, session)
     target = begin(config, original, k, setup, radius, session.say)
+    del original  # what still needs it has it
     model, tuned, plan = target.model, target.tuned, target.plan
     spec = spec.model_copy(update={"classes": data.classes, "convex_blocks": tuned.convex_blocks})
     with begun(session, setup, model, plan, spec, k, source, radius) as training:
@@ -138,17 +145,11 @@ def begin(
         collapsed,
         weights_of_classes(setup),
     )
-    plan = TrainingPlan(tuned.objective, head_steps=head_steps)
+    plan = TrainingPlan(tuned.objective, head_steps=head_steps, phase=tuned.phase)
     if config.tuning.single_step:
-        warmup = EpsWarmup(total_steps, config.eps_warmup)
-        epoch_done = guard(
-            model,
-            setup,
-            lambda step: config.attack_eps * warmup.grown(step),
-            config.attack_steps,
-            collapsed,
-            say,
-        )
+        full = Budget(config.attack_eps, config.attack_step, config.attack_steps)
+        budget = Growing(full, total_steps, config.eps_warmup)
+        epoch_done = guard(model, setup, budget, collapsed, say)
         plan = replace(plan, state={COLLAPSED: collapsed}, epoch_done=epoch_done)
     plan = weight_average.averaged(plan, model, config.ema)
     if config.interpolate is not None:
@@ -217,9 +218,8 @@ def tune(target: Target, setup: TrainingSetup, between: Callable[[], None]) -> B
     setup, plan = with_features(target, setup, lambda line: None)
     model = target.model
     training = training_of(model, sgd(model, target.config), plan.objective, setup)
-    size = target.config.batch_size if setup.compile else 0
-    with compiled_passes(size, lambda line: None):
-        for step in fit(training, Position()):
+    with compiled_steps(plan, setup, lambda line: None, lambda line: None) as take:
+        for step in fit(training, Position(), take):
             plan.step_done(step.done)
             if step.epoch_ended:
                 plan.epoch_done(step.look().epoch, step.done)

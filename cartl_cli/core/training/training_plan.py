@@ -1,6 +1,6 @@
 """What a training begins with, and what it minimises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,7 +41,8 @@ class TrainingPlan:
     ``step_done`` is called after each step with the steps done so far, ``epoch_done`` after the
     last of an epoch with the epochs and steps done, both before their state can be saved; what the
     second has measured joins the line of ``metrics.jsonl``. The first ``head_steps`` steps train
-    the classifier alone.
+    the classifier alone. ``phase``: steps of one phase differ in nothing but tensors and what
+    ``runtime.replays`` knows of, so that one of them can stand for the others as a graph.
     """
 
     objective: Objective
@@ -49,3 +50,4 @@ class TrainingPlan:
     step_done: Callable[[int], None] = lambda step: None
     epoch_done: Callable[[int, int], dict[str, float]] = lambda epoch, step: {}
     head_steps: int = 0
+    phase: Callable[[int], Hashable] = lambda step: None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.training.training_plan import TrainingPlan
@@ -22,12 +23,11 @@ def follow(average: dict[str, Tensor], model: nn.Module, decay: float, step: int
     in it. Whole numbers, such as batch norm's count of batches, are those of the last step.
     """
     part = (1 - decay) / (1 - decay**step)
-    for name, tensor in model.state_dict().items():
-        kept = average[PREFIX + name]
-        if tensor.is_floating_point():
-            kept.lerp_(tensor, part)
-        else:
-            kept.copy_(tensor)
+    new = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    moved = [name for name, tensor in new.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in moved], [new[name] for name in moved], part)
+    for name in new.keys() - set(moved):
+        average[name].copy_(new[name])
 
 
 def take(average: dict[str, Tensor], model: nn.Module) -> None:

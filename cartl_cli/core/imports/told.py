@@ -1,0 +1,153 @@
+"""What stands beside weights about their network: a run's manifest, or a hub's ``config.json``."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cartl_cli.core.config import ImportConfig
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.errors import DataError, UsageError
+from cartl_cli.core.imports.unwrapping import Normalization
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.parsing import read_json
+from cartl_cli.core.runs.reader import MANIFEST, read_run
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+Above0 = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said of a file of weights; nothing, where nothing stands beside it.
+
+    ``settings`` are some of ``ImportConfig``. ``convex_blocks``: last blocks whose residual sums
+    are means. ``sha256``: the first digits of the file's.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    convex_blocks: int = 0
+    sha256: str = ""
+
+
+def completed(config: ImportConfig, told: Told) -> ImportConfig:
+    """The settings with what is told where nothing was given. Raises UsageError without --arch."""
+    given, settings = config.model_dump(exclude_unset=True), dict(told.settings)
+    if given.keys() & {"image_size", "resize", "shorter_side"}:
+        settings.pop("shorter_side", None)
+    found = configure(ImportConfig, settings, given)
+    if not found.arch:
+        raise UsageError("--arch: name the network, as --arch wrn-28-10-relu")
+    return found
+
+
+def told_beside(path: Path) -> Told:
+    """What stands beside a file. Raises RunError or DataError for what is damaged."""
+    if path.name != WEIGHTS:
+        return Told()
+    if path.with_name(MANIFEST).is_file():
+        return _of_run(read_run(path.parent))
+    if path.with_name(CONFIG).is_file():
+        where = path.with_name(CONFIG)
+        try:
+            return _of_config(read_json(where, CONFIG))
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ".".join(map(str, first["loc"]))
+            raise DataError(f"{str(where)!r}: {what}: {first['msg']}") from None
+    return Told()
+
+
+def _of_run(run: Run) -> Told:
+    """What a run knows of its model."""
+    manifest = run.manifest
+    model, weights = manifest.model, manifest.weights
+    return Told(
+        {"arch": model.arch, "k": manifest.k, "origin": f"run {run.name}"}
+        | model.preprocessing.model_dump(),
+        model.classes,
+        convex_blocks=model.convex_blocks,
+        sha256=weights.sha256 if weights else "",
+    )
+
+
+class _Foreign(BaseModel):
+    """Of what somebody else wrote only the fields here count."""
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+
+
+class _Preprocessing(Preprocessing):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Exported(_Foreign):
+    """The ``config.json`` of ``cartl export --format hub``."""
+
+    run: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    architecture: str
+    convex_blocks: Annotated[int, Field(ge=0)] = 0
+    classes: tuple[str, ...]
+    preprocessing: _Preprocessing
+
+
+class _Pretrained(_Foreign):
+    input_size: Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: Three
+    std: Annotated[tuple[Above0, ...], Field(min_length=3, max_length=3)]
+    license: str = ""
+
+
+class _Timm(_Foreign):
+    """The ``config.json`` of a network of timm on a hub."""
+
+    architecture: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    label_names: tuple[str, ...] = ()
+    pretrained_cfg: _Pretrained
+
+
+def _of_config(content: Any) -> Told:
+    """What a ``config.json`` says, if it is of cartl or of timm. Raises ValidationError."""
+    if not isinstance(content, dict):
+        return Told()
+    if "cartl" in content:
+        ours = _Exported.model_validate(content)
+        return Told(
+            {"arch": ours.architecture, "origin": f"run {ours.run}"}
+            | ours.preprocessing.model_dump(),
+            ours.classes,
+            convex_blocks=ours.convex_blocks,
+            sha256=ours.sha256,
+        )
+    if "pretrained_cfg" not in content:
+        return Told()
+    theirs = _Timm.model_validate(content)
+    taken = theirs.pretrained_cfg
+    return Told(
+        {"arch": f"timm:{theirs.architecture}", "licence": taken.license}
+        | preprocessed(
+            taken.input_size[-1],
+            None if taken.crop_mode == "squash" else taken.input_size[-1] / taken.crop_pct,
+            taken.interpolation,
+        ),
+        theirs.label_names,
+        Normalization(taken.mean, taken.std),
+    )
+
+
+def preprocessed(size: int, shorter: float | None, interpolation: str) -> dict[str, Any]:
+    """The settings of images of a ``size`` that are cropped of a ``shorter`` side, or squashed."""
+    known = {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}
+    if shorter is None:
+        return {"image_size": size, "resize": "squash", **known}
+    return {"image_size": size, "resize": "crop", "shorter_side": math.floor(shorter), **known}
