@@ -103,6 +103,7 @@ def _robustness(known: dict[str, Any]) -> Iterator[str]:
     attack, measured = known["attack"], known["measured"]
     if attack:
         yield from _table(attack)
+        yield from _classes(attack)
         yield ""
         yield f"{_effort(attack)} {VERDICTS[attack['checks']]}"
         yield from _not_passed(attack)
@@ -132,6 +133,21 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     part = ", drawn from all of them" if found["part"] else ""
     yield f"Images: {found['n']} {_told(found['split'])} images of {_told(found['data'])}{part}."
+
+
+def _classes(attack: dict[str, Any]) -> Iterator[str]:
+    found = attack["by_class"]
+    if found["balanced_clean"] is None:
+        return
+    means = [found["balanced_clean"], found["balanced_robust"]]
+    worst = [found["worst_clean"], found["worst_robust"]]
+    mean, left = map(_percent, means)
+    classes = [f"{_told(one['class'])} ({_percent(one['accuracy'])})" for one in worst]
+    yield ""
+    yield (
+        f"Mean of the classes: {mean} clean, ≤ {left} at the largest eps. Worst class: "
+        f"{classes[0]} clean, {classes[1]} at the largest eps."
+    )
 
 
 def _effort(attack: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from cartl_cli import __version__
 from cartl_cli.core.config import ImportConfig, PretrainConfig
 from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.evaluation.confusion import by_class, confusions
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import list_runs
@@ -149,8 +150,13 @@ def _interval(accuracy: float, n: int) -> list[float]:
 
 
 def attacked(attack: Run) -> dict[str, Any]:
-    """What a finished attack found, how it was made, and what its checks say of it."""
+    """What a finished attack found, how it was made, and what its checks say of it.
+
+    Raises RunError where what it kept of each image is damaged.
+    """
     config, results, data = attack.attack, attack.attack_results, attack.manifest.data
+    classes = by_class(confusions(attack))
+    del classes["classes"]  # there may be thousands
     return {
         "run": attack.name,
         "data": data.name,
@@ -172,6 +178,7 @@ def attacked(attack: Run) -> dict[str, Any]:
             }
             for found in results.by_eps
         ],
+        "by_class": classes,
         "checks": headline(results.trust) if results.trust else "off",
         "not_passed": [
             {"id": check.id, "verdict": check.verdict, "text": check.text}
