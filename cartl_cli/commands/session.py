@@ -20,6 +20,7 @@ from cartl_cli.core.runtime.requirements import check_torch
 from cartl_cli.core.storage import cache_dir
 
 if TYPE_CHECKING:
+    from cartl_cli.core.data.downloads import Place
     from cartl_cli.core.runs.manifest import Run
     from cartl_cli.core.runs.writer import Session
 
@@ -123,11 +124,9 @@ def open_session(
     elif request.name is not None:
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
     check_torch()
-    from cartl_cli.core.data.downloads import Place, Store
     from cartl_cli.core.runs.reader import find_run, state
     from cartl_cli.core.runs.writer import Session, tidy
     from cartl_cli.core.runtime.ranks import current
-    from cartl_cli.display.progress import decoding_progress
     from cartl_cli.display.terminal import say
 
     if resume is not None:
@@ -138,10 +137,7 @@ def open_session(
     if stored is not None:
         config = fitting(config, stored.manifest.data.train_images)
     config, source = _with_source(config, runs_dir, say)
-    cache = cache_dir()
-    kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
-    store = Store(kept, not request.no_download, say)
-    place = Place(cache, store, decoding_progress)
+    place = data_place(request.data_dir, not request.no_download)
     session = Session(runs_dir, request.name, place, say, stored, current())
     if stored is None:
         return Opened(config, session, source, None)
@@ -157,6 +153,17 @@ def open_session(
         return Opened(config, session, source, stored)
     say(f"run {stored.name} was {state(stored).partition(';')[0]}; going on")
     return Opened(config, session, source, None)
+
+
+def data_place(data_dir: Path | None, download: bool) -> "Place":
+    """Where data are kept: archives in ``data_dir``, or in the cache, and decoded images there."""
+    from cartl_cli.core.data.downloads import Place, Store
+    from cartl_cli.display.progress import decoding_progress
+    from cartl_cli.display.terminal import say
+
+    cache = cache_dir()
+    kept = data_dir.expanduser() if data_dir else cache and cache / "data"
+    return Place(cache, Store(kept, download, say), decoding_progress)
 
 
 def _with_source(
