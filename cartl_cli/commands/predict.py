@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cartl_cli.commands.next_step import after_model
 from cartl_cli.commands.options import RunsDir, flags_from
 from cartl_cli.commands.session import ATTACKED_KINDS, taken_run
 from cartl_cli.core import storage
@@ -97,6 +98,8 @@ def predict(
         show_accuracy(run, confusion, show)
     if plot:
         draw(run, confusion)
+    if not streamed:
+        after_model(run, runs_dir)
     if bad:
         files = "files have" if bad > 1 else "file has"
         raise CartlError(f"{bad:,} of {good + bad:,} {files} no answer; each is named above")
