@@ -13,8 +13,9 @@ from unittest import mock
 
 from cartl_cli import app
 from cartl_cli.core.errors import CartlError
-from cartl_cli.core.runs import checkpoints, weights
+from cartl_cli.core.runs import checkpoints
 from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.runs.recorded import read_recorded
 from tests import tiny
 from tests.disks import FaultyDisk, Operation, PageCache, RecordingDisk, Survives, disk
 
@@ -147,7 +148,7 @@ def unreadable(
         kept = found.manifest
         for record in (kept.weights, kept.outcomes, kept.adversarial):
             if record is not None:
-                weights.read_recorded(folder, record)
+                read_recorded(folder, record)
         newest = checkpoints.newest(found, lambda line: None)
     except CartlError as error:
         return [f"unreadable: {error}"]

@@ -122,7 +122,7 @@ def test_the_summary_counts_what_the_verdicts_say() -> None:
     )
     last = torch.tensor([[True, True, True, True, False], [True, False, True, True, False]])
     nothing = torch.empty(0)
-    verdicts = Verdicts(clean, torch.ones(5), fell_at, last, nothing, nothing)
+    verdicts = Verdicts(clean, torch.ones(5), fell_at, last, nothing, nothing, nothing)
     results = summary(plan("pgd", "apgd-t", eps=(0.01, 0.02)), verdicts, [], 1.0)
     assert results.clean_accuracy == 0.8
     small, large = results.by_eps

@@ -36,6 +36,7 @@ from tests.conftest import Command
 
 EVERY = ("fgsm", "pgd", "feature", "apgd-ce", "pgd-margin", "apgd-t", "square")
 PICTURES = {"accuracy-over-eps", "accuracy-over-steps", "feature-distance"}
+CONFUSIONS = {"confusion-clean", "confusion-attacked"}
 
 
 def finished(
@@ -251,8 +252,8 @@ def runs(runs_dir: Path, tmp_path: Path) -> Path:
 def test_plot_draws_into_the_run_folder(runs: Path, cartl: Command) -> None:
     done = cartl(*ATTACK.split(), "--diagnose", "--plot", "--name", "a", "--json")
     assert done.code == 0, done.err
-    assert {path.stem for path in (runs / "a").glob("*.png")} == PICTURES
-    assert {path.stem for path in (runs / "a").glob("*.svg")} == PICTURES
+    for ending in ("png", "svg"):
+        assert {path.stem for path in (runs / "a").glob(f"*.{ending}")} == PICTURES | CONFUSIONS
     printed = json.loads(done.out)
     shown = texts((runs / "a" / "accuracy-over-steps.svg").read_bytes())
     assert f"pgd (run on {round(20 * printed['clean_accuracy'])})" in shown
@@ -269,7 +270,8 @@ def test_a_finished_attack_is_drawn_without_attacking_again(
     assert cartl("attack", "--resume", "a", "--plot").code == 0
     assert (runs / "a" / "manifest.json").read_bytes() == before
     drawn = {path.name: path.read_bytes() for path in (runs / "a").glob("*.[ps][nv]g")}
-    assert {Path(name).stem for name in drawn} == {"accuracy-over-eps", "accuracy-over-steps"}
+    accuracies = {"accuracy-over-eps", "accuracy-over-steps"}
+    assert {Path(name).stem for name in drawn} == accuracies | CONFUSIONS
     assert cartl("attack", "--resume", "a", "--plot").code == 0
     assert {name: (runs / "a" / name).read_bytes() for name in drawn} == drawn
 

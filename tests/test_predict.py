@@ -20,10 +20,10 @@ from cartl_cli import load_model
 from cartl_cli.core.config import PredictConfig
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.decoding import decode_image
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.predictions.answers import Answer, Asking, answers
-from cartl_cli.core.predictions.confusion import Confusion
 from cartl_cli.core.predictions.images import Bad, Found, named_images
 from cartl_cli.core.runs.manifest import ModelSpec, Run
 from cartl_cli.core.runs.reader import read_run
@@ -393,7 +393,7 @@ def test_a_confusion_matrix_against_numbers_by_hand() -> None:
         (None, "d", 5),
     ):
         for _ in range(count):
-            confusion.add(Answer("x.png", label, ((answer, 1.0),), None))
+            confusion.add(label, answer)
     assert (confusion.n, confusion.right) == (16, 9)
     assert confusion.overall_accuracy == 9 / 16
     assert confusion.balanced_accuracy == pytest.approx((0.6 + 0.25 + 1) / 3)

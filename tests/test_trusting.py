@@ -129,6 +129,7 @@ def test_several_eps_are_each_a_budget_of_its_own() -> None:
         torch.ones(4),
         fell_at,
         everything.expand(3, -1),
+        torch.zeros(4, 4, dtype=torch.int32),
         torch.arange(0),
         torch.empty(0, 3, 8, 8),
     )

@@ -80,11 +80,15 @@ def attack(
 
 def show(run: "Run", other: "Run | None", differences: "Differences") -> None:
     """The tables of a finished attack, and how it compares with another."""
+    from cartl_cli.core.evaluation.confusion import confusions
     from cartl_cli.display import tables
+    from cartl_cli.display.class_tables import class_table
     from cartl_cli.display.terminal import say
 
     results = run.attack_results
     tables.show(tables.attack_table(run))
+    if answered := confusions(run):
+        tables.show(class_table(run, answered[0], answered[-1]))
     if results.diagnosis is not None:
         tables.show(tables.diagnosis_table(run))
     if any(check.verdict != "pass" for check in results.trust):
@@ -99,6 +103,7 @@ def as_object(
     run: "Run", attacked: "Run", other: "Run | None", differences: "Differences"
 ) -> dict[str, Any]:
     """What ``--json`` prints of a finished attack."""
+    from cartl_cli.core.evaluation.confusion import by_class, confusions
     from cartl_cli.display.tables import in_words
 
     config = run.attack
@@ -110,6 +115,7 @@ def as_object(
         "steps": config.pgd_steps,
         "restarts": config.restarts,
         **numbers(run.attack_results),
+        "by_class": by_class(confusions(run)),
         "in_words": in_words(run),
     }
     if other is not None:

@@ -21,7 +21,7 @@ PANELS = {
         data_dir no_download""",
     "Method": """
         fdm_at replays radius latent_steps trades_beta lwf_lambda keep_lambda keep_at keep_distance
-        head_first head_init interpolate freeze_bn awp_gamma ema""",
+        head_first head_init interpolate freeze_bn balance awp_gamma ema""",
     "Attack": """
         norm step_size eps_warmup restarts queries checks strict compare""",
     "Schedule": "batch_size lr schedule milestones warmup_epochs momentum weight_decay",

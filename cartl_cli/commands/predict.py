@@ -23,7 +23,7 @@ from cartl_cli.core.runtime.requirements import check_matplotlib, check_torch
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cartl_cli.core.predictions.confusion import Confusion
+    from cartl_cli.core.evaluation.confusion import Confusion
     from cartl_cli.core.runs.manifest import Run
 
 PICTURE = Path("confusion.png")
@@ -59,8 +59,8 @@ def predict(
             "PATHS: give image files, folders or .zips of them, or - for names on standard input"
         )
     check_torch()
+    from cartl_cli.core.evaluation.confusion import Confusion
     from cartl_cli.core.predictions.answers import Answer, answers, asking
-    from cartl_cli.core.predictions.confusion import Confusion
     from cartl_cli.display import predictions, tables
     from cartl_cli.display.progress import predicting_progress
     from cartl_cli.display.terminal import say
@@ -81,7 +81,7 @@ def predict(
                         say(f"left out: {one.reason}")
                 write(found)
                 for answer in found:
-                    confusion.add(answer)
+                    confusion.add(answer.label, answer.answer)
                     survived += answer.survives is True
                 good, bad = good + len(found), bad + len(part) - len(found)
                 report(good + bad)

@@ -44,6 +44,7 @@ def pretrain(
             "folder": str(run.folder),
             "arch": opened.config.arch,
             "k": opened.config.k,
+            "balance": opened.config.balance,
             "clean_accuracy": results.clean_accuracy,
             "robust_accuracy": results.robust_accuracy,
             "last_weights": results.last_weights and results.last_weights.model_dump(),

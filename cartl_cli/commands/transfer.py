@@ -41,6 +41,7 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
             **{name: getattr(chosen, name) for name in ADDITIONS},
             "radius": run.manifest.radius,
             "freeze_bn": chosen.frozen_bn,
+            "balance": chosen.balance,
             "train_images": run.manifest.data.train_images,
             "train_accuracy": results.train_accuracy,
             "clean_accuracy": results.clean_accuracy,

@@ -69,7 +69,7 @@ def accuracy_over_eps(run: "Run") -> Figure:
     config, results = run.attack, run.attack_results
     unit, of = (255, "/255") if config.norm == "linf" else (1, "")
     eps = [0.0, *(unit * found.eps for found in results.by_eps)]
-    figure, axes = _figure(run, f"n = {results.n}, eps up to {_largest(run)}")
+    figure, axes = _figure(run, f"n = {results.n}, eps up to {largest(run)}")
     intervals = [results.clean_interval, *(found.interval for found in results.by_eps)]
     low, high = ([100 * end for end in ends] for ends in zip(*intervals, strict=True))
     worst = [results.clean_accuracy, *(found.robust_accuracy for found in results.by_eps)]
@@ -99,7 +99,7 @@ def accuracy_over_steps(run: "Run", outcomes: "Mapping[str, Tensor]") -> Figure:
     from cartl_cli.core.evaluation.verdicts import UNTRIED
 
     config, results = run.attack, run.attack_results
-    figure, axes = _figure(run, f"n = {results.n}, eps {_largest(run)}")
+    figure, axes = _figure(run, f"n = {results.n}, eps {largest(run)}")
     for place, name in enumerate(config.attacks):
         attack = EVALUATION_ATTACKS[name]
         if attack.iterates is None:
@@ -133,7 +133,7 @@ def feature_distance(run: "Run") -> Figure:
     diagnosis = run.attack_results.diagnosis
     assert diagnosis is not None
     blocks, boundary = diagnosis.blocks, len(diagnosis.blocks) - 1 - run.manifest.k
-    figure, axes = _figure(run, f"n = {diagnosis.n} right when clean, eps up to {_largest(run)}")
+    figure, axes = _figure(run, f"n = {diagnosis.n} right when clean, eps up to {largest(run)}")
     compared = any(row.source for row in blocks)
     if compared:
         before = [_distance(row.source) for row in blocks]
@@ -182,5 +182,6 @@ def _figure(run: "Run", conditions: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _largest(run: "Run") -> str:
+def largest(run: "Run") -> str:
+    """The largest eps of an attack, as it is shown."""
     return shown_pixels(run.attack_results.by_eps[-1].eps)

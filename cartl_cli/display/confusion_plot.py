@@ -1,18 +1,21 @@
-"""The picture of a confusion matrix, as a PNG; the same answers give the same bytes."""
+"""The picture of a confusion matrix; the same answers give the same bytes."""
 
 from matplotlib.figure import Figure
 
-from cartl_cli.core.predictions.confusion import Confusion
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.display.attack_plots import plain, rendered, style
 
 INCHES, LEAST, MOST = 0.42, 2.0, 20.0  # a side: of each class, at least, at most
 NUMBERED, NAMED = 30, 100  # classes at most whose cells have numbers, whose rows have names
 
 
-def confusion_plot(name: str, confusion: Confusion) -> bytes:
+def confusion_plot(
+    name: str, confusion: Confusion, conditions: str = "", ending: str = "png"
+) -> bytes:
     """Each label's row in shares of its images, as shades, with the number of images in each cell.
 
     Of the classes of the run ``name``, those are drawn that are a label or an answer.
+    ``conditions``, if any, says in the title on which images. ``ending`` is ``png`` or ``svg``.
     """
     met = confusion.met
     shares = [
@@ -30,7 +33,7 @@ def confusion_plot(name: str, confusion: Confusion) -> bytes:
         places = range(len(names))
         axes.set_xticks(places, names, rotation=90, parse_math=False)
         axes.set_yticks(places, names, parse_math=False)
-        axes.set(xlabel="answer", ylabel="label: the folder's name")
+        axes.set(xlabel="answer", ylabel="label")
         for row, label in enumerate(met if len(met) <= NUMBERED else ()):
             for column, answer in enumerate(met):
                 if count := confusion.counts[label, answer]:
@@ -40,9 +43,10 @@ def confusion_plot(name: str, confusion: Confusion) -> bytes:
                     )
         right = f"{100 * confusion.overall_accuracy:.1f} %"
         balanced = f"{100 * confusion.balanced_accuracy:.1f} %"
+        title = ", ".join(filter(None, (plain(name), conditions)))
         figure.suptitle(
-            f"{plain(name)}\nn = {confusion.n}, accuracy {right}, balanced {balanced}",
+            f"{title}\nn = {confusion.n}, accuracy {right}, balanced {balanced}",
             fontsize=9,
             parse_math=False,
         )
-        return rendered(figure, "png")
+        return rendered(figure, ending)

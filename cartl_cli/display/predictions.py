@@ -9,8 +9,8 @@ from rich.table import Table
 
 from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.predictions.answers import Answer, Asking
-from cartl_cli.core.predictions.confusion import Confusion
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.tables import cell, percent, titled
 

@@ -15,6 +15,7 @@ from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from cartl_cli.core.evaluation.confusion import by_class
 from cartl_cli.core.registry.transfer_methods import symbols
 from cartl_cli.core.reports.equal_accuracy import Gain, Outside
 from cartl_cli.core.reports.rows import Row
@@ -219,6 +220,7 @@ def record(row: Row) -> dict[str, Any]:
         "clean": _numbers(row.clean),
         "pgd": _numbers(row.pgd),
         "robust": _numbers(row.robust),
+        "by_class": by_class(row.answered),
         "seeds": row.seeds,
         "runs": [result.run.name for result in row.results],
         "attacked": [result.attacked for result in row.results],

@@ -70,6 +70,8 @@ Column = tuple[str, bool, Sequence[Cell]]
 def sheets_of(report: Report) -> list[Sheet]:
     """What there is to show, in order; the sheet of results always."""
     sheets = [results_sheet(report.rows)]
+    if any(row.answered for row in report.rows):
+        sheets.append(class_sheet(report.rows))
     if report.baseline is not None and report.paired:
         sheets.append(paired_sheet(report.paired, report.baseline, report.rows))
     if report.baseline is not None and report.gains:
@@ -167,6 +169,35 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if any(row.incomplete for row in rows):
         notes.append("†: a check found the attack incomplete; a stronger one would leave less.")
     return notes
+
+
+def class_sheet(rows: Sequence[Row]) -> Sheet:
+    """Of each row the mean of the classes, and the class of the lowest accuracy."""
+    lines = []
+    for row, (method, *more) in zip(rows, in_words(rows), strict=True):
+        numbers = [Cell(NONE)] * 4
+        if row.answered:
+            numbers = [_share(one.balanced_accuracy) for one in row.answered]
+            numbers += [_share(one.accuracy(one.worst), short(one.worst)) for one in row.answered]
+        lines.append((Cell(method, ", ".join(more)), *numbers))
+    notes = [
+        "mean: of the accuracies of all classes, the balanced accuracy.",
+        "least: the accuracy of the worst class, whose name is below; of several seeds, the class "
+        "whose mean over them is the lowest.",
+    ]
+    if not all(row.answered for row in rows):
+        notes.append(f"{NONE}: an attack that did not keep its answers.")
+    return Sheet(
+        "Class by class",
+        ("method", "mean clean %", "mean worst %", "least clean %", "least worst %"),
+        (False, True, True, True, True),
+        tuple(lines),
+        tuple(notes),
+    )
+
+
+def _share(accuracy: float, small: str = "") -> Cell:
+    return Cell(f"{100 * accuracy:.1f}", small, accuracy)
 
 
 def paired_sheet(paired: Sequence[Paired], baseline: str, rows: Sequence[Row]) -> Sheet:

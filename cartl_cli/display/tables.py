@@ -115,6 +115,8 @@ def training_table(run: "Run") -> Table:
         part = f"trained on {data.train_images} images, fraction {config.fraction:g}; "
     if isinstance(config, PretrainConfig) and config.ema > 0:
         part = f"the model is the average of the weights, decay {config.ema:g}; "
+    if isinstance(config, PretrainConfig | TransferConfig) and config.balance:
+        part += "each class counted alike in training; "
     if results.collapsed_after is not None:
         part += f"N-FGSM overfitted catastrophically by epoch {results.collapsed_after}; "
     caption = (

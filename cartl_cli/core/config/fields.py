@@ -72,6 +72,13 @@ SplitSeed = Annotated[
 SkipBad = Annotated[
     bool, Field(description="Go on without images that cannot be used; they are counted.")
 ]
+Balance = Annotated[
+    bool,
+    Field(
+        description="Weigh the images in the loss so that each class counts alike, however many "
+        "images it has."
+    ),
+]
 Augment = Annotated[
     Augmentations | None,
     Field(

@@ -44,6 +44,7 @@ class PretrainConfig(BaseModel):
         Field(ge=1, description="Steps in a row on each batch of --method free (default: 4)."),
     ] = None
     trades_beta: fields.TradesBeta = None
+    balance: fields.Balance = False
     awp_gamma: fields.AwpGamma = 0.0
     ema: fields.Ema = 0.0
     k: Annotated[

@@ -98,6 +98,7 @@ class TransferConfig(BaseModel):
         ),
     ] = 0.0
     trades_beta: fields.TradesBeta = None
+    balance: fields.Balance = False
     awp_gamma: fields.AwpGamma = 0.0
     ema: fields.Ema = 0.0
     neft_beta: Annotated[

@@ -31,7 +31,7 @@ PHOTOGRAPHS = ("zoom", "flip")
 SMALL = 64  # pixels of a side, above which images are taken for photographs
 DEFAULT_HELD_OUT = 0.1
 SHOWN = 10  # classes that are shown
-UNEVEN = 10  # times as many images in one class as in another: told
+UNEVEN = 3  # times as many images in one class as in another: told
 
 
 @dataclass(frozen=True)
@@ -103,24 +103,30 @@ def in_order(data: DataSet, classes: tuple[str, ...]) -> DataSet:
 
 
 def described(data: DataSet) -> list[str]:
-    """The first classes and how many images each has of each split; how uneven they are."""
+    """The first classes and how many images each has of each split."""
     train, measured = data.class_counts
     some = [
         f"{name} {n:,} + {m:,}"
         for name, n, m in zip(data.classes[:SHOWN], train, measured, strict=False)
     ]
     more = f", … {len(data.classes) - SHOWN} more" if len(data.classes) > SHOWN else ""
-    lines = [
+    return [
         f"{len(data.classes)} classes (images in train + {data.measured}): {', '.join(some)}{more}"
     ]
+
+
+def uneven(data: DataSet, split: Split) -> list[str]:
+    """What training on a split does not make up for: that its classes differ much in size."""
+    train = split.counts(len(data.classes))
     least, most = min(train), max(train)
-    if most > UNEVEN * least:
-        rare, common = (data.classes[train.index(count)] for count in (least, most))
-        lines.append(
-            f"warning: class {common!r} has {most / least:.0f} times as many training images as "
-            f"{rare!r}; a model that neglects rare classes may still look accurate"
-        )
-    return lines
+    if most < UNEVEN * least:
+        return []
+    rare, common = (data.classes[train.index(count)] for count in (least, most))
+    return [
+        f"warning: class {common!r} has {most / least:.3g} times as many training images as "
+        f"{rare!r}; a model that neglects rare classes may still look accurate; --balance lets "
+        "each class count alike"
+    ]
 
 
 def check_name(name: str) -> None:

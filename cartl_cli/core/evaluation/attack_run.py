@@ -92,7 +92,8 @@ def attack_model(
             file, saved = write_and_reread(run, setup, verdicts, say)
         results = summary(setup.plan, verdicts, checks, time.monotonic() - began)
         results = results.model_copy(update={"diagnosis": diagnosis, "saved": saved})
-        outcomes = {**verdicts.outcomes(), "indices": setup.indices}
+        labels = setup.split.labels.int()
+        outcomes = {**verdicts.outcomes(), "labels": labels, "indices": setup.indices}
         return writer.finish_attack(run, outcomes, results, file)
 
 
@@ -143,6 +144,7 @@ def merge(verdicts: Verdicts, ranks: Ranks) -> None:
     ours = ranks.own(len(verdicts.clean)).to(verdicts.clean.device)
     ranks.merge(verdicts.fell_at, ours)
     ranks.merge(verdicts.last, ours)
+    ranks.merge(verdicts.answers, ours)
     ranks.merge(verdicts.adversarial.movedim(0, -1), ours[verdicts.kept])
 
 

@@ -7,7 +7,8 @@ from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.manifest import Manifest, Run
-from cartl_cli.core.runs.weights import from_bytes, read_recorded
+from cartl_cli.core.runs.recorded import read_recorded
+from cartl_cli.core.runs.weights import from_bytes
 from cartl_cli.core.statistics import Difference, paired_difference
 
 SAME = ("attacks", "norm", "eps", "pgd_steps", "restarts", "queries")
@@ -61,7 +62,10 @@ def _shown(value: object) -> str:
 
 
 def read_outcomes(run: Run) -> dict[str, Tensor]:
-    """The per-image outcomes of a finished attack, by name. Raises RunError."""
+    """The per-image outcomes of a finished attack, by name. Raises RunError.
+
+    Older ones have no ``labels`` and no ``answers``.
+    """
     record, config = run.manifest.outcomes, run.manifest.config
     if record is None or not isinstance(config, AttackConfig):
         raise RunError(f"attack {run.name!r} is not complete ({run.manifest.status})")
@@ -74,7 +78,12 @@ def read_outcomes(run: Run) -> dict[str, Tensor]:
             "last": torch.empty(eps, n, dtype=torch.bool),
             "indices": torch.empty(n, dtype=torch.int64),
         }
-    return from_bytes(read_recorded(run.folder, record), expected, run.folder / record.name)
+        later = {
+            "labels": torch.empty(n, dtype=torch.int32),
+            "answers": torch.empty(1 + eps, n, dtype=torch.int32),
+        }
+    data, path = read_recorded(run.folder, record), run.folder / record.name
+    return from_bytes(data, expected, path, later)
 
 
 def _worst(outcomes: dict[str, Tensor], eps: int) -> Tensor:

@@ -21,8 +21,9 @@ from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.results import SavedImages
-from cartl_cli.core.runs.weights import from_bytes, read_recorded, to_bytes
+from cartl_cli.core.runs.weights import from_bytes, to_bytes
 from cartl_cli.core.storage import FileRecord
 
 FILE = "adversarial.safetensors"

@@ -1,6 +1,7 @@
 """Clean and robust accuracy, image by image: every attack, every eps, the worst of all."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pkgutil import resolve_name
@@ -64,7 +65,9 @@ class Verdicts:
     ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
     ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
     ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
-    the paper counts, if that attack is the paper's. ``kept`` (K,): rising numbers of the images
+    the paper counts, if that attack is the paper's. ``answers`` (1 + E, N): the class that the
+    clean image is taken for, and that at each eps, where an image that stands keeps its clean
+    answer. ``kept`` (K,): rising numbers of the images
     whose ``adversarial`` (K, C, H, W) is kept, where one fell or was last led to.
     """
 
@@ -72,6 +75,7 @@ class Verdicts:
     margin: Tensor
     fell_at: Tensor
     last: Tensor
+    answers: Tensor
     kept: Tensor
     adversarial: Tensor
 
@@ -85,6 +89,10 @@ class Verdicts:
         wanted = torch.isin(targets, self.kept) & ~self.fallen[targets]
         places = torch.searchsorted(self.kept, targets[wanted])
         self.adversarial[places] = adversarial[wanted]
+
+    def tell(self, targets: Tensor, eps: int, answers: Tensor) -> None:
+        """Note what targets (M,), which have just fallen, are taken for at an eps and above."""
+        self.answers[eps + 1 :, targets] = answers
 
     def adversarial_of(self, images: Tensor) -> Tensor:
         """What is kept (M, C, H, W) of images (M,), given by number, that are all in ``kept``."""
@@ -111,6 +119,7 @@ class Verdicts:
             "margin": self.margin,
             "fell_at": self.fell_at,
             "last": self.last,
+            "answers": self.answers,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -126,6 +135,8 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     shape = (len(plan.budgets), len(plan.attacks), len(split))
     fell_at = torch.full(shape, UNTRIED, dtype=torch.int32, device=clean.device)
     last = clean.expand(len(plan.budgets), -1).clone()
+    answers = torch.where(clean, split.labels, likeliest_other(logits, split.labels)).int()
+    answers = answers.expand(1 + len(plan.budgets), -1).clone()
     everything = torch.arange(len(split), device=clean.device)
     kept = everything[:0]
     if plan.keep_all:
@@ -133,7 +144,7 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     elif plan.probe > 0:
         kept = probe_images(split.labels, plan)
     adversarial = to_pixels(split.take(kept).images)
-    return Verdicts(clean, -margin(logits, split.labels), fell_at, last, kept, adversarial)
+    return Verdicts(clean, -margin(logits, split.labels), fell_at, last, answers, kept, adversarial)
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int, device: torch.device) -> Tensor:
@@ -212,10 +223,23 @@ def _attacked(
                 return
         some, outcome = part
         verdicts.keep(some, outcome.adversarial)
+        first = outcome.fallen & ~verdicts.fallen[some]
+        if first.any():
+            logits, labels = predict(model, outcome.adversarial[first]), split.labels[some[first]]
+            verdicts.tell(some[first], eps, likeliest_other(logits, labels).int())
         fell_at[some] = torch.where(outcome.fallen, outcome.fell_at, stood).int()
         if to_the_end:
             verdicts.last[eps, some] = ~outcome.fallen_last
         yield
+
+
+def likeliest_other(logits: Tensor, labels: Tensor) -> Tensor:
+    """The likeliest class but the label (B,), from logits (B, classes), finite or not.
+
+    What a wrong image is taken for. Another batch rounds otherwise, and cannot make it right.
+    """
+    others = logits.nan_to_num().scatter(1, labels[:, None], -math.inf)
+    return others.argmax(1)
 
 
 def probe_images(labels: Tensor, plan: Plan) -> Tensor:

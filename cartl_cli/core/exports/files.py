@@ -13,7 +13,7 @@ from cartl_cli.core.exports.graphs import onnx_graph, torch_program
 from cartl_cli.core.exports.subject import Subject, described, read_subject
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import finished_weights
-from cartl_cli.core.runs.weights import read_recorded
+from cartl_cli.core.runs.recorded import read_recorded
 
 ENDINGS: Mapping[Form, str] = {"torch": ".pt2", "onnx": ".onnx", "hub": "-hub"}
 

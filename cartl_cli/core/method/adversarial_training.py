@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cartl_cli.core.method.losses import feature_distance, right, trades_loss
+from cartl_cli.core.method.losses import classification_loss, feature_distance, right, trades_loss
 from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.method.training_attacks import TrainingAttack, ramp
 from cartl_cli.core.method.weight_perturbation import perturb_weights
@@ -24,13 +23,15 @@ class OuterLoss:
     """What the weights minimise, given adversarial images: Eq. 4 or TRADES, plus Eq. 10.
 
     ``fdm_lambda``: λ of the feature distance, the mean over the blocks L−k of all ``ks``, which
-    fall; the paper has one. ``trades_beta``: β of TRADES, None for the cross-entropy.
+    fall; the paper has one. ``trades_beta``: β of TRADES, None for the cross-entropy. ``weights``
+    (classes,): of the images of each class in either, but not in the distance.
     """
 
     model: BlockModel
     ks: tuple[int, ...]
     fdm_lambda: float = 0.0
     trades_beta: float | None = None
+    weights: Tensor | None = None
 
     def __call__(
         self, images: Tensor, adversarial: Tensor, labels: Tensor, share: float = 1.0, /
@@ -46,16 +47,16 @@ class OuterLoss:
         logits = model.classify(features[-1], cuts[-1])  # (B, classes)
         correct = {"adversarial": right(logits, labels)}
         if not divergence and not distance:
-            return StepLoss(F.cross_entropy(logits, labels), correct)
+            return StepLoss(classification_loss(logits, labels, self.weights), correct)
 
         # a pass of its own: one concatenated pass has other batch-norm statistics
         clean_features = model.features_at(images, cuts)
         with torch.set_grad_enabled(divergence):  # else only to be shown
             clean_logits = model.classify(clean_features[-1], cuts[-1])
         if self.trades_beta is not None:
-            loss = trades_loss(clean_logits, logits, labels, self.trades_beta)
+            loss = trades_loss(clean_logits, logits, labels, self.trades_beta, self.weights)
         else:
-            loss = F.cross_entropy(logits, labels)
+            loss = classification_loss(logits, labels, self.weights)
         if distance:
             pairs = zip(clean_features, features, strict=True)
             far = torch.stack([feature_distance(*pair) for pair in pairs]).mean()
@@ -80,17 +81,19 @@ class NaturalTraining:
     """Mean cross-entropy on clean images.
 
     ``classify`` gives the logits (B, classes): the model, or its last blocks where the batches are
-    of features.
+    of features. ``weights`` (classes,): of the images of each class.
     """
 
     classify: Callable[[Tensor], Tensor]
+    weights: Tensor | None = None
 
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
     ) -> StepLoss:
         """See ``Objective``."""
         logits = self.classify(images)
-        return StepLoss(F.cross_entropy(logits, labels), {"clean": right(logits, labels)})
+        loss = classification_loss(logits, labels, self.weights)
+        return StepLoss(loss, {"clean": right(logits, labels)})
 
 
 Outer = Callable[[Tensor, Tensor, Tensor, float], StepLoss]

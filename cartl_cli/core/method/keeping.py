@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cartl_cli.core.method.losses import right
+from cartl_cli.core.method.losses import classification_loss, right
 from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runtime.ranks import EVERYTHING, Part
@@ -40,7 +40,8 @@ class Keeping:
 
     ``kept``: numbers of blocks from L−k+1 to L; of block L, what enters the classifier counts.
     ``on_features``: the batches are features at block L−k, the source's own.
-    ``with_cross_entropy``: the mean cross-entropy of the same images is part of the loss.
+    ``with_cross_entropy``: the mean cross-entropy of the same images is part of the loss, and
+    ``weights`` (classes,) are those of each class in it.
     """
 
     model: BlockModel
@@ -51,6 +52,7 @@ class Keeping:
     weight: float
     on_features: bool
     with_cross_entropy: bool
+    weights: Tensor | None = None
 
     def __call__(
         self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
@@ -72,7 +74,7 @@ class Keeping:
         ]
         loss = self.weight * torch.stack(distances).mean()
         if self.with_cross_entropy:
-            loss = loss + F.cross_entropy(logits, labels)
+            loss = loss + classification_loss(logits, labels, self.weights)
         return StepLoss(loss, {"clean": right(logits, labels)})
 
 

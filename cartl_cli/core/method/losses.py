@@ -38,13 +38,36 @@ def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
     return found.sum(1)
 
 
-def trades_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -> Tensor:
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """w_c = N / (C·n_c) (classes,): each class counts alike, and the mean over the images is 1.
+
+    n_c of the N training ``labels`` are of class c, and C classes have images; others weigh 0.
+    """
+    counts = labels.bincount(minlength=classes)
+    weights = len(labels) / ((counts > 0).sum() * counts)
+    return weights.where(counts > 0, 0)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy (1/B) Σ w_y · CE(z, y), a scalar; w = 1 without ``weights`` (classes,)."""
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights[labels] * cross_entropy(logits, labels)).mean()
+
+
+def trades_loss(
+    clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float, weights: Tensor | None = None
+) -> Tensor:
     """CE(f(x), y) + β · mean KL(f(x) ‖ f(x̃)), a scalar (Zhang et al. 2019, arXiv 1901.08573).
 
     ``clean`` and ``adversarial`` are logits (B, classes) of the same images. The gradient goes
-    through both sides of the divergence, as in the authors' code.
+    through both sides of the divergence, as in the authors' code. ``weights`` (classes,) weigh
+    both terms, so that the trade-off within a class stays.
     """
-    return F.cross_entropy(clean, labels) + beta * kl_divergence(adversarial, clean).mean()
+    divergence = kl_divergence(adversarial, clean)
+    if weights is not None:
+        divergence = weights[labels] * divergence
+    return classification_loss(clean, labels, weights) + beta * divergence.mean()
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

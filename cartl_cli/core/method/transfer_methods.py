@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cartl_cli.core.choices import FreezeBatchNorm, HeadInit
 from cartl_cli.core.errors import UsageError
@@ -25,7 +24,7 @@ from cartl_cli.core.method.adversarial_training import (
 from cartl_cli.core.method.batch_norm import freeze, settled
 from cartl_cli.core.method.keeping import DISTANCES, Keeping, kept_blocks
 from cartl_cli.core.method.latent import worst_features
-from cartl_cli.core.method.losses import right
+from cartl_cli.core.method.losses import classification_loss, right
 from cartl_cli.core.method.neft import apply_neft, bake, spectral_norms
 from cartl_cli.core.method.objective import Objective, StepLoss
 from cartl_cli.core.method.pgd import Budget
@@ -42,7 +41,8 @@ class Tuning:
 
     ``settings``: every setting of ``cartl transfer`` by its name, defaults filled in. The training
     has ``total_steps``, the first ``head_steps`` for the classifier alone. Once ``collapsed`` is
-    not 0, a method that makes its images in a single step takes several.
+    not 0, a method that makes its images in a single step takes several. ``class_weights``
+    (classes,): of the images of each class in the classification loss, 1 if None.
     """
 
     model: BlockModel
@@ -52,6 +52,7 @@ class Tuning:
     total_steps: int
     head_steps: int
     collapsed: Tensor
+    class_weights: Tensor | None = None
 
     @property
     def warmup(self) -> EpsWarmup:
@@ -127,8 +128,9 @@ def finish(model: BlockModel, tuned: Tuned, k: int) -> dict[str, float]:
 
 def natural(tuning: Tuning) -> Tuned:
     """Plain fine-tuning on clean images: vanilla transfer, and with NEFT that of the paper."""
-    model = tuning.model
-    return Tuned(NaturalTraining(model), NaturalTraining(_last_blocks(model, tuning.k)))
+    model, weights = tuning.model, tuning.class_weights
+    on_features = NaturalTraining(_last_blocks(model, tuning.k), weights)
+    return Tuned(NaturalTraining(model, weights), on_features)
 
 
 def latent(tuning: Tuning) -> Tuned:
@@ -137,7 +139,8 @@ def latent(tuning: Tuning) -> Tuned:
 
     def outer(features: Tensor, worst: Tensor, labels: Tensor, share: float) -> StepLoss:
         logits = model.classify(worst, len(model.blocks) - k)
-        return StepLoss(F.cross_entropy(logits, labels), {"latent": right(logits, labels)})
+        loss = classification_loss(logits, labels, tuning.class_weights)
+        return StepLoss(loss, {"latent": right(logits, labels)})
 
     on_features = AdversarialTraining(
         model,
@@ -162,7 +165,12 @@ def adversarial(tuning: Tuning) -> Tuned:
     return Tuned(
         AdversarialTraining(
             model,
-            OuterLoss(model, (tuning.k,), trades_beta=settings["trades_beta"]),
+            OuterLoss(
+                model,
+                (tuning.k,),
+                trades_beta=settings["trades_beta"],
+                weights=tuning.class_weights,
+            ),
             resolve_name(attack.code)(model, budget),
             tuning.warmup,
             settings["seed"],
@@ -210,7 +218,15 @@ def kept_near(tuning: Tuning, tuned: Tuned) -> Tuned:
         # clean training has the pass that the distance needs; others take one more
         clean = isinstance(objective, NaturalTraining)
         keeping = Keeping(
-            model, tuning.source, k, kept, DISTANCES[distance], weight, on_features, clean
+            model,
+            tuning.source,
+            k,
+            kept,
+            DISTANCES[distance],
+            weight,
+            on_features,
+            clean,
+            tuning.class_weights,
         )
         return keeping if clean else Both(objective, keeping)
 

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from cartl_cli.core.config import Kind, TransferConfig
 from cartl_cli.core.errors import RunError
+from cartl_cli.core.evaluation.confusion import confusions
 from cartl_cli.core.reports.provenance import Result, conditions_of, setting_of
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import MANIFEST, find_run, read_run, state
@@ -58,6 +59,11 @@ def find_results(selectors: Sequence[str], runs_dir: Path) -> Found:
         if isinstance(found, LeftOut):
             left_out.append(found)
         else:
+            try:
+                found = replace(found, answered=confusions(run))
+            except RunError as error:
+                reason = f"not counted class by class: {error}"
+                left_out.append(LeftOut(run.name, reason, fault=False))
             results.append(found)
     if not results and not left_out:
         raise RunError(f"no attacks in {str(runs_dir)!r}; run cartl attack first")

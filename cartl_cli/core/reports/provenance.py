@@ -9,6 +9,7 @@ from cartl_cli.core.choices import Norm
 from cartl_cli.core.config import ImportConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import HARMLESS
 from cartl_cli.core.config.values import write_list
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.registry.transfer_methods import ADDITIONS, SOURCE, symbols
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import AttackResults
@@ -73,7 +74,8 @@ class Conditions:
 class Result:
     """A finished attack; ``trainings`` are the run it attacked and, before it, that one's source.
 
-    ``seed`` is that of the training, as source/target where the two differ.
+    ``seed`` is that of the training, as source/target where the two differ. ``answered``: see
+    ``confusions``.
     """
 
     run: Run
@@ -81,6 +83,7 @@ class Result:
     setting: TrainingSetting
     conditions: Conditions
     seed: str
+    answered: tuple[Confusion, ...] = ()
 
     @property
     def numbers(self) -> AttackResults:

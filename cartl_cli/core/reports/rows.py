@@ -1,10 +1,12 @@
 """From results to a report: means over seeds, paired tests, what the paper has beside it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.registry.transfer_methods import ADDITIONS, looks, symbols
 from cartl_cli.core.reports.collection import LeftOut
 from cartl_cli.core.reports.provenance import Conditions, Result, TrainingSetting
@@ -17,7 +19,9 @@ class Row:
     """Runs that differ by their seeds alone, at one eps: a line of a table.
 
     ``pgd`` is what PGD on the cross-entropy alone leaves, ``robust`` the worst of all attacks;
-    ``incomplete`` names the runs whose checks say that a stronger attack was found.
+    ``incomplete`` names the runs whose checks say that a stronger attack was found. ``answered``:
+    how the images were answered, clean and at this eps, all seeds together; nothing where a run
+    does not tell.
     """
 
     setting: TrainingSetting
@@ -28,6 +32,7 @@ class Row:
     pgd: Spread | None
     robust: Spread
     incomplete: tuple[str, ...]
+    answered: tuple[Confusion, ...]
 
     @property
     def seeds(self) -> tuple[str, ...]:
@@ -84,6 +89,18 @@ def _row(
         incomplete=tuple(
             result.run.name for result in results if headline(result.numbers.trust) != "ok"
         ),
+        answered=_together(results, number),
+    )
+
+
+def _together(results: Sequence[Result], number: int) -> tuple[Confusion, ...]:
+    """The answers of all seeds, clean and at an eps: shares of a class are means over seeds."""
+    if not all(result.answered for result in results):
+        return ()
+    classes = results[0].conditions.classes
+    return tuple(
+        Confusion(classes, sum((one.answered[place].counts for one in results), Counter()))
+        for place in (0, 1 + number)
     )
 
 

@@ -19,7 +19,8 @@ from cartl_cli.core.errors import RunError, StoppedError, StorageError
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Checkpoint, Position, Run
 from cartl_cli.core.runs.parsing import parse_checkpoint, read_json
-from cartl_cli.core.runs.weights import read_recorded, to_bytes
+from cartl_cli.core.runs.recorded import read_recorded
+from cartl_cli.core.runs.weights import to_bytes
 from cartl_cli.core.runtime.ranks import ALONE, Ranks
 from cartl_cli.core.runtime.stopping import Asked
 

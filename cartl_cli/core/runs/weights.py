@@ -1,6 +1,5 @@
 """The tensors of a run as safetensors bytes; nothing is believed about bytes from a file."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,19 +17,11 @@ from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import parse_json
 from cartl_cli.core.runs.reader import MANIFEST, finished_weights, list_runs
-from cartl_cli.core.storage import FileRecord, read
+from cartl_cli.core.runs.recorded import read_recorded
 
 MAX_HEADER = 1_000_000
 MAX_TENSORS = 5_000
 DTYPES = {torch.float32: "F32", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
-FOREIGN = (
-    (b"version https://git-lfs", "a git-lfs pointer"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x80\x02", "a pickle file"),
-)
 
 
 def read_model(run: Run) -> BlockModel:
@@ -81,40 +72,21 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return format_({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
 
 
-def read_recorded(folder: Path, record: FileRecord) -> bytes:
-    """The bytes of a file that is, byte for byte, the one its record describes.
-
-    Raises RunError with the most telling reason found.
-    """
-    path = folder / record.name
-    data, size = read(path, f"checkpoint {record.name}", record.size)
-    if size == record.size == 0:
-        return data
-    if size == 0:
-        raise RunError(f"checkpoint is empty: {path}")
-    for prefix, name in FOREIGN:
-        if data[: len(prefix)].lower() == prefix.lower():
-            raise RunError(f"checkpoint is {name}, not safetensors: {path}")
-    if data[257:262] == b"ustar":
-        raise RunError(f"checkpoint is a tar archive, not safetensors: {path}")
-    if not any(data):
-        raise RunError(f"checkpoint is all zeros (damaged by a crash): {path}")
-    if size > record.size:
-        raise RunError(f"checkpoint has {size - record.size} surplus bytes; not trusted: {path}")
-    if len(data) < record.size:
-        raise RunError(f"checkpoint is truncated ({len(data)} of {record.size} bytes): {path}")
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise RunError(f"checkpoint changed since it was written (sha256 differs): {path}")
-    return data
-
-
-def from_bytes(data: bytes, expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def from_bytes(
+    data: bytes,
+    expected: Mapping[str, Tensor],
+    path: Path,
+    later: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Exactly the ``expected`` tensors, each of its shape and dtype, and finite.
 
     ``expected`` may hold meta tensors: the header is compared before any memory is given to what
-    it claims. Raises RunError naming the first tensors that do not fit.
+    it claims. Those that came ``later`` are all there, or none in an older file. Raises RunError
+    naming the first tensors that do not fit.
     """
     header = _header(data, path)
+    if later and later.keys() & header.keys():
+        expected = {**expected, **later}
     missing, surplus = expected.keys() - header.keys(), header.keys() - expected.keys()
     if missing or surplus:
         raise RunError(

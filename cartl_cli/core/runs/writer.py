@@ -27,6 +27,7 @@ from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.metrics import METRICS
 from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import MANIFEST, next_number, read_run, same_runs, state
+from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.results import AttackResults, ImportResults, TrainingResults
 from cartl_cli.core.runtime.ranks import ALONE, Ranks, is_lost
 
@@ -212,7 +213,7 @@ def finish_model(run: Run, model: BlockModel, results: TrainingResults | ImportR
     data = weights.to_bytes(model.state_dict())
     storage.write_whole(run.folder / WEIGHTS, data)
     record = storage.describe(WEIGHTS, data)
-    weights.read_recorded(run.folder, record)
+    read_recorded(run.folder, record)
     return _write(run, status="completed", weights=record, results=results)
 
 

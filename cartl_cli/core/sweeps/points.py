@@ -24,7 +24,7 @@ SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
 PLACES = HARMLESS | {"source", "run", "sync_bn"}
 """Settings that say where a run is made or found, not what it is; each is made by one process."""
 
-_OF_DATA: dict[str, object] = {"split_seed": 0, "skip_bad": False}
+_OF_TRAINING: dict[str, object] = {"split_seed": 0, "skip_bad": False, "balance": False}
 ADDED: dict[Kind, dict[str, object]] = {
     "pretrain": {
         "replays": None,
@@ -33,7 +33,7 @@ ADDED: dict[Kind, dict[str, object]] = {
         "ema": 0.0,
         "fdm_at": None,
         "resize": "squash",
-        **_OF_DATA,
+        **_OF_TRAINING,
     },
     "transfer": {
         "method": "natural",
@@ -41,7 +41,7 @@ ADDED: dict[Kind, dict[str, object]] = {
         "awp_gamma": 0.0,
         "ema": 0.0,
         "head_init": "linear",
-        **_OF_DATA,
+        **_OF_TRAINING,
         **dict.fromkeys(
             (
                 *("radius", "latent_steps", "eps", "step_size", "pgd_steps", "trades_beta"),

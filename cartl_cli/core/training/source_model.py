@@ -34,7 +34,7 @@ from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.loop import Progress
 from cartl_cli.core.training.remarks import no_better_than_chance
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import TrainingRun, begun, set_up
+from cartl_cli.core.training.training_run import TrainingRun, begun, set_up, weights_of_classes
 
 FINAL_PGD_STEPS = 20
 DELTA = "delta"  # of the plan's state
@@ -130,24 +130,27 @@ def plan_of(
     ``delta`` (batch, 3, H, W): the perturbation of free training. ``collapsed``: the epoch after
     which N-FGSM was found to overfit catastrophically, 0 if it was not. The average of the weights.
     """
-    plan, attack = TrainingPlan(NaturalTraining(model)), TRAINING_ATTACKS[config.method]
+    weights, attack = weights_of_classes(setup), TRAINING_ATTACKS[config.method]
+    plan = TrainingPlan(NaturalTraining(model, weights))
     warmup = EpsWarmup(setup.total_steps, config.eps_warmup)
     if config.method == "free":
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         delta = torch.zeros(shape, device=setup.device)
-        objective = FreeTraining(outer_loss(model, config), config.eps, warmup, delta)
+        objective = FreeTraining(outer_loss(model, config, weights), config.eps, warmup, delta)
         plan = TrainingPlan(objective, {DELTA: delta})
     elif attack.single_step:
-        plan = guarded(model, config, setup, say)
+        plan = guarded(model, config, setup, weights, say)
     elif attack.code is not None:
-        plan = TrainingPlan(adversarial_training(model, config, warmup))
+        plan = TrainingPlan(adversarial_training(model, config, warmup, weights=weights))
     return weight_average.averaged(plan, model, config.ema)
 
 
-def outer_loss(model: BlockModel, config: PretrainConfig) -> OuterLoss:
-    """What the weights minimise, given adversarial images."""
+def outer_loss(
+    model: BlockModel, config: PretrainConfig, weights: torch.Tensor | None = None
+) -> OuterLoss:
+    """What the weights minimise, given adversarial images; ``weights`` of each class, if any."""
     ks = config.fdm_ks or (config.k,)
-    return OuterLoss(model, ks, config.fdm_lambda, config.divergence_weight)
+    return OuterLoss(model, ks, config.fdm_lambda, config.divergence_weight, weights)
 
 
 def adversarial_training(
@@ -155,6 +158,7 @@ def adversarial_training(
     config: PretrainConfig,
     warmup: EpsWarmup,
     collapsed: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> AdversarialTraining:
     """Adversarial training by the configured attack; by PGD once ``collapsed`` is not 0."""
     budget = Budget(config.eps, config.attack_step, config.pgd_steps)
@@ -162,7 +166,7 @@ def adversarial_training(
     assert code is not None
     return AdversarialTraining(
         model=model,
-        outer=outer_loss(model, config),
+        outer=outer_loss(model, config, weights),
         attack=resolve_name(code)(model, budget),
         warmup=warmup,
         seed=config.seed,
@@ -174,12 +178,16 @@ def adversarial_training(
 
 
 def guarded(
-    model: BlockModel, config: PretrainConfig, setup: TrainingSetup, say: Callable[[str], None]
+    model: BlockModel,
+    config: PretrainConfig,
+    setup: TrainingSetup,
+    weights: torch.Tensor | None,
+    say: Callable[[str], None],
 ) -> TrainingPlan:
     """Training with N-FGSM, with a look now and then at whether it overfits."""
     warmup, collapsed = EpsWarmup(setup.total_steps, config.eps_warmup), torch.tensor(0)
     epoch_done = guard(
         model, setup, lambda step: config.eps * warmup.grown(step), config.pgd_steps, collapsed, say
     )
-    objective = adversarial_training(model, config, warmup, collapsed)
+    objective = adversarial_training(model, config, warmup, collapsed, weights)
     return TrainingPlan(objective, {COLLAPSED: collapsed}, epoch_done=epoch_done)

@@ -30,7 +30,7 @@ from cartl_cli.core.training.loop import Progress, fit, sgd
 from cartl_cli.core.training.radius import radius_of
 from cartl_cli.core.training.remarks import remarks, verdict
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import begun, set_up, training_of
+from cartl_cli.core.training.training_run import begun, set_up, training_of, weights_of_classes
 
 LOOKED_AT = 1000  # training images at most, for the accuracy that training ended at
 
@@ -126,7 +126,18 @@ def begin(
     model = copy.deepcopy(original)
     classes, total_steps, collapsed = len(setup.data.classes), setup.total_steps, torch.tensor(0)
     head_steps = total_steps // config.epochs * config.head_phase
-    tuned = prepare(model, original, config, k, classes, head_steps, total_steps, radius, collapsed)
+    tuned = prepare(
+        model,
+        original,
+        config,
+        k,
+        classes,
+        head_steps,
+        total_steps,
+        radius,
+        collapsed,
+        weights_of_classes(setup),
+    )
     plan = TrainingPlan(tuned.objective, head_steps=head_steps)
     if config.tuning.single_step:
         warmup = EpsWarmup(total_steps, config.eps_warmup)
@@ -155,6 +166,7 @@ def prepare(
     total_steps: int = 1,
     radius: float | None = None,
     collapsed: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
 ) -> Tuned:
     """``transfer_methods.prepare`` by the settings, with the head that belongs to their seed."""
     settings = config.model_dump() | {
@@ -175,6 +187,7 @@ def prepare(
         total_steps,
         head_steps,
         torch.tensor(0) if collapsed is None else collapsed,
+        class_weights,
     )
     method = resolve_name(config.tuning.code)
     with seeded(config.seed, "head"):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from cartl_cli.core.config import PretrainConfig, TrainingConfig, TransferConfig
 from cartl_cli.core.config.configure import fitting
 from cartl_cli.core.config.preprocessing import Preprocessing
-from cartl_cli.core.data.data_sets import augmentation, choice_of, described, load_data_set
-from cartl_cli.core.data.split import DataSet, fraction_of
+from cartl_cli.core.data.data_sets import augmentation, choice_of, described, load_data_set, uneven
+from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
+from cartl_cli.core.method.losses import class_weights
 from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.compiling import compiled_passes
@@ -77,7 +78,8 @@ def set_up(
     check_division(config, ranks, device)  # of the smaller batches, too
     precision = devices.resolve_precision(config.precision, device)
     total_steps = count_steps(config, len(split), replays)
-    for note in (*described(data), *data.notes):
+    counted: list[str] = balanced(data, split) if config.balance else uneven(data, split)
+    for note in (*described(data), *counted, *data.notes):
         session.say(note)
     return TrainingSetup(
         config=config,
@@ -92,6 +94,22 @@ def set_up(
         replays=replays,
         ranks=ranks,
     )
+
+
+def balanced(data: DataSet, split: Split) -> list[str]:
+    """How much an image of the rarest and of the commonest class counts under ``--balance``."""
+    counts = split.counts(len(data.classes))
+    weights = class_weights(split.labels, len(data.classes))
+    ends = (counts.index(end) for end in (min(counts), max(counts)))
+    told = [f"{data.classes[one]!r} counts {weights[one]:.3g} ({counts[one]:,})" for one in ends]
+    return [f"each class counts alike in the loss: an image of {', one of '.join(told)}"]
+
+
+def weights_of_classes(setup: TrainingSetup) -> Tensor | None:
+    """The weight of each class (classes,) that the settings ask for, if they ask for any."""
+    if not setup.config.balance:
+        return None
+    return class_weights(setup.split.labels, len(setup.data.classes)).to(setup.device)
 
 
 def check_division(config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
