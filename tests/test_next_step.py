@@ -8,10 +8,7 @@ from pathlib import Path
 
 from tests.conftest import TINY_PRETRAIN, TINY_TRANSFER, Command, Finished, ImageFolder
 
-SMALL = {
-    "transfer": TINY_TRANSFER,
-    "attack": "--pgd-steps 1 --limit 20 --attack pgd --checks off",
-}
+SMALL = {"transfer": TINY_TRANSFER, "attack": "--pgd-steps 1 --limit 20 --attack pgd --checks off"}
 """What makes a command small; everything else of it is as it was said."""
 
 

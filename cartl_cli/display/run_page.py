@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from cartl_cli.core.errors import RunError
+from cartl_cli.core.evaluation.confusion import confusions
 from cartl_cli.core.reports.one_model import OneModel
 from cartl_cli.core.runs.command_line import command_of
 from cartl_cli.core.runs.manifest import Run
@@ -58,7 +60,8 @@ def _identity(model: OneModel) -> Iterator[str]:
 def _training(model: OneModel) -> Iterator[str]:
     yield parts.heading("Training")
     if not model.epochs:
-        yield parts.note("It was trained elsewhere: no epochs are recorded.")
+        elsewhere = " It was trained elsewhere." * (model.run.manifest.kind == "import")
+        yield parts.note(f"No epochs are recorded.{elsewhere}")
         return
     yield parts.note(
         "Loss and accuracy of each epoch, on the training batches as they came: the model learned "
@@ -88,9 +91,20 @@ def _attack(attack: Run, examples: Examples) -> Iterator[str]:
     yield parts.sheet_html(sheets.added_sheet(attack), 4)
     yield parts.heading("Accuracy over eps", 4)
     yield _eps_curve(attack)
+    yield _classes(attack)
     yield parts.heading("Adversarial images", 4)
     yield parts.note(examples) if isinstance(examples, str) else _grid(examples)
     yield parts.sheet_html(sheets.checks_sheet(results.trust), 4)
+
+
+def _classes(attack: Run) -> str:
+    try:
+        answered, missing = confusions(attack), "This attack did not keep its answers."
+    except RunError as error:  # the numbers of all classes together are there
+        answered, missing = (), f"Not known: {error}"
+    if not answered:
+        return f"{parts.heading('Class by class', 4)}\n{parts.note(missing)}"
+    return parts.sheet_html(sheets.class_sheet(attack, answered[0], answered[-1]), 4)
 
 
 def _eps_curve(attack: Run) -> str:

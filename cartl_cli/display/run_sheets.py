@@ -6,6 +6,7 @@ from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config import AttackConfig, ImportConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.told import told_settings
 from cartl_cli.core.config.values import shown_pixels
+from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.reports.one_model import OneModel
@@ -14,6 +15,7 @@ from cartl_cli.core.runs.metrics import Line
 from cartl_cli.core.runs.results import MEANINGS, Check, checked
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display import tables
+from cartl_cli.display.class_tables import in_a_line
 from cartl_cli.display.report_sheets import NONE, Cell, Sheet
 
 ORDER = ("fail", "warn", "pass")
@@ -101,11 +103,12 @@ def _under(attack: Run) -> Iterator[tuple[Cell, ...]]:
 def _accuracy(
     name: str, eps: float | None, accuracy: float, n: int, attack: str, checks: str
 ) -> tuple[Cell, ...]:
-    bound = "" if eps is None else "≤ "
+    invalid = checks == "invalid" and eps is not None
+    shown = f"{'' if eps is None else '≤ '}{100 * accuracy:.1f}"
     return (
         Cell(name),
         Cell(NONE if eps is None else shown_pixels(eps), value=eps or 0.0),
-        Cell(f"{bound}{100 * accuracy:.1f}", value=accuracy),
+        Cell("INVALID" if invalid else shown, value=accuracy),
         _interval(accuracy, n),
         Cell(f"{n:,}", value=n),
         Cell(attack or "when it was made"),
@@ -158,6 +161,24 @@ def added_sheet(attack: Run) -> Sheet:
 
 def _percent(accuracy: float | None) -> Cell:
     return Cell(NONE) if accuracy is None else Cell(f"{100 * accuracy:.1f}", value=accuracy)
+
+
+def class_sheet(attack: Run, clean: Confusion, attacked: Confusion) -> Sheet:
+    """What the largest eps of an attack left of each class."""
+    invalid = checked(attack.attack_results.trust) == "invalid"
+    rows = []
+    for label in clean.labels:
+        n, mistaken = clean.images(label), attacked.mistaken_for(label)
+        taken = Cell(NONE) if mistaken is None else Cell(f"{mistaken[0]} ({mistaken[1]:,})")
+        left = Cell("INVALID") if invalid else _percent(attacked.accuracy(label))
+        interval = _interval(attacked.accuracy(label), n)
+        images = Cell(f"{n:,}", value=n)
+        rows.append((Cell(label), images, _percent(clean.accuracy(label)), left, interval, taken))
+    eps = shown_pixels(attack.attack_results.by_eps[-1].eps)
+    heads = ("class", "images", "clean, %", "left, %", "95 %", "most often taken for")
+    numeric = (False, True, True, True, True, False)
+    line = in_a_line(clean, attacked, invalid)
+    return Sheet(f"Class by class at eps {eps}", heads, numeric, tuple(rows), (f"{line}.",))
 
 
 def checks_sheet(checks: Collection[Check]) -> Sheet:
