@@ -98,11 +98,11 @@ def predict(
         show_accuracy(run, confusion, show)
     if plot:
         draw(run, confusion)
-    if not streamed:
-        after_model(run, runs_dir)
     if bad:
         files = "files have" if bad > 1 else "file has"
         raise CartlError(f"{bad:,} of {good + bad:,} {files} no answer; each is named above")
+    if not streamed:
+        after_model(run, runs_dir)
 
 
 def divided(words: list[str], runs_dir: Path) -> tuple[str, list[str]]:
