@@ -27,16 +27,20 @@ from cartl_cli.display.attack_plots import rendered, style
 
 METHODS: dict[str, list[object]] = {"plain": [], "fast": ["--method", "fast"]}
 NAMES = {"plain": "plain\nfine-tuning", "fast": "cartl\n--method fast"}
-ATTACK = ("--attack", "pgd,pgd-margin", "--pgd-steps", 20, "--checks", "off", "--save-adversarial")
+ATTACK = ("--attack", "pgd,pgd-margin", "--pgd-steps", 20, "--limit", 200, "--checks", "off")
 SHOWN = 5  # images
 HELD, FELL = "#1b6e3c", "#b3261e"
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack left of a model: ``adversarial`` (N, C, H, W) in [0, 1] and the answers."""
+    """What an attack left of a model, on images numbered ``indices``.
+
+    ``adversarial`` (N, C, H, W) is in [0, 1], and ``answers`` (N,) are those to it.
+    """
 
     share: float
+    indices: Tensor
     clean: Tensor
     stands: Tensor
     adversarial: Tensor
@@ -46,7 +50,7 @@ class Attacked:
 def attacked(runs_dir: Path, method: str) -> Attacked:
     """One target model, trained and attacked."""
     made(runs_dir, method, "transfer", "--source", "source", *METHODS[method])
-    made(runs_dir, f"{method}-attack", "attack", method, *ATTACK)
+    made(runs_dir, f"{method}-attack", "attack", method, *ATTACK, "--save-adversarial")
     run = read_run(runs_dir / f"{method}-attack")
     results, file = run.attack_results, run.manifest.adversarial
     assert file is not None
@@ -57,7 +61,7 @@ def attacked(runs_dir: Path, method: str) -> Attacked:
     share = results.by_eps[-1].robust_accuracy
     clean = outcomes["clean"]
     stands = clean & ~(outcomes["fell_at"] >= 0).flatten(0, 1).any(0)
-    return Attacked(share, clean, stands, adversarial, answers)
+    return Attacked(share, outcomes["indices"], clean, stands, adversarial, answers)
 
 
 def chosen(labels: Tensor, found: dict[str, Attacked]) -> list[int]:
@@ -106,8 +110,8 @@ def main() -> None:
     found = {method: attacked(runs, method) for method in METHODS}
     spec = read_run(runs / "fast").manifest.model
     data = load_data_set(DataChoice("shapes-target"), spec.preprocessing)
-    images = data.evaluation.images / 255
-    options.out.write_bytes(drawn(images, data.evaluation.labels, data.classes, found))
+    measured = data.evaluation.take(found["fast"].indices)
+    options.out.write_bytes(drawn(measured.images / 255, measured.labels, data.classes, found))
     print(f"drawn {options.out}")
 
 

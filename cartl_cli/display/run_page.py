@@ -64,8 +64,8 @@ def _training(model: OneModel) -> Iterator[str]:
         yield parts.note(f"No epochs are recorded.{elsewhere}")
         return
     yield parts.note(
-        "Loss and accuracy of each epoch, on the training batches as they came: the model learned "
-        "between them, and they were augmented."
+        "Loss and accuracy of each epoch, on the training images as they came, while the model "
+        "learned."
     )
     try:
         from cartl_cli.display.run_plots import training_curves
