@@ -2,12 +2,12 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pkgutil import resolve_name
 from unittest import mock
 
 import pytest
 import torch
 
-from cartl_cli.core.attacks.apgd import apgd_targeted
 from cartl_cli.core.attacks.contract import (
     STANDS,
     Attack,
@@ -23,7 +23,7 @@ from cartl_cli.core.evaluation.summary import half_way, summary
 from cartl_cli.core.evaluation.verdicts import UNTRIED, Plan, Verdicts, robustness, unattacked
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS, STRONG
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.runtime.devices import autocast_for
@@ -183,14 +183,31 @@ def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
     assert measured.fell_at[0, 0].tolist() == [1, STANDS] * 6
 
 
-@pytest.mark.parametrize(("steps", "each"), [(100, 34), (3, 1), (1, 1)])
-def test_apgd_t_takes_a_third_of_the_steps_towards_each_class(
-    model: BlockModel, data: DataSet, steps: int, each: int
-) -> None:
-    with mock.patch(f"{apgd_targeted.__module__}.apgd_targeted", side_effect=apgd_targeted) as walk:
-        measure(model, data.evaluation.take(torch.arange(3)), plan("apgd-t", steps=steps))
-    budgets = [argument for argument in walk.call_args.args if isinstance(argument, Budget)]
-    assert [budget.steps for budget in budgets] == [each]
+def test_no_image_stands_that_one_of_the_attacks_broke(source: Run) -> None:
+    broken = torch.zeros(150, dtype=torch.bool)
+
+    def watched(name: str) -> Attack:
+        attack: Attack = resolve_name(EVALUATION_ATTACKS[name].code)
+
+        def run(
+            model: BlockModel, targets: Targets, budget: Budget, setting: AttackSetting
+        ) -> Iterator[tuple[torch.Tensor, Outcome]]:
+            for some, outcome in attack(model, targets, budget, setting):
+                images = targets.batch(some)
+                wrong = ~correct(predict(model, outcome.adversarial), images.labels)
+                broken[some[wrong]] = True
+                yield some, outcome
+
+        return run
+
+    model, chosen = read_model(source), plan(*STRONG, steps=10)
+    with running(STRONG[0], watched(STRONG[0])):
+        first = measure(model, measured_split(), replace(chosen, attacks=STRONG[:1]))
+    with running(STRONG[1], watched(STRONG[1])):
+        verdicts = measure(model, measured_split(), chosen)
+    assert 0 < int(broken.sum()) < 150
+    assert torch.equal(verdicts.worst(0), verdicts.clean & ~broken)
+    assert not (verdicts.worst(0) & ~first.worst(0)).any()
 
 
 def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(

@@ -1,7 +1,6 @@
 """The attacks of ``cartl attack``, by name."""
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,11 +50,6 @@ class EvaluationAttack:
             )
 
 
-def steps_towards_each(steps: int) -> int:
-    """A third of all: what falls to ``apgd-t`` falls early (docs/strength.md)."""
-    return math.ceil(steps / 3)
-
-
 _HERE = "cartl_cli.core.attacks"
 # the colours are those of Okabe and Ito, which everybody can tell apart
 EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
@@ -92,7 +86,6 @@ EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
             f"{_HERE}.apgd:apgd_t",
             "margin",
             *("#D55E00", "D", (0, (3, 1, 1, 1))),
-            iterates=lambda steps, queries: steps_towards_each(steps),
             counted="iterates towards one class",
             few_classes="aims with the margin, not the DLR loss",
         ),
