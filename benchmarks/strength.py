@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -46,38 +47,59 @@ WAYS: dict[str, tuple[str, tuple[Round, ...]]] = {
 """Each an attack of ``cartl attack``, and its rounds."""
 
 
-def measure(runs_dir: Path, limit: int, device: str, name: str) -> dict[str, Any]:
-    """Of one run: how many of n images stand, passes and seconds by way, and who missed how many.
+@dataclass(frozen=True)
+class Found:
+    """What one way found: which images are right when clean (N,), and which stand (N,)."""
 
-    ``missed``: images that fell to AutoAttack and not to this way; ``alone``: the other way round.
-    """
-    run = reader.find_run(name, runs_dir, "RUN", ("pretrain", "transfer", "import"))
-    session = Session(runs_dir, None, NOWHERE, progress.print)
-    row: dict[str, Any] = {"run": name}
-    stands: dict[str, Tensor] = {}
-    for way, (attack, rounds) in WAYS.items():
-        config = AttackConfig(
-            run=name, attack=(attack,), limit=limit, batch_size=limit, device=device, checks="off"
-        )
-        setup = set_up(config, run, session)
-        with counted(setup.model) as passes, mock.patch.object(apgd, "ROUNDS", rounds):
-            began = time.perf_counter()
-            verdicts = unattacked(setup.model, setup.split, setup.plan)
-            for _ in robustness(setup.model, setup.split, setup.plan, setup.autocast, verdicts):
-                pass
-            stands[way] = verdicts.worst(0).cpu()
-            seconds = time.perf_counter() - began
-        theirs = stands["autoattack"]
-        row |= {"n": len(theirs), "clean": int(verdicts.clean.sum())}
-        row[way] = {
-            "stand": int(stands[way].sum()),
-            "missed": int((stands[way] & ~theirs).sum()),
-            "alone": int((~stands[way] & theirs).sum()),
-            "passes": sum(passes),
-            "seconds": seconds,
-        }
+    clean: Tensor
+    stands: Tensor
+    passes: int
+    seconds: float
+
+
+def measure(runs_dir: Path, limit: int, device: str, name: str) -> dict[str, Any]:
+    """One run, attacked in each way."""
+    found = {way: attacked(runs_dir, limit, device, name, way) for way in WAYS}
+    row = {"run": name, **counts(found)}
     progress.print(json.dumps(row), markup=False, soft_wrap=True)
     return row
+
+
+def attacked(runs_dir: Path, limit: int, device: str, name: str, way: str) -> Found:
+    """``limit`` images of the run, at once, with 100 steps."""
+    attack, rounds = WAYS[way]
+    run = reader.find_run(name, runs_dir, "RUN", ("pretrain", "transfer", "import"))
+    config = AttackConfig(
+        run=name, attack=(attack,), limit=limit, batch_size=limit, device=device, checks="off"
+    )
+    setup = set_up(config, run, Session(runs_dir, None, NOWHERE, progress.print))
+    with counted(setup.model) as passes, mock.patch.object(apgd, "ROUNDS", rounds):
+        began = time.perf_counter()
+        verdicts = unattacked(setup.model, setup.split, setup.plan)
+        for _ in robustness(setup.model, setup.split, setup.plan, setup.autocast, verdicts):
+            pass
+        stands = verdicts.worst(0).cpu()
+        seconds = time.perf_counter() - began
+    return Found(verdicts.clean.cpu(), stands, sum(passes), seconds)
+
+
+def counts(found: dict[str, Found]) -> dict[str, Any]:
+    """Of n images how many are right when clean and, by way, how many stand.
+
+    ``missed`` fell to AutoAttack and not to this way, ``alone`` the other way round.
+    """
+    theirs = found["autoattack"].stands
+    by_way = {
+        way: {
+            "stand": int(one.stands.sum()),
+            "missed": int((one.stands & ~theirs).sum()),
+            "alone": int((~one.stands & theirs).sum()),
+            "passes": one.passes,
+            "seconds": one.seconds,
+        }
+        for way, one in found.items()
+    }
+    return {"n": len(theirs), "clean": int(found["strong"].clean.sum()), **by_way}
 
 
 @contextmanager
