@@ -67,7 +67,7 @@ def checked(
     with suppress(CartlError):
         stored = weights.read_model(setup.attacked).to(device)
     found = invariants(probe, before, snapshot(setup.model), stored, classes, clean)
-    if attacks[0].to_the_end:
+    if plan.final_iterate:
         alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
         found.append(best_iterate(torch.stack(alone), verdicts.last))
     if budget.eps > 0:

@@ -18,7 +18,7 @@ class EvaluationAttack:
     ``method.losses`` that it raises, as far as the short attacks within the checks can follow it.
     ``independent``: run on every image that is right when clean, so that its own accuracy can be
     cited; the others attack what those before them left. ``to_the_end``: as the first of several it
-    walks on with fallen images, since the paper counts the last iterate alone.
+    can walk on with fallen images, for ``--final-iterate``.
 
     ``takes``: which of steps and queries it uses. ``iterates``: (steps, queries) → how many
     iterates its curve has; None if it does not say at which iterate an image falls. ``counted``:
