@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 
-from torchvision.datasets.utils import download_url
-
 from cartl_cli.core import storage
 from cartl_cli.core.errors import DataError, StorageError
 
@@ -151,6 +149,8 @@ def _download(archive: Archive, folder: Path, say: Callable[[str], None]) -> Non
 
 def _retrieve(url: str, path: Path) -> None:
     """Download by torchvision, without its progress bar and with an end to waiting."""
+    from torchvision.datasets.utils import download_url  # takes as long to import as torch
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
