@@ -81,9 +81,8 @@ class Round(NamedTuple):
 
 ROUNDS = (
     Round(-math.inf, WRONG_CLASSES, 1 / 5),
-    Round(-0.1, 3, 1 / 2),
-    Round(-0.05, 3, 1),
-    Round(-0.05, 3, 1),
+    Round(-0.15, 2, 1 / 2),
+    *(Round(-0.05, 2, 1),) * 4,
 )
 """What each is for: docs/strength.md."""
 
