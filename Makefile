@@ -11,7 +11,8 @@ demo: $(STAMP)  ## the main job on the built-in data: pretrain, transfer, attack
 benchmarks: $(STAMP)  ## how fast training is on this machine, one table
 	$(BIN)/python -m benchmarks.training_speed
 
-gpu-benchmarks: $(STAMP)  ## on a GPU: training on natural images, its speed, what gives it
+gpu-benchmarks: $(STAMP)  ## on a GPU, about an hour: training on natural images, its speed, what gives it
+	$(BIN)/python -m benchmarks.step_profile --compile
 	$(BIN)/cartl sweep benchmarks/natural.toml
 	$(BIN)/cartl report natural --format markdown
 	$(BIN)/python -m benchmarks.training_speed --curves

@@ -25,7 +25,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks import children
+from benchmarks import children, commands
 from benchmarks.commands import machine, progress
 from benchmarks.competitors import (
     BATCH,
@@ -178,6 +178,15 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
     }
 
 
+def command(runs_dir: Path, name: str, task: Task, rounds: int) -> float:
+    """The median seconds of ``cartl attack`` as a user types it, from start to end."""
+    settings = ("--attack", "pgd", "--pgd-steps", task.steps, "--limit", task.images, "--force")
+    run = partial(
+        commands.cartl, "attack", name, *settings, "--batch-size", BATCH, "--runs-dir", runs_dir
+    )
+    return median_seconds([timed(run)() for _ in range(rounds)])
+
+
 PEAK = """
 import sys
 from pathlib import Path
@@ -244,6 +253,11 @@ def written(figures: Figures) -> str:
     lines.append("")
     for name in ways():
         lines.append(f"- Loop over its passes, {name}: {100 * figures['overhead'][name]:+.1f} %")
+    seconds, peer = figures["command"], figures["cartl"]["fastest peer"]
+    ratio = figures["cartl"]["seconds"][peer] / seconds
+    lines.append(
+        f"- The whole command on CARTL: {seconds:.1f} s, {peer} takes {ratio:.2f} times that"
+    )
     lines.append(f"- Checks, tier fast: {100 * figures['checks']['part']:.1f} % of the whole")
     peaks = ", ".join(f"{what}: {mib:.0f}" for what, mib in figures["memory"].items())
     lines.append(f"- Peak memory in MiB: {peaks}")
@@ -291,6 +305,7 @@ def main() -> None:
         "memory": memory(runs_dir, options.cartl, tuple(options.sizes), steps),
         "vanilla": compared(runs_dir, options.vanilla, verdict, options.verdict_rounds, names),
         "cartl": compared(runs_dir, options.cartl, verdict, options.verdict_rounds, names),
+        "command": command(runs_dir, options.cartl, verdict, options.verdict_rounds),
     }
     options.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(written(figures))

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import children, training_peers
-from benchmarks.commands import cartl
+from benchmarks.commands import cartl, progress
 from benchmarks.training_tasks import (
     ART,
     COMPILED,
@@ -79,7 +79,7 @@ def cartl_pretraining(task: Task, precision: str, compiled: bool) -> Callable[[]
     )
     take: Take = take_step
     if compiled and task.where.type == "cuda":
-        take = ReplayedSteps(budget.steps, 0, task.images)
+        take = ReplayedSteps(budget.steps, 0, task.images, progress.print)
 
     def epoch() -> None:
         with on_stream(task), compiled_passes(task.images if compiled else 0, graphs=False):

@@ -1,15 +1,18 @@
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cartl_cli.core.attacks import apgd as module
-from cartl_cli.core.attacks.apgd import Climb, apgd, apgd_targeted, checkpoints
-from cartl_cli.core.attacks.contract import Outcome
+from cartl_cli.core.attacks.apgd import Climb, Round, apgd, apgd_t, apgd_targeted, checkpoints
+from cartl_cli.core.attacks.contract import AttackSetting, Batch, Outcome, Targets
 from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.choices import Norm
-from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, dlr, margin
+from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, dlr, margin, targeted_dlr
 from cartl_cli.core.method.norm_ball import scatter, sizes
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
@@ -259,6 +262,71 @@ def test_verdicts_are_float32_where_gradients_are_not() -> None:
             assert torch.equal(outcome.fallen, wrong)
             assert outcome.fallen.any()
             assert not outcome.fallen.all()
+
+
+def in_rounds(model: BlockModel, images: Tensor, labels: Tensor, steps: int) -> Outcome:
+    """``apgd_t`` on the images as one batch."""
+    targets = Targets(
+        lambda rows: Batch(images[rows], labels[rows], rows), torch.arange(len(labels)), len(labels)
+    )
+    given, setting = budget(3 / 255, "linf", steps), AttackSetting(0, 0, 1, 1, False)
+    ((_, outcome),) = apgd_t(model, targets, given, setting)
+    return outcome
+
+
+def test_only_what_nearly_fell_climbs_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round is given what those before it left and came near to, by an independent count."""
+    model = cast(BlockModel, trained_on_all_shapes())
+    images = measured_split().images[::2].float() / 255
+    clean = predict(model, images)
+    labels = clean.argmax(1)
+    climbs: list[tuple[Tensor, Tensor, int, bool, Outcome, Tensor]] = []
+    towards_each = module._towards_each
+
+    def watched(
+        model: nn.Module,
+        some: Tensor,
+        ours: Tensor,
+        start_of: Callable[[int, Tensor], Tensor],
+        given: Budget,
+        classes: Tensor,
+    ) -> tuple[Outcome, Tensor]:
+        found = towards_each(model, some, ours, start_of, given, classes)
+        reduced = torch.is_autocast_enabled("cpu")
+        climbs.append((some, classes, given.steps, reduced, *found))
+        return found
+
+    monkeypatch.setattr(module, "_towards_each", watched)
+    monkeypatch.setattr(
+        module, "ROUNDS", (Round(-math.inf, 9, 1 / 5), Round(-0.5, 2, 1 / 2), Round(-0.4, 2, 1))
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outcome = in_rounds(model, images, labels, 10)
+    assert [(steps, reduced) for _, _, steps, reduced, _, _ in climbs] == [
+        (2, True),
+        (5, False),
+        (10, False),
+    ]
+    near = torch.full_like(clean, -torch.inf)
+    for to in range(10):
+        wanted = torch.full_like(labels, to)
+        near[:, to] = targeted_dlr(clean, labels, wanted).where(labels != to, -torch.inf)
+    stands = torch.ones_like(labels, dtype=torch.bool)
+    counts = []
+    for least, (some, classes, _, _, found, reached) in zip(
+        (-math.inf, -0.5, -0.4), climbs, strict=True
+    ):
+        rows = (stands & (near.amax(1) >= least)).nonzero().squeeze(1)
+        assert torch.equal(some, images[rows])
+        assert torch.equal(
+            classes.sort().values, near[rows].topk(classes.shape[1]).indices.sort()[0]
+        )
+        stands[rows[found.fallen]] = False
+        near[rows] = near[rows].scatter_reduce(1, classes, reached, "amax")
+        counts.append(len(rows))
+    assert len(labels) == counts[0] > counts[1] > counts[2] > 0
+    assert torch.equal(outcome.fallen, ~stands)  # what fell to one of them has fallen
+    assert torch.equal(outcome.fallen, ~correct(predict(model, outcome.adversarial), labels))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -250,7 +250,7 @@ def test_what_the_flag_does_is_said(place: Path, cartl: Command) -> None:
     plain = cartl("pretrain", *given, "--name", "plain")
     assert plain.code == 0, plain.err
     assert FLAG in plain.err
-    assert "--balance lets each class count alike" in plain.err
+    assert "pretrain and transfer let each class count alike with --balance" in plain.err
     done = cartl("pretrain", *given, "--balance", "--name", "balanced")
     assert done.code == 0, done.err
     assert "warning: class" not in done.err

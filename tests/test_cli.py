@@ -96,7 +96,8 @@ def test_one_attack_alone_leaves_the_other_out(cartl: Command, runs_dir: Path, l
 
 def test_eps_zero_gives_clean_accuracy(cartl: Command, runs_dir: Path) -> None:
     done = cartl(
-        "attack", "source", "--eps", "0", "--pgd-steps", 2, "--json", "--runs-dir", runs_dir
+        *("attack", "source", "--eps", "0", "--pgd-steps", 2, "--final-iterate", "--json"),
+        *("--runs-dir", runs_dir),
     )
     found = json.loads(done.out)
     assert found["robust_accuracy"] == found["clean_accuracy"] == found["final_iterate_accuracy"]

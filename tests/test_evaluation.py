@@ -2,12 +2,12 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pkgutil import resolve_name
 from unittest import mock
 
 import pytest
 import torch
 
-from cartl_cli.core.attacks.apgd import apgd_targeted
 from cartl_cli.core.attacks.contract import (
     STANDS,
     Attack,
@@ -17,13 +17,13 @@ from cartl_cli.core.attacks.contract import (
     Targets,
     by_batches,
 )
-from cartl_cli.core.attacks.judged_pgd import correct, pgd_cross_entropy, predict
+from cartl_cli.core.attacks.judged_pgd import correct, pgd_cross_entropy, predict, start
 from cartl_cli.core.data.split import DataSet, Split, to_pixels
 from cartl_cli.core.evaluation.summary import half_way, summary
 from cartl_cli.core.evaluation.verdicts import UNTRIED, Plan, Verdicts, robustness, unattacked
-from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.method.pgd import Budget, pgd
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS, STRONG
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.runtime.devices import autocast_for
@@ -40,9 +40,10 @@ def plan(
     steps: int = 4,
     restarts: int = 1,
     batch_size: int = 64,
+    final_iterate: bool = False,
 ) -> Plan:
     budgets = tuple(Budget(e, e / 4, steps) for e in eps)
-    return Plan(attacks, budgets, restarts, 10, 3, 0, batch_size)
+    return Plan(attacks, budgets, restarts, 10, 3, 0, batch_size, final_iterate=final_iterate)
 
 
 def measure(model: BlockModel, split: Split, chosen: Plan) -> Verdicts:
@@ -64,9 +65,28 @@ def running(name: str, attack: Attack) -> Iterator[None]:
 
 
 def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None:
-    measured = measure(model, data.evaluation, plan(*OURS, eps=(0.0,), restarts=2))
+    chosen = plan("pgd", *OURS, eps=(0.0,), restarts=2, final_iterate=True)
+    measured = measure(model, data.evaluation, chosen)
     assert torch.equal(measured.worst(0), measured.clean)
     assert torch.equal(measured.last[0], measured.clean)
+
+
+def test_the_last_iterate_is_pgds_and_asking_for_it_changes_no_verdict(source: Run) -> None:
+    model, split = read_model(source), measured_split()
+    without, asked = (
+        measure(model, split, plan("pgd", "pgd-margin", steps=6, final_iterate=final_iterate))
+        for final_iterate in (False, True)
+    )
+    assert torch.equal(asked.fell_at, without.fell_at)
+    assert torch.equal(without.last[0], without.clean)
+    images, budget = to_pixels(split.images), plan("pgd", steps=6).budgets[0]
+    batch = Batch(images, split.labels, torch.arange(len(split)))
+    begun = start(batch, budget, AttackSetting(0, 0, 1, 1, True))
+    last = pgd(model, images, split.labels, begun, budget)
+    right = without.clean & correct(predict(model, last), split.labels)
+    assert int((asked.last[0] != right).sum()) <= 1  # gradients of the folded copy round otherwise
+    assert 0 < int(right.sum()) < int(without.clean.sum())
+    assert not (asked.stands(0, 0) & ~asked.last[0]).any()
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
@@ -123,7 +143,9 @@ def test_the_summary_counts_what_the_verdicts_say() -> None:
     last = torch.tensor([[True, True, True, True, False], [True, False, True, True, False]])
     nothing = torch.empty(0)
     verdicts = Verdicts(clean, torch.ones(5), fell_at, last, nothing, nothing, nothing)
-    results = summary(plan("pgd", "apgd-t", eps=(0.01, 0.02)), verdicts, [], 1.0)
+    chosen = plan("pgd", "apgd-t", eps=(0.01, 0.02))
+    assert summary(chosen, verdicts, [], 1.0).by_eps[1].final_iterate_accuracy is None
+    results = summary(replace(chosen, final_iterate=True), verdicts, [], 1.0)
     assert results.clean_accuracy == 0.8
     small, large = results.by_eps
     assert (small.robust_accuracy, large.robust_accuracy) == (0.6, 0.2)
@@ -183,14 +205,31 @@ def test_a_restart_is_run_on_what_still_stands_and_takes_nothing_back(
     assert measured.fell_at[0, 0].tolist() == [1, STANDS] * 6
 
 
-@pytest.mark.parametrize(("steps", "each"), [(100, 34), (3, 1), (1, 1)])
-def test_apgd_t_takes_a_third_of_the_steps_towards_each_class(
-    model: BlockModel, data: DataSet, steps: int, each: int
-) -> None:
-    with mock.patch(f"{apgd_targeted.__module__}.apgd_targeted", side_effect=apgd_targeted) as walk:
-        measure(model, data.evaluation.take(torch.arange(3)), plan("apgd-t", steps=steps))
-    budgets = [argument for argument in walk.call_args.args if isinstance(argument, Budget)]
-    assert [budget.steps for budget in budgets] == [each]
+def test_no_image_stands_that_one_of_the_attacks_broke(source: Run) -> None:
+    broken = torch.zeros(150, dtype=torch.bool)
+
+    def watched(name: str) -> Attack:
+        attack: Attack = resolve_name(EVALUATION_ATTACKS[name].code)
+
+        def run(
+            model: BlockModel, targets: Targets, budget: Budget, setting: AttackSetting
+        ) -> Iterator[tuple[torch.Tensor, Outcome]]:
+            for some, outcome in attack(model, targets, budget, setting):
+                images = targets.batch(some)
+                wrong = ~correct(predict(model, outcome.adversarial), images.labels)
+                broken[some[wrong]] = True
+                yield some, outcome
+
+        return run
+
+    model, chosen = read_model(source), plan(*STRONG, steps=10)
+    with running(STRONG[0], watched(STRONG[0])):
+        first = measure(model, measured_split(), replace(chosen, attacks=STRONG[:1]))
+    with running(STRONG[1], watched(STRONG[1])):
+        verdicts = measure(model, measured_split(), chosen)
+    assert 0 < int(broken.sum()) < 150
+    assert torch.equal(verdicts.worst(0), verdicts.clean & ~broken)
+    assert not (verdicts.worst(0) & ~first.worst(0)).any()
 
 
 def test_a38_a_batch_too_large_is_halved_with_the_same_verdicts(
@@ -225,7 +264,7 @@ def test_agrees_with_foolbox_on_a_trained_model(source: Run) -> None:
     torch.manual_seed(0)
     _, clipped, _ = theirs(wrapped, images, split.labels, epsilons=eps)
     foolbox_accuracy = correct(predict(model, clipped), split.labels).float().mean().item()
-    chosen = replace(plan("pgd"), budgets=(Budget(eps, eps / 4, steps),))
+    chosen = replace(plan("pgd", final_iterate=True), budgets=(Budget(eps, eps / 4, steps),))
     ours = measure(model, split, chosen)
     clean = ours.clean.float().mean().item()
     last = ours.last[0].float().mean().item()

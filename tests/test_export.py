@@ -23,6 +23,7 @@ from cartl_cli import load_model
 from cartl_cli.app import main
 from cartl_cli.core.data.decoding import decode_image
 from cartl_cli.core.errors import CartlError
+from cartl_cli.core.evaluation.confusion import confusions
 from cartl_cli.core.exports import graphs
 from cartl_cli.core.exports.card import model_card
 from cartl_cli.core.exports.subject import Subject, read_subject
@@ -235,6 +236,11 @@ def test_a_card_has_the_figures_of_the_attack(place: Path) -> None:
         ["pgd + square", "ℓ∞", eps] for eps in ("2/255", "8/255")
     ]
     assert "Images: 30 test images of shapes-target, drawn from all of them." in card.text
+    clean, *_, left = confusions(read_run(place / "runs" / "attacked"))
+    means = [percent(one.balanced_accuracy) for one in (clean, left)]
+    assert f"Mean of the classes: {means[0]} clean, ≤ {means[1]} at the largest eps." in card.text
+    worst = [f"{one.worst} ({percent(one.accuracy(one.worst))})" for one in (clean, left)]
+    assert f"Worst class: {worst[0]} clean, {worst[1]} at the largest eps." in card.text
     assert "(steps: 2, queries: 5, restarts: 1)" in card.text
     untried = ", ".join(name for name in EVALUATION_ATTACKS if name not in ("pgd", "square"))
     assert f"These attacks were not run: {untried}." in card.text

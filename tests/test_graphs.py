@@ -269,7 +269,7 @@ def by_replays(
 
     recorder = Recorder(state)
     monkeypatch.setattr(replayed_steps, "recorded", recorder.recorded)
-    steps = ReplayedSteps(plan.phase, plan.head_steps, BATCH)
+    steps = ReplayedSteps(plan.phase, plan.head_steps, BATCH, pytest.fail)
 
     def take(training: Training, *more: Any) -> StepLoss:
         optimizers[:] = [training.optimizer]
@@ -343,3 +343,28 @@ def test_transfer_by_replays_learns_the_same(
         ends.append(trained(model, split, config, plan, 0, take if replaying else take_step))
     torch.testing.assert_close(ends[1], ends[0])
     assert recorder.replays == (6 if head_steps else 9)
+
+
+def test_a_step_that_cannot_be_captured_is_taken_as_it_is(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded(work: Callable[[], StepLoss]) -> None:
+        for parameter in models[1].parameters():
+            parameter.grad = torch.ones_like(parameter)  # as half a step leaves them
+        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+    monkeypatch.setattr(replayed_steps, "recorded", recorded)
+    config = configure(PretrainConfig, {"arch": "wrn-10-1", "k": K, "method": "natural"})
+    config = config.model_copy(update={"batch_size": BATCH, "epochs": 2, "image_size": 16})
+    torch.manual_seed(0)
+    model = build_model("wrn-10-1", CLASSES).train()
+    models, ends = [model, copy.deepcopy(model)], []
+    said: list[str] = []
+    for each, replaying in zip(models, (False, True), strict=True):
+        setup = mock.Mock(device=CPU, split=split, autocast=FP32, config=config, total_steps=6)
+        plan = training_plan(each, config, setup, pytest.fail)
+        take = ReplayedSteps(plan.phase, 0, BATCH, said.append) if replaying else take_step
+        ends.append(trained(each, split, config, plan, 0, take))
+    torch.testing.assert_close(ends[1], ends[0])
+    reason = "operation not permitted when stream is capturing"
+    assert said == [f"note: steps cannot be replayed as a graph ({reason}); going on without"]

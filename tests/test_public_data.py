@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+import torchvision.datasets.utils
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
 
@@ -375,7 +376,7 @@ def test_c38_a_disk_that_fills_up_while_downloading(
         Path(folder, name).write_bytes(b"x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(downloads, "download_url", fill_up)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fill_up)
     with pytest.raises(StorageError, match=r"cannot write .*cifar10': No space left on device"):
         load("cifar10", store)
     assert left_in(store) == []
@@ -399,7 +400,7 @@ def test_an_interrupted_download_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(downloads, "download_url", interrupt)
+        patch.setattr(torchvision.datasets.utils, "download_url", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load("cifar10", store)
     assert left_in(store) == []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cartl_cli.commands.attack_model import of_model
+from cartl_cli.commands.next_step import after_model
 from cartl_cli.commands.options import AsJson, Request, flags_from
 from cartl_cli.commands.session import open_session
 from cartl_cli.core.config import AttackConfig
@@ -95,6 +96,8 @@ def attack(
         draw_grid(run, attacked, opened.session)
     if plot:
         draw_plots(run)
+    if not as_json:
+        after_model(attacked, opened.session.runs_dir, done="attack")
     failed = [check.id for check in run.attack_results.trust if check.verdict == "fail"]
     if strict and failed:
         raise CartlError(f"{len(failed)} checks of the attack failed: {', '.join(failed)}")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cartl_cli.commands.next_step import after_model
 from cartl_cli.commands.options import AsJson, RunsDir
 from cartl_cli.commands.panels import panelled
 from cartl_cli.commands.session import ATTACKED_KINDS, taken_run
@@ -60,4 +61,5 @@ def export(
         print(json.dumps(shown))
     else:
         print(f"{path}  {size} bytes ({size / 1e6:.1f} MB)\nload it with: {load}")
+        after_model(found, runs_dir, done="export")
     return path

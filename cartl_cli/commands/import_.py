@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cartl_cli.commands.next_step import after_source
 from cartl_cli.commands.options import (
     AsJson,
     DataDir,
@@ -52,6 +53,8 @@ def import_(
             "seconds": results.seconds,
         }
         print(json.dumps(shown))
-    elif results.n:
-        tables.show(tables.import_table(run))
+    else:
+        if results.n:
+            tables.show(tables.import_table(run))
+        after_source(run, runs_dir)
     return run.folder

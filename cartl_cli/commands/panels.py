@@ -23,7 +23,7 @@ PANELS = {
         fdm_at replays radius latent_steps trades_beta lwf_lambda keep_lambda keep_at keep_distance
         head_first head_init interpolate freeze_bn balance awp_gamma ema""",
     "Attack": """
-        norm step_size eps_warmup restarts queries checks strict compare""",
+        norm step_size eps_warmup restarts queries final_iterate checks strict compare""",
     "Schedule": "batch_size lr schedule milestones warmup_epochs momentum weight_decay",
     "Run": """
         name resume extend preset config seed device precision compile sync_bn save_every executor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cartl_cli.commands.next_step import after_model
 from cartl_cli.commands.options import RunsDir, flags_from
 from cartl_cli.commands.session import ATTACKED_KINDS, taken_run
 from cartl_cli.core import storage
@@ -100,6 +101,8 @@ def predict(
     if bad:
         files = "files have" if bad > 1 else "file has"
         raise CartlError(f"{bad:,} of {good + bad:,} {files} no answer; each is named above")
+    if not streamed:
+        after_model(run, runs_dir)
 
 
 def divided(words: list[str], runs_dir: Path) -> tuple[str, list[str]]:

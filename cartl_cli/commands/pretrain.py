@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cartl_cli.commands.next_step import after_source
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
 from cartl_cli.commands.session import layers, located, open_session
 from cartl_cli.core.config import PretrainConfig
@@ -53,6 +54,7 @@ def pretrain(
         print(json.dumps(shown))
     else:
         tables.show(tables.training_table(run))
+        after_source(run, opened.session.runs_dir)
     return run.folder
 
 

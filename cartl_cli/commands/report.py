@@ -11,6 +11,9 @@ from cartl_cli.commands.panels import panelled
 from cartl_cli.core import storage
 from cartl_cli.core.config.values import parse_list
 from cartl_cli.core.errors import CartlError, UsageError
+from cartl_cli.core.reports.one_model import one_named
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import attacks_on
 from cartl_cli.core.runtime.requirements import check_matplotlib
 
 if TYPE_CHECKING:
@@ -33,7 +36,8 @@ def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Attacks or sweeps: names, numbers or paths (default: every attack).",
+            help="Attacks or sweeps: names, numbers or paths (default: every attack); or one "
+            "model, for its page with --format html.",
             show_default=False,
         ),
     ] = None,
@@ -83,41 +87,71 @@ def report(
     wanted = ["json"] if as_json else _listed("--format", formats, tuple(ENDINGS))
     pictures = _listed("--plot", plot, PICTURES)
     _check(wanted, pictures, out, against, table)
-    files = [f"report.{ENDINGS[name]}" for name in wanted]
+    files = {name: f"report.{ENDINGS[name]}" for name in wanted}
     if out is not None:
         made = [f"{name}.{ending}" for name in pictures for ending in ("png", "svg", "pdf")]
-        _check_place(out, [*files, *made], force)
-    from cartl_cli.display.terminal import printable, say
+        _check_place(out, [*files.values(), *made], force)
+    if (model := one_named(runs or [], runs_dir)) is not None:
+        _check_alone(model, wanted, [*pictures, baseline, against, sort_by])
+        from cartl_cli.commands.model_page import model_page
 
+        _give({files["html"]: model_page(model).encode()}, out)
+        return
     found = _reported(runs or [], runs_dir, baseline, against, table, sort_by)
-    contents = {
-        file: _written(found, name).encode()
-        for file, name in zip(files, wanted, strict=True)
-        if not (name == "table" and out is None)
-    }
-    if pictures:
-        from cartl_cli.display.report_plots import curves
-
-        contents |= curves(found.rows, pictures)
-    if out is not None:
-        storage.make_folder(out)
-        for file, content in contents.items():
-            storage.write_whole(out / file, content)
-        say(f"written {', '.join(contents)} into {out}")
-    elif wanted == ["table"]:
+    if wanted == ["table"] and out is None:
         from cartl_cli.display.report_formats import show
 
         show(found)
     else:
+        contents = {file: _written(found, name).encode() for name, file in files.items()}
+        _give(contents | _drawn(found, pictures), out)
+    _tell_left_out(found, shown=wanted == ["table"] and out is None)
+
+
+def _give(contents: dict[str, bytes], out: Path | None) -> None:
+    """Write files into a folder, or without one the only one on stdout."""
+    if out is None:
         print(next(iter(contents.values())).decode(), end="")
-    for one in found.left_out:
-        if not (wanted == ["table"] and out is None):
-            say(f"left out: {one.name}: {one.reason}")
+        return
+    from cartl_cli.display.terminal import say
+
+    storage.make_folder(out)
+    for file, content in contents.items():
+        storage.write_whole(out / file, content)
+    say(f"written {', '.join(contents)} into {out}")
+
+
+def _drawn(found: "Report", pictures: list[str]) -> dict[str, bytes]:
+    """The pictures that were asked for, by the names of their files."""
+    if not pictures:
+        return {}
+    from cartl_cli.display.report_plots import curves
+
+    return curves(found.rows, pictures)
+
+
+def _tell_left_out(found: "Report", shown: bool) -> None:
+    """Say which runs are in no line, unless it is ``shown``. Raises CartlError for faults."""
+    from cartl_cli.display.terminal import printable, say
+
+    for one in found.left_out if not shown else ():
+        say(f"left out: {one.name}: {one.reason}")
     faults = [one for one in found.left_out if one.fault]
     if faults:
         first = printable(f"{faults[0].name}: {faults[0].reason}")
         plural = "s" if len(faults) > 1 else ""
         raise CartlError(f"{len(faults)} run{plural} skipped, such as {first}")
+
+
+def _check_alone(model: Run, wanted: list[str], others: list[str | None]) -> None:
+    """Refuse what does not go with the page of one model. Raises UsageError."""
+    if wanted == ["html"] and not any(others):
+        return
+    attacks = ", ".join(attack.name for attack in attacks_on(model)) or "none yet"
+    raise UsageError(
+        f"RUN: {model.name!r} is a model, which has one page: --format html alone; tables are made "
+        f"of attacks, those on it: {attacks}"
+    )
 
 
 def _listed(flag: str, text: str, known: tuple[str, ...]) -> list[str]:

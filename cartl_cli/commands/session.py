@@ -27,6 +27,7 @@ from cartl_cli.core.runtime.requirements import check_torch
 from cartl_cli.core.storage import cache_dir
 
 if TYPE_CHECKING:
+    from cartl_cli.core.data.downloads import Place
     from cartl_cli.core.runs.manifest import Run
     from cartl_cli.core.runs.writer import Session
 
@@ -131,11 +132,9 @@ def open_session(
     elif request.name is not None:
         raise UsageError("--name: a run that goes on keeps its name; drop --name or --resume")
     check_torch()
-    from cartl_cli.core.data.downloads import Place, Store
     from cartl_cli.core.runs.reader import find_run, state
     from cartl_cli.core.runs.writer import Session, tidy
     from cartl_cli.core.runtime.ranks import current
-    from cartl_cli.display.progress import decoding_progress
     from cartl_cli.display.terminal import say
 
     if resume is not None:
@@ -145,10 +144,7 @@ def open_session(
     config = located(configure(config_type, base, *given), named)
     if stored is not None:
         config = fitting(config, stored.manifest.data.train_images)
-    cache = cache_dir()
-    kept = request.data_dir.expanduser() if request.data_dir else cache and cache / "data"
-    store = Store(kept, not request.no_download, say)
-    place = Place(cache, store, decoding_progress)
+    place = data_place(request.data_dir, not request.no_download)
     if isinstance(config, TransferConfig) and ADDRESS.fullmatch(config.source):
         _import_once(config.source, Session(runs_dir, None, place, say))
     config, source = _with_source(config, runs_dir, say)
@@ -167,6 +163,17 @@ def open_session(
         return Opened(config, session, source, stored)
     say(f"run {stored.name} was {state(stored).partition(';')[0]}; going on")
     return Opened(config, session, source, None)
+
+
+def data_place(data_dir: Path | None, download: bool) -> "Place":
+    """Where data are kept: archives in ``data_dir``, or in the cache, and decoded images there."""
+    from cartl_cli.core.data.downloads import Place, Store
+    from cartl_cli.display.progress import decoding_progress
+    from cartl_cli.display.terminal import say
+
+    cache = cache_dir()
+    kept = data_dir.expanduser() if data_dir else cache and cache / "data"
+    return Place(cache, Store(kept, download, say), decoding_progress)
 
 
 def _import_once(address: str, session: "Session") -> None:

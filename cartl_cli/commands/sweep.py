@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cartl_cli.commands.next_step import after_sweep
 from cartl_cli.commands.options import AsJson, DataDir, NoDownload, RunsDir, flags_from
 from cartl_cli.commands.session import located
 from cartl_cli.core import storage
@@ -100,6 +101,8 @@ def sweep(
     else:
         tables.show(sweep_tables.table(planned, states))
     finish(planned, states, logs, signal)
+    if not as_json:
+        after_sweep(planned, runs_dir)
     return runs_dir
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from cartl_cli.commands.next_step import after_model
 from cartl_cli.commands.options import AsJson, Extend, Request, flags_from
 from cartl_cli.commands.session import Opened, open_session
 from cartl_cli.core.config import TransferConfig
@@ -51,6 +52,7 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
     else:
         print(*tables.tuned(run), sep="\n")
         tables.show(tables.training_table(run))
+        after_model(run, opened.session.runs_dir)
     return run.folder
 
 

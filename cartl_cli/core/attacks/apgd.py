@@ -4,7 +4,9 @@ Each image begins with steps of 2ε. At every checkpoint an image that no longer
 on its best point so far, and its steps are halved.
 """
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from cartl_cli.core.method.norm_ball import project, uphill
 from cartl_cli.core.method.pgd import Budget, ascent
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
-from cartl_cli.core.registry.evaluation_attacks import steps_towards_each
+from cartl_cli.core.runtime.devices import float32
 
 MOMENTUM = 0.25
 RHO = 0.75
@@ -67,16 +69,53 @@ def apgd_ce(model: BlockModel, batch: Batch, budget: Budget, setting: AttackSett
     return apgd(model, batch.images, batch.labels, begun, budget, cross_entropy)
 
 
+class Round(NamedTuple):
+    """Images whose targeted DLR loss has come to ``near`` climb towards each of ``targets`` classes
+    in turn, those they came nearest to, each time with that ``part`` of the steps.
+    """
+
+    near: float
+    targets: int
+    part: float
+
+
+ROUNDS = (
+    Round(-math.inf, WRONG_CLASSES, 1 / 5),
+    Round(-0.15, 2, 1 / 2),
+    *(Round(-0.05, 2, 1),) * 4,
+)
+"""What each is for: docs/strength.md."""
+
+
 @by_batches
 def apgd_t(model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting) -> Outcome:
-    """Auto-PGD on the targeted DLR loss, with a start of its own towards each class."""
+    """Auto-PGD on the targeted DLR loss in ``ROUNDS``, each climb with a start of its own.
 
-    def start_of(target: int, rows: Tensor) -> Tensor:
-        some = Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
-        return start(some, budget, setting, f"attack start towards {target}")
+    The first takes everybody; the others, in float32, those that it nearly broke.
+    """
+    images, labels = batch.images, batch.labels
+    found, fell_at = images.clone(), torch.full_like(labels, STANDS)
+    clean, classes = predict(model, images), _wrong_classes(model, images, labels)
+    near = torch.stack([targeted_dlr(clean, labels, to) for to in classes.T], 1)  # (B, classes − 1)
+    for number, (least, targets, part) in enumerate(ROUNDS):
+        rows = ((fell_at == STANDS) & (near.amax(1) >= least)).nonzero().squeeze(1)
+        some = Batch(images[rows], labels[rows], batch.indices[rows])
+        order = near[rows].argsort(dim=1, descending=True, stable=True)[:, :targets]
 
-    fewer = replace(budget, steps=steps_towards_each(budget.steps))
-    return apgd_targeted(model, batch.images, batch.labels, start_of, fewer, WRONG_CLASSES)
+        def start_of(
+            target: int, still: Tensor, some: Batch = some, round_: int = number
+        ) -> Tensor:
+            those = Batch(some.images[still], some.labels[still], some.indices[still])
+            return start(those, budget, setting, f"attack start towards {target} in {round_}")
+
+        fewer = replace(budget, steps=math.ceil(part * budget.steps))
+        with float32(images.device) if number > 0 else nullcontext():
+            outcome, reached = _towards_each(
+                model, some.images, some.labels, start_of, fewer, classes[rows].gather(1, order)
+            )
+        found[rows], fell_at[rows] = outcome.adversarial, outcome.fell_at
+        near[rows] = near[rows].scatter_reduce(1, order, reached, "amax")
+    return Outcome(found, fell_at, fell_at != STANDS)
 
 
 def apgd(
@@ -94,7 +133,7 @@ def apgd(
     """
     return _climb(
         model, images, labels, start, budget, lambda logits, rows: loss(logits, labels[rows])
-    )
+    )[0]
 
 
 def apgd_targeted(
@@ -110,25 +149,42 @@ def apgd_targeted(
     ``start_of(number, rows)`` is the start towards the target of that number of the images
     ``rows``, those that still stand. ``fell_at`` counts the iterates towards one target.
     """
-    with eval_mode(model):
-        clean = predict(model, images)
-    others = clean.scatter(1, labels[:, None], -torch.inf)
-    wrong_classes = others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+    classes = _wrong_classes(model, images, labels)[:, :targets]
+    return _towards_each(model, images, labels, start_of, budget, classes)[0]
+
+
+def _wrong_classes(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """All classes but the label (B, classes − 1), the largest clean logit first."""
+    others = predict(model, images).scatter(1, labels[:, None], -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
+def _towards_each(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start_of: Callable[[int, Tensor], Tensor],
+    budget: Budget,
+    classes: Tensor,
+) -> tuple[Outcome, Tensor]:
+    """``apgd_targeted`` towards ``classes`` (B, T), and the largest loss on each way (B, T)."""
     found, fell_at = images.clone(), torch.full_like(labels, STANDS)
-    for number in range(min(targets, wrong_classes.shape[1])):
+    reached = images.new_full(classes.shape, -torch.inf)
+    for number, to in enumerate(classes.T):
         rows = (fell_at == STANDS).nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        ours, wanted = labels[rows], wrong_classes[rows, number]
+        ours, wanted = labels[rows], to[rows]
 
         def towards(
             logits: Tensor, some: Tensor, ours: Tensor = ours, to: Tensor = wanted
         ) -> Tensor:
             return targeted_dlr(logits, ours[some], to[some])
 
-        outcome = _climb(model, images[rows], ours, start_of(number, rows), budget, towards)
+        begun = start_of(number, rows)
+        outcome, reached[rows, number] = _climb(model, images[rows], ours, begun, budget, towards)
         found[rows], fell_at[rows] = outcome.adversarial, outcome.fell_at
-    return Outcome(found, fell_at, fell_at != STANDS)
+    return Outcome(found, fell_at, fell_at != STANDS), reached
 
 
 def checkpoints(steps: int) -> dict[int, int]:
@@ -153,9 +209,13 @@ def _climb(
     start: Tensor,
     budget: Budget,
     loss: PerImageLoss,
-) -> Outcome:
-    """Algorithm 1. ``loss`` is told the rows of the batch its logits belong to."""
+) -> tuple[Outcome, Tensor]:
+    """Algorithm 1, and the largest loss (B,) of each image that stands.
+
+    ``loss`` is told the rows of the batch its logits belong to.
+    """
     found, fell_at = start.clone(), torch.full_like(labels, STANDS)
+    largest = images.new_zeros(len(labels))
     marks, light = checkpoints(budget.steps), folded(model)
 
     def look(points: Tensor, rows: Tensor) -> tuple[Place, Tensor]:
@@ -176,13 +236,13 @@ def _climb(
                 found[fallen], fell_at[fallen] = here.points[wrong], step
                 climb = _rows_of(climb, ~wrong)
             if len(climb.rows) == 0:
-                return Outcome(found, fell_at, fell_at != STANDS)
+                return Outcome(found, fell_at, fell_at != STANDS), largest
             if step in marks:
                 climb = _checked(climb, marks[step])
-        found[climb.rows] = climb.best.points
+        found[climb.rows], largest[climb.rows] = climb.best.points, climb.best.loss.to(largest)
         wrong = ~correct(predict(model, climb.best.points), labels[climb.rows])
         fell_at[climb.rows[wrong]] = budget.steps
-    return Outcome(found, fell_at, fell_at != STANDS)
+    return Outcome(found, fell_at, fell_at != STANDS), largest
 
 
 def _begun(rows: Tensor, images: Tensor, start: Place, eps: float) -> Climb:

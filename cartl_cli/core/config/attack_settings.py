@@ -60,6 +60,10 @@ class AttackConfig(BaseModel):
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
     restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
     queries: Annotated[Whole, Field(ge=1, description="Queries of square for each image.")] = 1000
+    final_iterate: Annotated[
+        bool,
+        Field(description="Say what pgd leaves at its last iterate alone, as the paper counts."),
+    ] = False
     checks: Annotated[
         Literal["off", "fast", "default", "thorough"],
         Field(description="Checks that the attack worked, by what they may cost."),

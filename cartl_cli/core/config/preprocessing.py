@@ -61,3 +61,22 @@ class Preprocessing(BaseModel):
         crop = f"crop of {self.shorter_side or self.image_size}"
         how = "squash" if self.resize == "squash" else crop
         return f"{self.image_size} pixels, {how}, {self.interpolation}"
+
+    @property
+    def steps(self) -> list[str]:
+        """How an image file becomes what the network takes, step by step, in sentences."""
+        side = self.image_size
+        if self.resize == "squash":
+            taken = "Take the whole image, whatever its shape."
+        else:
+            shorter = self.shorter_side or side
+            taken = f"Take the square in the middle, {side}/{shorter} of the shorter side long."
+        how = f"{self.interpolation}, with Pillow's resize (antialiased)"
+        return [
+            "Decode the file and turn it upright as its EXIF says.",
+            "Lay it on black where it is transparent, and convert it to RGB.",
+            taken,
+            f"Resize that to {side} x {side} pixels, {how}.",
+            "Divide the pixels by 255, as float32 of shape (3, height, width).",
+            "Do not normalize: the network does that itself.",
+        ]

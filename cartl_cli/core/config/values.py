@@ -14,8 +14,9 @@ from cartl_cli.core.choices import Norm
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
 
-ADDRESS = re.compile(r"(hf-hub|torchvision|timm):(.+)")
-ADDRESSES = "hf-hub:OWNER/NAME, torchvision:NAME or timm:NAME"
+PACKAGED = "cifar10-robust"  # the source model that comes with cartl
+ADDRESS = re.compile(rf"(hf-hub|torchvision|timm):(.+)|{PACKAGED}")
+ADDRESSES = f"{PACKAGED}, hf-hub:OWNER/NAME, torchvision:NAME or timm:NAME"
 """Where published weights are, which are fetched: the pattern, and in words."""
 
 

@@ -124,8 +124,8 @@ def uneven(data: DataSet, split: Split) -> list[str]:
     rare, common = (data.classes[train.index(count)] for count in (least, most))
     return [
         f"warning: class {common!r} has {most / least:.3g} times as many training images as "
-        f"{rare!r}; a model that neglects rare classes may still look accurate; --balance lets "
-        "each class count alike"
+        f"{rare!r}; a model that neglects rare classes may still look accurate; pretrain and "
+        "transfer let each class count alike with --balance"
     ]
 
 

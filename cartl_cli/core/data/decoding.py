@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
+import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.listings import read_image
@@ -43,7 +43,7 @@ def decode_image(
         changes.append("were the first of several pictures in a file")
     if image.size != (side, side):
         changes.append(f"were resized to {side}x{side}")
-    return pil_to_tensor(resized(image, preprocessing)), tuple(changes)
+    return as_tensor(resized(image, preprocessing)), tuple(changes)
 
 
 def pixels_of(preprocessing: Preprocessing, image: Image.Image | str | Path) -> Tensor:
@@ -58,7 +58,13 @@ def pixels_of(preprocessing: Preprocessing, image: Image.Image | str | Path) -> 
     with _refusing("image"):
         _check_image(image, "image")
         upright, _ = _upright_rgb(image)
-    return to_pixels(pil_to_tensor(resized(upright, preprocessing)))
+    return to_pixels(as_tensor(resized(upright, preprocessing)))
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """The pixels of Pillow's 8-bit image, uint8 (C, H, W)."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 @contextmanager

@@ -21,8 +21,6 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from torchvision.datasets.utils import download_url
-
 from cartl_cli.core import storage
 from cartl_cli.core.errors import DataError, StorageError
 
@@ -167,6 +165,8 @@ def _announced(url: str) -> int:
 
 def _retrieve(url: str, path: Path) -> None:
     """Download by torchvision, without its progress bar and with an end to waiting."""
+    from torchvision.datasets.utils import download_url  # takes as long to import as torch
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

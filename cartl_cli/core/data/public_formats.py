@@ -17,10 +17,9 @@ from typing import BinaryIO
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cartl_cli.core.config.preprocessing import Preprocessing
-from cartl_cli.core.data.decoding import decode_image, resized
+from cartl_cli.core.data.decoding import as_tensor, decode_image, resized
 from cartl_cli.core.data.listings import Listing, list_zip
 from cartl_cli.core.errors import DataError
 
@@ -118,7 +117,7 @@ def as_squares(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         squares = torch.empty(len(images), images.shape[1], side, side, dtype=torch.uint8)
         for place, image in enumerate(images):
             pixels = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
-            squares[place] = pil_to_tensor(resized(pixels, preprocessing))
+            squares[place] = as_tensor(resized(pixels, preprocessing))
         images = squares
     return images.expand(-1, 3, -1, -1).contiguous()
 

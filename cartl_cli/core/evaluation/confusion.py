@@ -99,7 +99,9 @@ def confusions(run: Run) -> tuple[Confusion, ...]:
     if not all(0 <= number < len(classes) for one in counted for pair in one for number in pair):
         raise RunError(f"outcomes name a class that the model does not have: {path}")
     return tuple(
-        Confusion(classes, Counter({(classes[a], classes[b]): n for (a, b), n in one.items()}))
+        Confusion(
+            classes, Counter({(classes[a], classes[b]): images for (a, b), images in one.items()})
+        )
         for one in counted
     )
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from cartl_cli.core import storage
 from cartl_cli.core.attacks.judged_pgd import correct, predict
@@ -104,7 +104,7 @@ def eight_bits(images: Tensor) -> Tensor:
 def png(image: Tensor) -> bytes:
     """A uint8 image (C, H, W) as a PNG file."""
     file = io.BytesIO()
-    to_pil_image(image).save(file, "PNG")
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
     return file.getvalue()
 
 

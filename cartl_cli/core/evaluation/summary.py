@@ -17,11 +17,7 @@ def summary(plan: Plan, verdicts: Verdicts, checks: list[Check], seconds: float)
             step_size=budget.step_size,
             robust_accuracy=share(verdicts.worst(number)),
             interval=accuracy_interval(int(verdicts.worst(number).sum()), n),
-            final_iterate_accuracy=(
-                share(verdicts.last[number])
-                if EVALUATION_ATTACKS[plan.attacks[0]].to_the_end
-                else None
-            ),
+            final_iterate_accuracy=share(verdicts.last[number]) if plan.final_iterate else None,
             added=tuple(
                 Added(
                     attack=name,

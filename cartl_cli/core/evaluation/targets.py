@@ -99,6 +99,7 @@ def plan_of(config: AttackConfig, k: int) -> Plan:
         config.batch_size,
         IMAGES[config.checks],
         config.save_adversarial,
+        config.final_iterate and EVALUATION_ATTACKS[config.attacks[0]].to_the_end,
     )
 
 
@@ -108,6 +109,8 @@ def notes(config: AttackConfig, data: DataSet) -> list[str]:
     for name in config.attacks if len(data.classes) < 4 else ():
         if different := EVALUATION_ATTACKS[name].few_classes:
             found.append(f"with fewer than 4 classes {name} {different}")
+    if config.final_iterate and not EVALUATION_ATTACKS[config.attacks[0]].to_the_end:
+        found.append(f"no last iterate, which is that of pgd: {config.attacks[0]} comes first")
     if config.norm == "linf" and eps > max(LARGE_EPS, own_eps(data.name)):
         found.append(f"eps {shown_pixels(eps)} is unusual for images of this kind")
     if config.norm == "l2" and eps < SMALL_L2:

@@ -99,7 +99,7 @@ def made(
 ) -> list[Check]:
     """The checks that need no run: see ``invariants`` and ``checks_of``."""
     found = invariants(probe, before, snapshot(probe.model), again, classes)
-    if EVALUATION_ATTACKS[plan.attacks[0]].to_the_end:
+    if plan.final_iterate:
         alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
         found.append(best_iterate(torch.stack(alone), verdicts.last))
     if probe.budget.eps > 0:

@@ -38,7 +38,8 @@ class Plan:
 
     An attack is run on the images that still stand; independent ones on all that are right
     when clean, so that their own accuracy can be cited. The adversarial images of the ``probe`` are
-    kept, and with ``keep_all`` those of all.
+    kept, and with ``keep_all`` those of all. ``final_iterate``: fallen images walk on in the first
+    attack, which must be the paper's.
     """
 
     attacks: tuple[str, ...]
@@ -50,6 +51,7 @@ class Plan:
     batch_size: int
     probe: int = 128  # images on which the checks of trust are made
     keep_all: bool = False
+    final_iterate: bool = False
 
     @property
     def stages(self) -> list[Stage]:
@@ -65,9 +67,9 @@ class Verdicts:
     ``clean``: right without any attack. ``margin``: z_y − max_{j≠y} z_j of the clean image.
     ``fell_at`` (E, A, N): the iterate at which it fell to an attack, ``STANDS`` or ``UNTRIED``.
     ``last`` (E, N): right at the last iterate of the first restart of the first attack, the way
-    the paper counts, if that attack is the paper's. ``answers`` (1 + E, N): the class that the
-    clean image is taken for, and that at each eps, where an image that stands keeps its clean
-    answer. ``kept`` (K,): rising numbers of the images
+    the paper counts, if the plan asks for it. ``answers`` (1 + E, N): the class that the clean
+    image is taken for, and that at each eps, where an image that stands keeps its clean answer.
+    ``kept`` (K,): rising numbers of the images
     whose ``adversarial`` (K, C, H, W) is kept, where one fell or was last led to.
     """
 
@@ -179,7 +181,7 @@ def waiting(plan: Plan, verdicts: Verdicts, stage: Stage) -> Tensor:
     """Rising numbers of the images that a restart of an attack is still to be run on."""
     eps, attack, restart = stage
     chosen = EVALUATION_ATTACKS[plan.attacks[attack]]
-    if attack == 0 and chosen.to_the_end:
+    if attack == 0 and plan.final_iterate:
         right = verdicts.clean
     elif chosen.independent:
         right = verdicts.stands_alone(eps, attack)
@@ -208,7 +210,7 @@ def _attacked(
     fell_at, attack = verdicts.fell_at[eps, number], EVALUATION_ATTACKS[plan.attacks[number]]
     stood = STANDS if restart == plan.restarts - 1 else UNTRIED - restart - 1
 
-    to_the_end = number == restart == 0 and attack.to_the_end
+    to_the_end = number == restart == 0 and plan.final_iterate
     setting = AttackSetting(plan.seed, restart, plan.queries, plan.k, to_the_end)
 
     def batch(indices: Tensor) -> Batch:

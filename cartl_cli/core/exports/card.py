@@ -5,31 +5,17 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
 from cartl_cli import __version__
 from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config import ImportConfig, PretrainConfig
-from cartl_cli.core.config.values import shown_pixels, write_list
+from cartl_cli.core.config.told import told_settings
+from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.exports.graphs import METADATA
 from cartl_cli.core.exports.subject import Subject, described
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.runs.manifest import Run
-
-UNTOLD = {
-    *("dataset", "source", "checkpoint", "origin", "licence", "threat"),  # told in sentences
-    *("arch", "classes", "device", "save_every"),
-}
-VERDICTS = {
-    "ok": "All checks of this attack passed. Robust accuracies are upper bounds: a stronger attack "
-    "may leave less.",
-    "off": "**This attack was not checked** (`--checks off`). Nobody knows whether it worked.",
-    "upper bound, attack incomplete": "**This attack failed a check: a stronger attack was found, "
-    "or must be expected.** The true robustness is lower than the figures, perhaps by much.",
-    "invalid": "**This attack is INVALID: it failed a check that voids its figures.** Do not cite "
-    "them. Attack the model again.",
-}
+from cartl_cli.core.runs.results import MEANINGS
 
 
 def model_card(subject: Subject) -> str:
@@ -103,8 +89,9 @@ def _robustness(known: dict[str, Any]) -> Iterator[str]:
     attack, measured = known["attack"], known["measured"]
     if attack:
         yield from _table(attack)
+        yield from _classes(attack)
         yield ""
-        yield f"{_effort(attack)} {VERDICTS[attack['checks']]}"
+        yield f"{_effort(attack)} {_meaning(attack['checks'])}"
         yield from _not_passed(attack)
         return
     yield "**This model was not attacked.** Nobody knows how robust it is."
@@ -115,6 +102,12 @@ def _robustness(known: dict[str, Any]) -> Iterator[str]:
     yield f"When it was made, it was measured on clean images{robust}:"
     yield ""
     yield from _table(measured)
+
+
+def _meaning(checks: str) -> str:
+    """What the checks of an attack say, loud where it is no praise."""
+    first, dot, rest = MEANINGS[checks].partition(". ")
+    return f"{first}{dot}{rest}" if checks == "ok" else f"**{first}.** {rest}"
 
 
 def _table(found: dict[str, Any]) -> Iterator[str]:
@@ -132,6 +125,21 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     part = ", drawn from all of them" if found["part"] else ""
     yield f"Images: {found['n']} {_told(found['split'])} images of {_told(found['data'])}{part}."
+
+
+def _classes(attack: dict[str, Any]) -> Iterator[str]:
+    found = attack["by_class"]
+    if found["balanced_clean"] is None:
+        return
+    means = [found["balanced_clean"], found["balanced_robust"]]
+    worst = [found["worst_clean"], found["worst_robust"]]
+    mean, left = map(_percent, means)
+    classes = [f"{_told(one['class'])} ({_percent(one['accuracy'])})" for one in worst]
+    yield ""
+    yield (
+        f"Mean of the classes: {mean} clean, ≤ {left} at the largest eps. Worst class: "
+        f"{classes[0]} clean, {classes[1]} at the largest eps."
+    )
 
 
 def _effort(attack: dict[str, Any]) -> str:
@@ -214,7 +222,8 @@ def _made(run: Run) -> Iterator[str]:
     if manifest.kind != "import":  # of an import they say how it was looked at, if it was
         yield "| setting | value | meaning |"
         yield "|---|---|---|"
-        yield from _settings(run.making)
+        for told in told_settings(run.making):
+            yield f"| {told.name} | {_told(told.value)} | {_told(told.meaning)} |"
         yield ""
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     yield f"Made with: {_told(versions)}."
@@ -243,18 +252,6 @@ def _method(run: Run) -> Iterator[str]:
             f"{config.look(record.fdm_lambda).label}). The blocks before them are the source's."
         )
     yield f"It was trained on {manifest.data.train_images} images of {_told(manifest.data.name)}."
-
-
-def _settings(config: BaseModel) -> Iterator[str]:
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if name in UNTOLD or value is None or value is False or value in ((), ""):
-            continue
-        shown = write_list(value) if isinstance(value, tuple) else f"{value}"
-        if name in ("eps", "step_size"):
-            shown = shown_pixels(value)
-        meaning = re.sub(r" \(default: .*\)", "", field.description or "").partition(". ")[0]
-        yield f"| {name} | {_told(shown)} | {_told(meaning.rstrip('.'))} |"
 
 
 def _imported(subject: Subject, field: str) -> str:

@@ -5,11 +5,11 @@ from typing import Any
 
 from cartl_cli import __version__
 from cartl_cli.core.config import ImportConfig, PretrainConfig
-from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.evaluation.confusion import by_class, confusions
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
-from cartl_cli.core.runs.reader import list_runs
-from cartl_cli.core.runs.results import AttackResults, headline
+from cartl_cli.core.runs.reader import attacks_on, source_beside
+from cartl_cli.core.runs.results import checked
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.statistics import accuracy_interval
 
@@ -44,22 +44,7 @@ class Subject:
 def read_subject(run: Run) -> Subject:
     """The network of a finished run, and what lies beside it. Raises RunError."""
     model = read_model(run)
-    beside = list_runs(run.folder.parent)
-    attacks = (other for other in reversed(beside) if _is_finished_attack(other, run))
-    sources = (other for other in beside if _started_from(run, other))
-    return Subject(run, model.requires_grad_(False), tuple(attacks), next(sources, None))
-
-
-def _is_finished_attack(other: Run, run: Run) -> bool:
-    manifest = other.manifest
-    finished = manifest.status == "completed" and isinstance(manifest.results, AttackResults)
-    return finished and _started_from(other, run)
-
-
-def _started_from(run: Run, other: Run) -> bool:
-    """Whether a run took the model of the other, with the weights that it has now."""
-    record, weights = run.manifest.source, other.manifest.weights
-    return bool(record and weights and (record.run, record.sha256) == (other.name, weights.sha256))
+    return Subject(run, model.requires_grad_(False), attacks_on(run), source_beside(run))
 
 
 def described(subject: Subject) -> dict[str, Any]:
@@ -91,29 +76,11 @@ def described(subject: Subject) -> dict[str, Any]:
             "alpha": "laid on black",
             "exif": "turned upright first",
             "resampling": "Pillow, antialiased",
-            "steps": preprocessing_steps(manifest.model.preprocessing),
+            "steps": manifest.model.preprocessing.steps,
         },
         "measured": measured(subject.run),
         "attack": attacked(subject.attacks[0]) if subject.attacks else None,
     }
-
-
-def preprocessing_steps(preprocessing: Preprocessing) -> list[str]:
-    """How an image file becomes what the network takes, step by step."""
-    side, how = preprocessing.image_size, preprocessing.interpolation
-    if preprocessing.resize == "squash":
-        taken = "Take the whole image, whatever its shape."
-    else:
-        shorter = preprocessing.shorter_side or side
-        taken = f"Take the square in the middle, {side}/{shorter} of the shorter side long."
-    return [
-        "Decode the file and turn it upright as its EXIF says.",
-        "Lay it on black where it is transparent, and convert it to RGB.",
-        taken,
-        f"Resize that to {side} x {side} pixels, {how}, with Pillow's resize (antialiased).",
-        "Divide the pixels by 255, as float32 of shape (3, height, width).",
-        "Do not normalize: the network does that itself.",
-    ]
 
 
 def measured(run: Run) -> dict[str, Any] | None:
@@ -149,8 +116,13 @@ def _interval(accuracy: float, n: int) -> list[float]:
 
 
 def attacked(attack: Run) -> dict[str, Any]:
-    """What a finished attack found, how it was made, and what its checks say of it."""
+    """What a finished attack found, how it was made, and what its checks say of it.
+
+    Raises RunError where what it kept of each image is damaged.
+    """
     config, results, data = attack.attack, attack.attack_results, attack.manifest.data
+    classes = by_class(confusions(attack))
+    del classes["classes"]  # there may be thousands
     return {
         "run": attack.name,
         "data": data.name,
@@ -172,7 +144,8 @@ def attacked(attack: Run) -> dict[str, Any]:
             }
             for found in results.by_eps
         ],
-        "checks": headline(results.trust) if results.trust else "off",
+        "by_class": classes,
+        "checks": checked(results.trust),
         "not_passed": [
             {"id": check.id, "verdict": check.verdict, "text": check.text}
             for check in results.trust

@@ -1,4 +1,4 @@
-"""Where a model is that is to be imported: a file, a folder, or published under an address.
+"""Where a model is that is to be imported: a file, a folder, an address, or cartl itself.
 
 What is published is fetched once and kept beside the downloaded data sets; nothing of it is run.
 """
@@ -10,13 +10,15 @@ from pathlib import Path
 
 from torchvision.models import get_model_weights
 
-from cartl_cli.core.config.values import ADDRESS
+import cartl_cli
+from cartl_cli.core.config.values import ADDRESS, PACKAGED
 from cartl_cli.core.data.downloads import Archive, Store, fetched
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.imports.told import CONFIG, WEIGHTS, Told, preprocessed, told_beside
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.registry.architectures import parse_architecture
 
+SOURCES = Path(cartl_cli.__file__).parent / "sources"
 HUB = "https://huggingface.co"  # or another that HF_ENDPOINT names
 
 
@@ -29,6 +31,9 @@ def obtained(checkpoint: str, store: Store) -> tuple[Path, Told]:
     if (address := ADDRESS.fullmatch(checkpoint)) is None:
         path = Path(checkpoint).expanduser()
         path = path / WEIGHTS if (path / WEIGHTS).is_file() else path
+        return path, told_beside(path)
+    if checkpoint == PACKAGED:
+        path = SOURCES / PACKAGED / WEIGHTS
         return path, told_beside(path)
     place, name = address.groups()
     if place == "torchvision":

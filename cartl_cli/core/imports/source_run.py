@@ -165,6 +165,8 @@ def _read(config: ImportConfig, session: Session) -> Import:
         session.say(remark)
     session.say(f"normalization: {normalization}")
     session.say(f"images become: {config.preprocessing.shown}")
+    if told.claim:
+        session.say(f"its maker measured {told.claim}")
     draft = Manifest(
         kind="import",
         config=config,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cartl_cli.core.config import ImportConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.runs.manifest import Run
@@ -26,7 +27,8 @@ class Told:
     """What is said of a file of weights; nothing, where nothing stands beside it.
 
     ``settings`` are some of ``ImportConfig``. ``convex_blocks``: last blocks whose residual sums
-    are means. ``sha256``: the first digits of the file's.
+    are means. ``sha256``: the first digits of the file's. ``claim``: how accurate and robust its
+    maker found it, in words.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Told:
     normalization: Normalization | None = None
     convex_blocks: int = 0
     sha256: str = ""
+    claim: str = ""
 
 
 def completed(config: ImportConfig, told: Told) -> ImportConfig:
@@ -87,6 +90,26 @@ class _Preprocessing(Preprocessing):
     model_config = ConfigDict(extra="ignore")
 
 
+class _Measured(_Foreign):
+    data: str
+    n: Annotated[int, Field(gt=0)]
+    clean_accuracy: Annotated[float, Field(ge=0, le=1)]
+    robust_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    attacks: tuple[str, ...] = ()
+    steps: int = 0
+    eps: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def claim(self) -> str:
+        """In words."""
+        found = f"{100 * self.clean_accuracy:.1f} % clean"
+        if self.robust_accuracy is not None:
+            attacks = ", ".join(f"{attack}-{self.steps}" for attack in self.attacks)
+            eps = shown_pixels(self.eps)
+            found += f", {100 * self.robust_accuracy:.1f} % under {attacks} at eps {eps}"
+        return f"{found} ({self.n:,} images of {self.data})"
+
+
 class _Exported(_Foreign):
     """The ``config.json`` of ``cartl export --format hub``."""
 
@@ -96,6 +119,8 @@ class _Exported(_Foreign):
     convex_blocks: Annotated[int, Field(ge=0)] = 0
     classes: tuple[str, ...]
     preprocessing: _Preprocessing
+    licence: str = ""
+    measured: _Measured | None = None
 
 
 class _Pretrained(_Foreign):
@@ -123,11 +148,12 @@ def _of_config(content: Any) -> Told:
     if "cartl" in content:
         ours = _Exported.model_validate(content)
         return Told(
-            {"arch": ours.architecture, "origin": f"run {ours.run}"}
+            {"arch": ours.architecture, "origin": f"run {ours.run}", "licence": ours.licence}
             | ours.preprocessing.model_dump(),
             ours.classes,
             convex_blocks=ours.convex_blocks,
             sha256=ours.sha256,
+            claim=ours.measured.claim if ours.measured else "",
         )
     if "pretrained_cfg" not in content:
         return Told()

@@ -203,16 +203,25 @@ class OnImages:
 
 def extracted_in_pieces(tuning: Tuning, tuned: Tuned) -> Tuned:
     """The same, with the extractor's part of large batches taken in ``pieces``, where it can be."""
-    whole, on_features = tuned.objective, tuned.on_features
-    if on_features is None:
+    if tuned.on_features is None:
         return tuned
-    by_features = OnImages(tuning.model, tuning.k, on_features)
+    by_features = OnImages(tuning.model, tuning.k, tuned.on_features)
+    return replace(tuned, objective=InPieces(tuned.objective, by_features))
 
-    def objective(images: Tensor, labels: Tensor, step: int, part: Part, /) -> StepLoss:
-        chosen = by_features if at_once(images) < len(images) else whole
+
+@dataclass(frozen=True)
+class InPieces:
+    """``whole``, but of batches too large to be taken at once ``on_features``: the same loss."""
+
+    whole: Objective
+    on_features: Objective
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, step: int, part: Part = EVERYTHING
+    ) -> StepLoss:
+        """See ``Objective``."""
+        chosen = self.on_features if at_once(images) < len(images) else self.whole
         return chosen(images, labels, step, part)
-
-    return replace(tuned, objective=objective)
 
 
 # What is added to it

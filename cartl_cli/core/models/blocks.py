@@ -198,7 +198,7 @@ def classifier_alone(model: BlockModel) -> Iterator[None]:
 def initialize(model: nn.Module) -> None:
     """Kaiming-normal fan-out convolutions, unit batch norm, zero linear bias."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there torch compiles it
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)

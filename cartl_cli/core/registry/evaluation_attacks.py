@@ -1,7 +1,6 @@
 """The attacks of ``cartl attack``, by name."""
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +18,7 @@ class EvaluationAttack:
     ``method.losses`` that it raises, as far as the short attacks within the checks can follow it.
     ``independent``: run on every image that is right when clean, so that its own accuracy can be
     cited; the others attack what those before them left. ``to_the_end``: as the first of several it
-    walks on with fallen images, since the paper counts the last iterate alone.
+    can walk on with fallen images, for ``--final-iterate``.
 
     ``takes``: which of steps and queries it uses. ``iterates``: (steps, queries) → how many
     iterates its curve has; None if it does not say at which iterate an image falls. ``counted``:
@@ -49,11 +48,6 @@ class EvaluationAttack:
             raise UsageError(
                 f"--attack: {self.name} needs the package {package}; pip install 'cartl[{extra}]'"
             )
-
-
-def steps_towards_each(steps: int) -> int:
-    """A third of all: what falls to ``apgd-t`` falls early (docs/strength.md)."""
-    return math.ceil(steps / 3)
 
 
 _HERE = "cartl_cli.core.attacks"
@@ -92,7 +86,6 @@ EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
             f"{_HERE}.apgd:apgd_t",
             "margin",
             *("#D55E00", "D", (0, (3, 1, 1, 1))),
-            iterates=lambda steps, queries: steps_towards_each(steps),
             counted="iterates towards one class",
             few_classes="aims with the margin, not the DLR loss",
         ),

@@ -104,6 +104,9 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
         content = _from_schema_2(content)
     if schema <= 4:  # what came with schema 4 has defaults
         content = _from_schema_4(content)
+    config = content.get("config")
+    if content.get("kind") == "attack" and isinstance(config, dict):  # once pgd was to go on always
+        content = content | {"config": {"final_iterate": _pgd_first(config)} | config}
     weights = content.get("weights")
     name = weights.get("name") if isinstance(weights, dict) else "none"
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
@@ -200,6 +203,11 @@ def _results_of_schema_2(
         name: results.get(name) for name in ("n", "clean_accuracy", "clean_interval", "seconds")
     }
     return kept | {"by_eps": [by_eps], "half_eps": None}
+
+
+def _pgd_first(config: dict[str, Any]) -> bool:
+    attacks = config.get("attack")
+    return isinstance(attacks, list) and attacks[:1] == ["pgd"]
 
 
 def _first(error: ValidationError) -> str:

@@ -26,6 +26,7 @@ from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest, read_json
+from cartl_cli.core.runs.results import AttackResults
 from cartl_cli.core.storage import FileRecord
 
 MANIFEST = "manifest.json"
@@ -60,6 +61,28 @@ def list_runs(runs_dir: Path) -> list[Run]:
             with suppress(RunError):
                 runs.append(read_run(folder))
     return sorted(runs, key=lambda run: run.manifest.number)
+
+
+def attacks_on(run: Run) -> tuple[Run, ...]:
+    """The finished attacks beside a run on exactly its weights, the newest first."""
+    return tuple(
+        other
+        for other in reversed(list_runs(run.folder.parent))
+        if isinstance(other.manifest.results, AttackResults)
+        and other.manifest.status == "completed"
+        and _took(other, run)
+    )
+
+
+def source_beside(run: Run) -> Run | None:
+    """The run beside it whose model a run started from, unless it has other weights now."""
+    return next((other for other in list_runs(run.folder.parent) if _took(run, other)), None)
+
+
+def _took(run: Run, other: Run) -> bool:
+    """Whether a run took the model of the other, with the weights that it has now."""
+    record, weights = run.manifest.source, other.manifest.weights
+    return bool(record and weights and (record.run, record.sha256) == (other.name, weights.sha256))
 
 
 def same_runs(runs_dir: Path, draft: Manifest) -> list[Run]:

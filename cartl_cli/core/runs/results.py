@@ -1,6 +1,6 @@
 """What a run measured: the results in its manifest."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -32,6 +32,23 @@ def headline(checks: Iterable[Check]) -> Headline:
     if any(name.startswith("V") for name in failed):
         return "invalid"
     return "upper bound, attack incomplete" if failed else "ok"
+
+
+MEANINGS = {
+    "ok": "All checks of this attack passed. Robust accuracies are upper bounds: a stronger attack "
+    "may leave less.",
+    "off": "This attack was not checked (--checks off). Nobody knows whether it worked.",
+    "upper bound, attack incomplete": "This attack failed a check: a stronger attack was found, or "
+    "must be expected. The true robustness is lower than the figures, perhaps by much.",
+    "invalid": "This attack is INVALID: it failed a check that voids its figures. Do not cite "
+    "them. Attack the model again.",
+}
+"""What ``checked`` says of an attack, in sentences for a reader."""
+
+
+def checked(checks: Collection[Check]) -> str:
+    """The headline of an attack's checks, or ``off`` where it has none."""
+    return headline(checks) if checks else "off"
 
 
 class Moved(BaseModel):

@@ -24,6 +24,7 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
+from cartl_cli.core.runs.metrics import METRICS
 from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import MANIFEST, next_number, read_run, same_runs, state
 from cartl_cli.core.runs.recorded import read_recorded
@@ -32,7 +33,6 @@ from cartl_cli.core.runtime.ranks import ALONE, Ranks, is_lost
 
 WEIGHTS = "model.safetensors"
 OUTCOMES = "outcomes.safetensors"
-METRICS = "metrics.jsonl"
 UNSAID = {"processes": "1", "compile": "no"}  # versions in a manifest that does not say
 SPARE = 3  # checkpoints that must fit on the disk before a run begins
 

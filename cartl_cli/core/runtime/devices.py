@@ -9,6 +9,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from cartl_cli.core.choices import Precision
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runtime.ranks import ALONE, Ranks
 
-WORTHWHILE = 2_000
+WORTHWHILE = 1_000
 """Steps of a training on CUDA in which compiling makes up for the minute that it takes."""
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>
@@ -126,8 +127,6 @@ def versions(
     device: torch.device, precision: str, processes: int = 1, compiling: bool = False
 ) -> dict[str, str]:
     """Software and hardware of a measurement; processes, if many; compiling, if asked for."""
-    import torchvision
-
     hardware = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -137,7 +136,7 @@ def versions(
         "cartl": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),
         "device": str(device),
         "hardware": hardware,
         "precision": precision,

@@ -21,8 +21,11 @@ from cartl_cli.core.runs.parsing import parse_json, read_json
 FOLDER = "sweeps"  # in the folder of the runs
 MAX_POINTS = 500
 SWEEP_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}"
-PLACES = HARMLESS | {"source", "run", "sync_bn"}
-"""Settings that say where a run is made or found, not what it is; each is made by one process."""
+PLACES = HARMLESS | {"source", "run", "sync_bn", "final_iterate"}
+"""Settings that say where a run is made or found, not what it is; each is made by one process.
+
+``final_iterate`` adds a number of no report; once it was always there.
+"""
 
 _OF_TRAINING: dict[str, object] = {"split_seed": 0, "skip_bad": False, "balance": False}
 ADDED: dict[Kind, dict[str, object]] = {

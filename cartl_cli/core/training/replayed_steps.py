@@ -47,13 +47,21 @@ class Graph:
 class ReplayedSteps:
     """``take_step``, in which steps of full batches are replayed; ``phase``: see TrainingPlan.
 
-    To be used on a ``side_stream``: the default one cannot be captured.
+    To be used on a ``side_stream``: the default one cannot be captured. If a step cannot be
+    captured, that is said, and all go on as they are.
     """
 
-    def __init__(self, phase: Callable[[int], Hashable], head_steps: int, full: int) -> None:
+    def __init__(
+        self,
+        phase: Callable[[int], Hashable],
+        head_steps: int,
+        full: int,
+        say: Callable[[str], None],
+    ) -> None:
         self.phase_of = phase
         self.head_steps = head_steps
         self.full = full
+        self.say = say
         self.phase: Hashable = None
         self.plain = 0
         self.graph: Graph | None = None
@@ -70,7 +78,16 @@ class ReplayedSteps:
             self.plain += 1
             return take_step(training, images, labels, step, part, rate)
         if self.graph is None:
-            self.graph = capture(training, images, labels, step, part)
+            try:
+                self.graph = capture(training, images, labels, step, part)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                self.say(f"note: steps cannot be replayed as a graph ({reason}); going on without")
+                self.full = 0
+                training.optimizer.zero_grad()  # half a step may have left some
+                return take_step(training, images, labels, step, part, rate)
         return self.graph.take(images, labels, step, rate)
 
 

@@ -32,6 +32,7 @@ from cartl_cli.core.runs.manifest import (
     data_record,
     source_record,
 )
+from cartl_cli.core.runs.metrics import METRICS
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.weights import from_bytes
 from cartl_cli.core.runs.writer import Session
@@ -280,7 +281,7 @@ def compiled_steps(
             yield take_step
         elif setup.device.type == "cuda":
             with side_stream(setup.device):
-                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full), say)
+                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full, say), say)
         else:
             yield first_timed(take_step, say)
 
@@ -347,20 +348,20 @@ class TrainingState:
         return {
             MODEL: self.model.state_dict(),
             TRAIN: self.momentum | self.plan.state,
-            writer.METRICS: metrics,
+            METRICS: metrics,
         }
 
     def restore(self, run: Run, position: Position, files: Mapping[str, bytes]) -> bytes:
         """Take over a checkpoint of a run; give back its metrics. Raises RunError."""
         where = run.folder / f"ckpt-{position.step:06d}"
-        if files.keys() != {MODEL, TRAIN, writer.METRICS}:
+        if files.keys() != {MODEL, TRAIN, METRICS}:
             raise RunError(f"checkpoint is not that of a training: {where}")
         model, updated = self.model.state_dict(), self.momentum | self.plan.state
         stored = from_bytes(files[TRAIN], updated, where)
         self.model.load_state_dict(from_bytes(files[MODEL], model, where))
         for name, tensor in updated.items():
             tensor.copy_(stored[name])
-        return files[writer.METRICS]
+        return files[METRICS]
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

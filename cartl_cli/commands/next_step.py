@@ -1,0 +1,46 @@
+"""What to type next, said after each command: one line that can be pasted as it is."""
+
+import os
+import shlex
+from pathlib import Path
+
+from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.reader import attacks_on, selector_of
+from cartl_cli.core.sweeps.points import Sweep
+from cartl_cli.display.terminal import say
+
+
+def after_source(run: Run, runs_dir: Path) -> None:
+    """Say how to transfer a source model."""
+    words = ["transfer", "--source", selector_of(run, runs_dir), "--method", "fast"]
+    _next([*words, "--dataset", "shapes-target"], runs_dir, " (or with a folder of your images)")
+
+
+def after_model(run: Run, runs_dir: Path, done: str = "") -> None:
+    """Say what is not yet done with a model: attack it, see its page, export it, compare it.
+
+    ``done``: the command that was just done with it, wherever it left what it made.
+    """
+    from cartl_cli.core.exports.files import ENDINGS
+
+    name, page = selector_of(run, runs_dir), f"{run.name}-page"
+    if done != "attack" and not attacks_on(run):
+        words = ["attack", name]
+    elif not os.path.lexists(page):
+        words = ["report", name, "--format", "html", "--out", page]
+    elif done != "export" and not any(os.path.lexists(run.name + end) for end in ENDINGS.values()):
+        words = ["export", name]
+    else:
+        words = ["report"]
+    _next(words, runs_dir)
+
+
+def after_sweep(sweep: Sweep, runs_dir: Path) -> None:
+    """Say how to see what a sweep found; one without attacks, how to attack its last model."""
+    attacked = any(point.kind == "attack" for point in sweep.points)
+    _next(["report", sweep.name] if attacked else ["attack", sweep.points[-1].run], runs_dir)
+
+
+def _next(words: list[str], runs_dir: Path, remark: str = "") -> None:
+    place = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
+    say(f"next{remark}: {shlex.join(['cartl', *words, *place])}")
