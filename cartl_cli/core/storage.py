@@ -366,10 +366,12 @@ def read(path: Path, what: str, at_most: int) -> tuple[bytes, int]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RunError(f"{what} is not a regular file: {path}")
-        found = bytearray()
-        while part := os.read(descriptor, min(at_most - len(found), PART)):
-            found += part
-        return bytes(found), status.st_size
+        found = b""  # of large files one read gives all: there is no second copy to make
+        while part := os.read(
+            descriptor, min(at_most - len(found), max(status.st_size - len(found), PART))
+        ):
+            found = found + part if found else part
+        return found, status.st_size
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
     finally:
