@@ -25,7 +25,7 @@ from cartl_cli.core.evaluation.saved_images import read_saved
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.display.attack_plots import rendered, style
 
-METHODS: dict[str, list[object]] = {"plain": [], "fast": ["--method", "fast"]}
+METHODS: dict[str, list[object]] = {"plain": [], "fast": ["--method", "fast", "--epochs", 20]}
 NAMES = {"plain": "plain\nfine-tuning", "fast": "cartl\n--method fast"}
 ATTACK = ("--attack", "pgd,pgd-margin", "--pgd-steps", 20, "--limit", 200, "--checks", "off")
 SHOWN = 5  # images
