@@ -5,7 +5,7 @@ on its best point so far, and its steps are halved.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from cartl_cli.core.attacks.contract import (
     AttackSetting,
     Batch,
     Outcome,
+    Targets,
     by_batches,
 )
 from cartl_cli.core.attacks.judged_pgd import confirm, correct, predict, start
@@ -84,38 +85,72 @@ ROUNDS = (
     Round(-0.15, 2, 1 / 2),
     *(Round(-0.05, 2, 1),) * 4,
 )
-"""What each is for: docs/strength.md."""
+"""What each is for: docs/strength.md. ``near`` never falls."""
 
 
-@by_batches
-def apgd_t(model: BlockModel, batch: Batch, budget: Budget, setting: AttackSetting) -> Outcome:
+def apgd_t(
+    model: BlockModel, targets: Targets, budget: Budget, setting: AttackSetting
+) -> Iterator[tuple[Tensor, Outcome]]:
     """Auto-PGD on the targeted DLR loss in ``ROUNDS``, each climb with a start of its own.
 
-    The first takes everybody; the others, in float32, those that it nearly broke.
+    The first takes everybody; the others, in float32, those of all batches that it nearly broke.
     """
-    images, labels = batch.images, batch.labels
-    found, fell_at = images.clone(), torch.full_like(labels, STANDS)
-    clean, classes = predict(model, images), _wrong_classes(model, images, labels)
-    near = torch.stack([targeted_dlr(clean, labels, to) for to in classes.T], 1)  # (B, classes − 1)
-    for number, (least, targets, part) in enumerate(ROUNDS):
-        rows = ((fell_at == STANDS) & (near.amax(1) >= least)).nonzero().squeeze(1)
-        some = Batch(images[rows], labels[rows], batch.indices[rows])
-        order = near[rows].argsort(dim=1, descending=True, stable=True)[:, :targets]
+    queue, near = targets.indices, None
+    for number in range(len(ROUNDS)):
+        going_on: list[tuple[Tensor, Tensor]] = []
+        for rows in torch.arange(len(queue), device=queue.device).split(targets.size):
+            batch = targets.batch(queue[rows])
+            begun = _clean_losses(model, batch) if near is None else near[rows]
+            outcome, reached = _round(model, batch, begun, budget, setting, number)
+            least = ROUNDS[number + 1].near if number + 1 < len(ROUNDS) else math.inf
+            again = ~outcome.fallen & (reached.amax(1) >= least)
+            going_on.append((queue[rows[again]], reached[again]))
+            left = ~again
+            if left.any():
+                yield (
+                    queue[rows[left]],
+                    Outcome(
+                        outcome.adversarial[left], outcome.fell_at[left], outcome.fallen_last[left]
+                    ),
+                )
+        if not any(len(some) for some, _ in going_on):
+            return
+        queue, near = (torch.cat(parts) for parts in zip(*going_on, strict=True))
 
-        def start_of(
-            target: int, still: Tensor, some: Batch = some, round_: int = number
-        ) -> Tensor:
-            those = Batch(some.images[still], some.labels[still], some.indices[still])
-            return start(those, budget, setting, f"attack start towards {target} in {round_}")
 
-        fewer = replace(budget, steps=math.ceil(part * budget.steps))
-        with float32(images.device) if number > 0 else nullcontext():
-            outcome, reached = _towards_each(
-                model, some.images, some.labels, start_of, fewer, classes[rows].gather(1, order)
-            )
-        found[rows], fell_at[rows] = outcome.adversarial, outcome.fell_at
-        near[rows] = near[rows].scatter_reduce(1, order, reached, "amax")
-    return Outcome(found, fell_at, fell_at != STANDS)
+def _clean_losses(model: BlockModel, batch: Batch) -> Tensor:
+    """The targeted DLR loss of each image towards each class (B, classes), −∞ towards its own."""
+    clean = predict(model, batch.images)
+    losses = [
+        targeted_dlr(clean, batch.labels, torch.full_like(batch.labels, to))
+        for to in range(clean.shape[1])
+    ]
+    return torch.stack(losses, 1).scatter(1, batch.labels[:, None], -torch.inf)
+
+
+def _round(
+    model: BlockModel,
+    batch: Batch,
+    near: Tensor,
+    budget: Budget,
+    setting: AttackSetting,
+    number: int,
+) -> tuple[Outcome, Tensor]:
+    """One round, and the largest loss so far towards each class, like ``near`` (B, classes)."""
+    _, targets, part = ROUNDS[number]
+    order = near.argsort(dim=1, descending=True, stable=True)
+    classes = order[:, : min(targets, near.shape[1] - 1)]
+    fewer = replace(budget, steps=math.ceil(part * budget.steps))
+
+    def start_of(target: int, rows: Tensor) -> Tensor:
+        some = Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
+        return start(some, budget, setting, f"attack start towards {target} in {number}")
+
+    with float32(batch.images.device) if number > 0 else nullcontext():
+        outcome, reached = _towards_each(
+            model, batch.images, batch.labels, start_of, fewer, classes
+        )
+    return outcome, near.scatter_reduce(1, classes, reached, "amax")
 
 
 def apgd(
@@ -149,14 +184,9 @@ def apgd_targeted(
     ``start_of(number, rows)`` is the start towards the target of that number of the images
     ``rows``, those that still stand. ``fell_at`` counts the iterates towards one target.
     """
-    classes = _wrong_classes(model, images, labels)[:, :targets]
-    return _towards_each(model, images, labels, start_of, budget, classes)[0]
-
-
-def _wrong_classes(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """All classes but the label (B, classes − 1), the largest clean logit first."""
     others = predict(model, images).scatter(1, labels[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+    classes = others.argsort(dim=1, descending=True, stable=True)[:, :-1][:, :targets]
+    return _towards_each(model, images, labels, start_of, budget, classes)[0]
 
 
 def _towards_each(
