@@ -80,11 +80,7 @@ class Round(NamedTuple):
     part: float
 
 
-ROUNDS = (
-    Round(-math.inf, WRONG_CLASSES, 1 / 5),
-    Round(-0.15, 2, 1 / 2),
-    *(Round(-0.05, 2, 1),) * 4,
-)
+ROUNDS = (Round(-math.inf, WRONG_CLASSES, 1 / 5), Round(-0.3, 3, 1 / 2), Round(-0.1, 3, 1))
 """What each is for: docs/strength.md. ``near`` never falls."""
 
 
