@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cartl_cli import load_model
+from cartl_cli.core.data.split import Split
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluation.comparison import read_outcomes
 from cartl_cli.core.evaluation.confusion import Confusion, by_class, confusions
 from cartl_cli.core.evaluation.verdicts import likeliest_other
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.training.remarks import class_by_class
 from cartl_cli.display.class_tables import class_table
 from cartl_cli.display.tables import print_fitted, stdout
 from tests.conftest import Command
@@ -246,3 +248,13 @@ def test_seeds_of_which_one_does_not_tell_have_none(cartl: Command, tmp_path: Pa
     found = json.loads(cartl("report", "--json").out)["results"]
     assert [one["by_class"]["balanced_clean"] for one in found].count(None) == 1
     assert "–: an attack that did not keep its answers." in cartl("report").out
+
+
+def test_a_training_tells_its_worst_class() -> None:
+    """Three classes of 1, 2 and 4 images, none of a fourth: 1 of 1, 1 of 2 and 3 of 4 are right."""
+    labels = torch.tensor([0, 1, 1, 3, 3, 3, 3])
+    right = torch.tensor([True, False, True, True, True, False, True])
+    split = Split(torch.zeros(7, 3, 2, 2, dtype=torch.uint8), labels)
+    assert class_by_class(right, split, ("one", "two", "three", "four")) == (
+        "worst class: two (50.0 %); balanced accuracy, the mean of the classes: 75.0 %"
+    )

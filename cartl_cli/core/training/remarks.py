@@ -1,5 +1,9 @@
 """What a user should know of a transfer, before it and after it."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import Split
 from cartl_cli.core.runs.manifest import Run
@@ -34,6 +38,19 @@ def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[st
     if manifest.config.dataset == config.dataset:
         found.append(f"source and target use the same data set {config.dataset}")
     return found
+
+
+def class_by_class(right: Tensor, measured: Split, classes: Sequence[str]) -> str:
+    """The worst class and the balanced accuracy, of images that are ``right`` (N,) when clean."""
+    labels = measured.labels.cpu()
+    images = labels.bincount(minlength=len(classes))
+    met = images.nonzero().squeeze(1)
+    shares = labels[right.cpu()].bincount(minlength=len(classes))[met] / images[met]
+    worst = int(shares.argmin())
+    return (
+        f"worst class: {classes[int(met[worst])]} ({100 * float(shares[worst]):.1f} %); balanced "
+        f"accuracy, the mean of the classes: {100 * float(shares.mean()):.1f} %"
+    )
 
 
 def no_better_than_chance(results: TrainingResults, measured: Split) -> bool:

@@ -31,7 +31,7 @@ from cartl_cli.core.runtime.randomness import seeded
 from cartl_cli.core.training import weight_average
 from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.loop import Progress
-from cartl_cli.core.training.remarks import no_better_than_chance
+from cartl_cli.core.training.remarks import class_by_class, no_better_than_chance
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 from cartl_cli.core.training.training_run import TrainingRun, begun, set_up, weights_of_classes
 
@@ -65,10 +65,11 @@ def pretrain(
             return None
         began = time.monotonic()
         evaluation = data.evaluation.to(device)
-        found = last = measure(model, evaluation, config, setup.autocast, training)
+        found, right = measure(model, evaluation, config, setup.autocast, training)
+        last = found
         if config.ema > 0:  # the average is the run's model; the last weights stay in a checkpoint
             weight_average.take(plan.state, model)
-            found = measure(model, evaluation, config, setup.autocast, training)
+            found, right = measure(model, evaluation, config, setup.autocast, training)
         results = TrainingResults(
             clean_accuracy=found.clean_accuracy,
             robust_accuracy=found.robust_accuracy,
@@ -82,6 +83,7 @@ def pretrain(
             collapsed_after=int(plan.state.get(COLLAPSED, 0)) or None,
         )
         run = training.finish(model, results, done)
+    session.say(class_by_class(right, data.evaluation, data.classes))
     if no_better_than_chance(results, data.evaluation):
         less = " or with a smaller --fdm-lambda" if config.fdm_lambda > 0 else ""
         session.say(f"warning: clean accuracy is at chance; train longer{less}")
@@ -110,15 +112,21 @@ def measure(
     config: PretrainConfig,
     autocast: torch.autocast,
     training: TrainingRun,
-) -> Accuracies:
-    """A first look at a finished model: PGD-20 under cross-entropy at the training eps."""
+) -> tuple[Accuracies, torch.Tensor]:
+    """A first look at a finished model: PGD-20 under cross-entropy at the training eps.
+
+    Also which images (N,) are right when clean.
+    """
     plan = Plan(
         ("pgd",), (first_look(config),), 1, 0, config.k, config.seed, config.batch_size, probe=0
     )
     found = unattacked(model, split, plan)
     for _ in robustness(model, split, plan, autocast, found):
         training.stop_if_asked("while measuring, after the last step")
-    return Accuracies(clean_accuracy=share(found.clean), robust_accuracy=share(found.worst(0)))
+    accuracies = Accuracies(
+        clean_accuracy=share(found.clean), robust_accuracy=share(found.worst(0))
+    )
+    return accuracies, found.clean
 
 
 def plan_of(

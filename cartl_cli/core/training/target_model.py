@@ -29,7 +29,7 @@ from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.frozen_features import extracted
 from cartl_cli.core.training.loop import Progress, fit, sgd
 from cartl_cli.core.training.radius import radius_of
-from cartl_cli.core.training.remarks import remarks, verdict
+from cartl_cli.core.training.remarks import class_by_class, remarks, verdict
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 from cartl_cli.core.training.training_run import (
     begun,
@@ -101,7 +101,10 @@ def transfer(
             collapsed_after=int(plan.state.get(COLLAPSED, torch.tensor(0))) or None,
         )
         run = training.finish(model, results, done)
-    for note in verdict(run, session, data.evaluation):
+    for note in (
+        class_by_class(clean, data.evaluation, data.classes),
+        *verdict(run, session, data.evaluation),
+    ):
         session.say(note)
     return run
 
