@@ -20,10 +20,10 @@ import torch
 
 from cartl_cli import app
 from cartl_cli.core.data.batches import batches_per_epoch, epoch_batches
-from cartl_cli.core.method import adversarial_training
 from cartl_cli.core.runs import checkpoints
 from cartl_cli.core.runs.manifest import Position
 from cartl_cli.core.runs.weights import from_bytes
+from cartl_cli.core.runtime import replays
 from cartl_cli.core.runtime.randomness import generator
 from cartl_cli.core.training import catastrophic_overfitting, loop, training_run
 
@@ -173,7 +173,7 @@ def _counters(begun: int) -> Any:
     def wrong(seed: int, purpose: str, *counters: int) -> torch.Generator:
         return generator(seed, purpose, *(counter - begun for counter in counters))
 
-    return mock.patch.object(adversarial_training, "generator", wrong)
+    return mock.patch.object(replays, "generator", wrong)
 
 
 def _schedule(begun: int) -> Any:

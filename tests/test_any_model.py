@@ -157,7 +157,12 @@ def test_every_check_runs_on_a_network_that_nobody_cut(monkeypatch: pytest.Monke
     monkeypatch.setitem(CHECKS, "thorough", (*CHECKS["default"], rivals.adaptive))
     model, images, labels = strange()
     found = cartl_cli.attack(
-        model, images, labels, eps=0.02, pgd_steps=5, attack="pgd", checks="thorough"
+        *(model, images, labels),
+        eps=0.02,
+        pgd_steps=5,
+        attack="pgd",
+        checks="thorough",
+        final_iterate=True,
     )
     ids = {check.id for check in found.results.trust}
     invariants = {f"V{number}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12)}

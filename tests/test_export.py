@@ -324,7 +324,8 @@ def test_a_card_says_which_check_an_attack_failed(
 
 def test_a_card_says_that_an_attack_was_not_checked(scene: Path) -> None:
     edited(scene / "attacked", lambda manifest: manifest["results"].update(trust=[]))
-    assert "**This attack was not checked**" in card_of(scene / "target")
+    said = "**This attack was not checked (--checks off).** Nobody knows whether it worked."
+    assert said in card_of(scene / "target")
 
 
 def test_a_card_has_the_newest_attack_on_the_same_weights(scene: Path) -> None:

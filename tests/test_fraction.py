@@ -15,7 +15,7 @@ from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runs.manifest import Position
 from cartl_cli.core.runs.reader import read_run
-from cartl_cli.core.training.loop import Step, Training, fit
+from cartl_cli.core.training.loop import Step, Take, Training, fit
 from tests import tiny
 from tests.conftest import TINY_TRANSFER, Command
 from tests.crashes import call
@@ -82,9 +82,9 @@ def test_a_run_is_trained_on_its_part_and_attacked_on_the_same_data(
     where = ("--source", runs_dir / "source", "--val-fraction", "0.2", "--augment", "flip")
     seen: dict[str, Split] = {}
 
-    def spy(training: Training, begun: Position) -> Iterator[Step]:
+    def spy(training: Training, begun: Position, take: Take) -> Iterator[Step]:
         seen[str(len(seen))] = training.split
-        return fit(training, begun)
+        return fit(training, begun, take)
 
     with mock.patch("cartl_cli.core.training.training_run.fit", spy):
         whole = cartl(*TRANSFER, *where, "--name", "whole", "--json")

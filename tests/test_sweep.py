@@ -439,7 +439,11 @@ BAD: list[tuple[str, str | bytes | None, str]] = [
         "[base.pretrain]\nfdm_lamda = [1, 2]",
         "base.pretrain.fdm_lamda: unknown setting; did you mean 'fdm_lambda'",
     ),
-    ("S06-preset", '[base]\npreset = "papr"', "preset: no preset 'papr'; known: paper, paper-lwf"),
+    (
+        "S06-preset",
+        '[base]\npreset = "papr"',
+        "preset: no preset 'papr'; known: fast-robust, fast-robust-cpu, paper, paper-lwf",
+    ),
     ("S07", "[base.transfer]\nneft_beta = []", "base.transfer.neft_beta: an empty list leaves"),
     ("S08", "seeds = [0]\n", "1,000,000,000 combinations, but a sweep has at most 500 runs"),
     (

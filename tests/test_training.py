@@ -331,7 +331,7 @@ def test_pretraining_waits_for_the_device_at_the_end_of_an_epoch_alone(
         given,
     )
     model = build_model("wrn-10-1", 3).to(NOWHERE).to(memory_format=torch.channels_last).train()
-    setup = mock.Mock(device=NOWHERE, total_steps=6 * config.steps_per_batch)
+    setup = mock.Mock(config=config, device=NOWHERE, total_steps=6 * config.steps_per_batch)
     check_no_waiting(model, config, plan_of(model, config, setup, pytest.fail), monkeypatch)
 
 

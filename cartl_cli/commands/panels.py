@@ -12,8 +12,8 @@ FIRST = "Options"
 
 PANELS = {
     FIRST: """
-        source dataset model weights arch mean std k method methods fdm_lambda neft_beta attack eps
-        pgd_steps epochs budget want jobs dry_run listed top format form formats out baseline
+        source dataset arch mean std k method methods fdm_lambda neft_beta attack eps pgd_steps model
+        weights epochs budget want jobs dry_run listed top format form formats out baseline
         against table sort_by""",
     "Data": """
         classes fraction val_fraction split_seed split limit skip_bad image_size resize shorter_side
@@ -23,12 +23,12 @@ PANELS = {
         fdm_at replays radius latent_steps trades_beta lwf_lambda keep_lambda keep_at keep_distance
         head_first head_init interpolate freeze_bn balance awp_gamma ema""",
     "Attack": """
-        norm step_size eps_warmup restarts queries final_iterate checks strict compare""",
+        norm step_size eps_warmup restarts queries checks strict compare""",
     "Schedule": "batch_size lr schedule milestones warmup_epochs momentum weight_decay",
     "Run": """
         name resume extend preset config seed device precision compile sync_bn save_every executor
         cpus gpus ray_address runs_dir force""",
-    "Output": "describe diagnose save_adversarial plot as_json",
+    "Output": "describe diagnose final_iterate save_adversarial plot as_json",
 }
 """Panel → parameters of the commands, each once: an option is found where it is elsewhere."""
 
