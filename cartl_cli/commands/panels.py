@@ -12,8 +12,8 @@ FIRST = "Options"
 
 PANELS = {
     FIRST: """
-        source dataset arch mean std k method methods fdm_lambda neft_beta attack eps pgd_steps model
-        weights epochs budget want jobs dry_run listed top format form formats out baseline
+        source dataset arch mean std k method methods fdm_lambda neft_beta attack eps pgd_steps
+        model weights epochs budget want jobs dry_run listed top format form formats out baseline
         against table sort_by""",
     "Data": """
         classes fraction val_fraction split_seed split limit skip_bad image_size resize shorter_side

@@ -25,7 +25,7 @@ from cartl_cli.core.trust.invariants import snapshot
 
 SETTINGS = {
     *("attack", "norm", "eps", "step_size", "pgd_steps", "restarts", "queries", "checks"),
-    *("batch_size", "seed", "precision"),
+    *("final_iterate", "batch_size", "seed", "precision"),
 }
 """The settings of ``cartl attack`` that mean something without a run and a data set."""
 
