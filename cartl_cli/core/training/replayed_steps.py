@@ -4,18 +4,21 @@ A step of a small network is thousands of short kernels: attack, passes, optimiz
 device each of them takes longer than the kernels do.
 """
 
+import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from cartl_cli.core.method.objective import StepLoss
+from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.runtime.ranks import Part
 from cartl_cli.core.runtime.replays import Places, captured
-from cartl_cli.core.training.loop import Training, take_step
+from cartl_cli.core.training.loop import Take, Training, take_step
+from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 
 Found = TypeVar("Found")
 
@@ -118,3 +121,41 @@ def recorded(work: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
     ):
         found = work()
     return found, graph.replay
+
+
+@contextmanager
+def compiled_steps(
+    plan: TrainingPlan,
+    setup: TrainingSetup,
+    failed: Callable[[str], None] | None,
+    say: Callable[[str], None],
+) -> Iterator[Take]:
+    """How to take the steps of a plan: compiled if the setup says so, on CUDA replayed as graphs.
+
+    ``failed``: see ``compiled_passes``. How long compiling takes is told.
+    """
+    full = setup.config.batch_size if setup.compile else 0
+    with compiled_passes(full, failed, graphs=False):
+        if not setup.compile:
+            yield take_step
+        elif setup.device.type == "cuda":
+            with side_stream(setup.device):
+                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full, say), say)
+        else:
+            yield first_timed(take_step, say)
+
+
+def first_timed(take: Take, say: Callable[[str], None]) -> Take:
+    """The same; after the first step it is told how long that took."""
+    began: list[float] = []
+
+    def timed(training: Training, *step: Any) -> StepLoss:
+        if began:
+            return take(training, *step)
+        began.append(time.monotonic())
+        found = take(training, *step)
+        found.loss.item()  # until the device has done it
+        say(f"compiled in {time.monotonic() - began[0]:.0f} s")
+        return found
+
+    return timed

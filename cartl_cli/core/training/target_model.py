@@ -30,14 +30,9 @@ from cartl_cli.core.training.frozen_features import extracted
 from cartl_cli.core.training.loop import Progress, fit, sgd
 from cartl_cli.core.training.radius import radius_of
 from cartl_cli.core.training.remarks import class_by_class, remarks, verdict
+from cartl_cli.core.training.replayed_steps import compiled_steps
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
-from cartl_cli.core.training.training_run import (
-    begun,
-    compiled_steps,
-    set_up,
-    training_of,
-    weights_of_classes,
-)
+from cartl_cli.core.training.training_run import begun, set_up, training_of, weights_of_classes
 
 LOOKED_AT = 1000  # training images at most, for the accuracy that training ended at
 

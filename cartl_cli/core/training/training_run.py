@@ -1,11 +1,10 @@
 """A training as a run: what it begins with, and ``fit`` from the newest checkpoint to the end."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,8 @@ from cartl_cli.core.data.data_sets import augmentation, choice_of, described, lo
 from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.method.losses import class_weights
-from cartl_cli.core.method.objective import Objective, StepLoss
+from cartl_cli.core.method.objective import Objective
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.models.compiling import compiled_passes
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, TrainingAttack
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS, TransferMethod
 from cartl_cli.core.runs import checkpoints, writer
@@ -40,17 +38,8 @@ from cartl_cli.core.runtime import devices
 from cartl_cli.core.runtime.ranks import Ranks
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
 from cartl_cli.core.training.gradient_averaging import averaged
-from cartl_cli.core.training.loop import (
-    Progress,
-    Take,
-    Training,
-    count_steps,
-    fit,
-    learning_rate,
-    sgd,
-    take_step,
-)
-from cartl_cli.core.training.replayed_steps import ReplayedSteps, side_stream
+from cartl_cli.core.training.loop import Progress, Training, count_steps, fit, learning_rate, sgd
+from cartl_cli.core.training.replayed_steps import compiled_steps
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 
 Settings = TypeVar("Settings", PretrainConfig, TransferConfig)
@@ -262,44 +251,6 @@ class TrainingRun:
                 say(f"going on after step {position.step} of {total}, learning rate {rate:.3g}")
         setup.ranks.share(state.tensors)
         return checkpoints.shared(position, setup.ranks), metrics
-
-
-@contextmanager
-def compiled_steps(
-    plan: TrainingPlan,
-    setup: TrainingSetup,
-    failed: Callable[[str], None] | None,
-    say: Callable[[str], None],
-) -> Iterator[Take]:
-    """How to take the steps of a plan: compiled if the setup says so, on CUDA replayed as graphs.
-
-    ``failed``: see ``compiled_passes``. How long compiling takes is told.
-    """
-    full = setup.config.batch_size if setup.compile else 0
-    with compiled_passes(full, failed, graphs=False):
-        if not setup.compile:
-            yield take_step
-        elif setup.device.type == "cuda":
-            with side_stream(setup.device):
-                yield first_timed(ReplayedSteps(plan.phase, plan.head_steps, full, say), say)
-        else:
-            yield first_timed(take_step, say)
-
-
-def first_timed(take: Take, say: Callable[[str], None]) -> Take:
-    """The same; after the first step it is told how long that took."""
-    began: list[float] = []
-
-    def timed(training: Training, *step: Any) -> StepLoss:
-        if began:
-            return take(training, *step)
-        began.append(time.monotonic())
-        found = take(training, *step)
-        found.loss.item()  # until the device has done it
-        say(f"compiled in {time.monotonic() - began[0]:.0f} s")
-        return found
-
-    return timed
 
 
 def training_of(
