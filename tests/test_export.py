@@ -288,6 +288,7 @@ def edited(folder: Path, change: Callable[[Any], None]) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
+    manifest["seal"] = None  # as in a run of an older version
     path.write_text(json.dumps(manifest))
 
 
@@ -392,6 +393,23 @@ def test_what_cannot_be_exported_is_refused(cartl: Command, scene: Path) -> None
         assert done.err.count("\n") == 1
     left = sorted(path.name for path in scene.parent.iterdir())
     assert [name for name in left if name not in ("cache", "runs")] == ["taken"]
+
+
+@pytest.mark.parametrize("whose", ["target", "attacked"])
+def test_what_was_edited_after_it_was_finished_is_not_exported(
+    cartl: Command, scene: Path, whose: str
+) -> None:
+    path = scene / whose / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest, sort_keys=True))  # laid out otherwise: still the same
+    assert cartl("export", "target", "--out", "first.pt2").code == 0
+    manifest["data"]["name"] = "much-better-data"
+    path.write_text(json.dumps(manifest))
+    done = cartl("export", "target", "--out", "second.pt2")
+    assert done.code == 1
+    assert "manifest was edited after the run had finished" in done.err
+    assert whose in done.err
+    assert not (scene.parent / "second.pt2").exists()
 
 
 def test_a_missing_package_is_named(

@@ -10,6 +10,7 @@ from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import attacks_on, source_beside
 from cartl_cli.core.runs.results import checked
+from cartl_cli.core.runs.seal import check_seal
 from cartl_cli.core.runs.weights import read_model
 from cartl_cli.core.statistics import accuracy_interval
 
@@ -42,9 +43,14 @@ class Subject:
 
 
 def read_subject(run: Run) -> Subject:
-    """The network of a finished run, and what lies beside it. Raises RunError."""
-    model = read_model(run)
-    return Subject(run, model.requires_grad_(False), attacks_on(run), source_beside(run))
+    """The network of a finished run, and what lies beside it. Raises RunError.
+
+    What it says of itself was not changed since it was finished, nor what its attacks say.
+    """
+    model, attacks = read_model(run), attacks_on(run)
+    for one in (run, *attacks):
+        check_seal(one)
+    return Subject(run, model.requires_grad_(False), attacks, source_beside(run))
 
 
 def described(subject: Subject) -> dict[str, Any]:

@@ -33,6 +33,7 @@ SCHEMA_VERSION = 5
 
 Status = Literal["running", "completed", "failed", "diverged", "interrupted"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ModelSpec(BaseModel):
@@ -91,7 +92,7 @@ class Original(BaseModel):
 
     file: str
     size: Count
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     remarks: tuple[str, ...]
 
 
@@ -132,7 +133,8 @@ _RESULTS: dict[Kind, type[BaseModel]] = {
 class Manifest(BaseModel):
     """A run, as stored in its ``manifest.json``. ``k`` and ``model`` are those of its model.
 
-    ``radius``: of ``--method latent``, in parts of the features' norm.
+    ``radius``: of ``--method latent``, in parts of the features' norm. ``seal``: of a finished run
+    (``core.runs.seal``).
     """
 
     model_config = SETTINGS
@@ -155,6 +157,7 @@ class Manifest(BaseModel):
     adversarial: FileRecord | None = None
     results: TrainingResults | AttackResults | ImportResults | None = None
     versions: dict[str, str] = {}
+    seal: Sha256 | None = None
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:

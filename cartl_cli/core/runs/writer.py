@@ -29,6 +29,7 @@ from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import MANIFEST, next_number, read_run, same_runs, state
 from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.results import AttackResults, ImportResults, TrainingResults
+from cartl_cli.core.runs.seal import sealed
 from cartl_cli.core.runtime.ranks import ALONE, Ranks, is_lost
 
 WEIGHTS = "model.safetensors"
@@ -247,7 +248,7 @@ def _tidy(run: Run) -> None:
 
 def _write(run: Run, **changes: object) -> Run:
     """The run with some fields of its manifest replaced, in memory and on the disk."""
-    changed = Run(run.folder, run.manifest.model_copy(update=changes))
+    changed = Run(run.folder, sealed(run.manifest.model_copy(update=changes)))
     storage.write_whole(run.folder / MANIFEST, _text(changed.manifest))
     return changed
 
