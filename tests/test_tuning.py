@@ -396,6 +396,14 @@ def test_the_test_split_has_no_part_in_the_choice(here: Command) -> None:
     assert found() == before
 
 
+def test_a_search_for_classes_that_count_alike_is_one_of_its_own(here: Command) -> None:
+    one = [*TUNE, "--methods", "natural", "--k", "1"]
+    plain, balanced = (json.loads(here(*one, *more).out) for more in ((), ("--balance",)))
+    assert plain["folder"] != balanced["folder"]
+    assert "--balance" not in plain["commands"][0]
+    assert "--balance" in balanced["commands"][0].split()
+
+
 def test_a_trial_on_all_images_is_the_model_that_transfer_makes(here: Command) -> None:
     for name, extra in {
         "plain": "--method latent",

@@ -36,6 +36,7 @@ class TuneConfig(BaseModel):
     dataset: fields.Dataset = "shapes-target"
     classes: fields.Classes = ()
     skip_bad: fields.SkipBad = False
+    balance: fields.Balance = False
     budget: Annotated[
         str,
         AfterValidator(check_budget),
@@ -79,4 +80,6 @@ class TuneConfig(BaseModel):
         return self.model_dump(include=names)
 
 
-_OF_TRANSFER = {"source", "dataset", "classes", "skip_bad", "batch_size", "seed", "device"}
+_OF_TRANSFER = {
+    *("source", "dataset", "classes", "skip_bad", "balance", "batch_size", "seed", "device")
+}

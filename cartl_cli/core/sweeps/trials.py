@@ -62,6 +62,7 @@ class Bench:
             config.batch_size,
             config.seed,
             own_eps(config.dataset),
+            *(("balance",) if config.balance else ()),
         )
 
 
