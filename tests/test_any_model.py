@@ -251,7 +251,9 @@ def test_what_a_network_has_not_is_left_out_of_the_checks() -> None:
         ({"images": torch.zeros(24, 3, 8, 8, dtype=torch.uint8)}, {}, "images: must be float32"),
         ({"images": torch.rand(24, 3, 9, 9)}, {}, "model does not take images of 3 × 9 × 9 pixels"),
         ({"labels": torch.zeros(23).long()}, {}, "labels: must be 24 class numbers"),
-        ({"labels": torch.rand(24)}, {}, "labels: must be 24 class numbers"),
+        ({"labels": torch.rand(24)}, {}, "labels: must be 24 class numbers, got torch.float32"),
+        ({"labels": [0] * 24}, {}, "labels: must be a tensor, got list"),
+        ({"images": torch.rand(24, 3, 8, 8).numpy()}, {}, "images: must be a tensor, got ndarray"),
         ({"labels": torch.full((24,), -1)}, {}, "labels: must be class numbers, got -1"),
         ({"labels": torch.full((24,), 4)}, {}, "labels: the largest is 4, the model has 4"),
         ({"model": nn.Flatten()}, {"epss": 3}, "unknown setting 'epss'; did you mean 'eps'"),
@@ -381,6 +383,7 @@ def test_a_model_may_be_imported_first_with_a_preprocessing_of_its_own(
         "import", "plain.pt", *arch, "--dataset", "shapes", "--limit", 20, "--pgd-steps", 1
     )
     assert done.code == 0, done.err
+    assert done.err.splitlines()[-1] == "next: cartl attack 001-import"
     assert read_run(Path("runs/001-import")).import_results.n == 20
     assert cartl("attack", 1, "--limit", 20, "--pgd-steps", 1, "--checks", "off").code == 0
     done = cartl("transfer", "--source", 1, "--epochs", 1)

@@ -175,8 +175,8 @@ def test_two_names_that_become_one_are_told() -> None:
 def test_the_number_of_classes_is_the_hint() -> None:
     line = refusal(published(1000), 10)
     assert line.endswith(
-        "the classifier has 1000 rows where 10 classes were given: give --classes with 1000 names "
-        "or leave it out"
+        "the classifier has 1000 rows where 10 classes were given: give --classes with 1000 "
+        "names, or a --dataset that has 1000"
     )
 
 

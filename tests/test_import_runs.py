@@ -92,7 +92,7 @@ def test_what_was_not_measured_says_so_where_it_matters(cartl: Command, checkpoi
     done = cartl("import", checkpoint, "--arch", "wrn-10-1", "--name", "theirs")
     assert done.code == 0, done.err
     assert "no normalization is known" in done.err
-    assert "it was not measured; --dataset names images like its own" in done.err
+    assert "it was not measured here; cartl import with --dataset" in done.err
     run = read_run(Path("runs/theirs"))
     assert run.import_results.clean_accuracy is None
     assert run.manifest.model.classes == tuple(f"class {number}" for number in range(10))
@@ -131,7 +131,7 @@ def test_a_model_that_answers_at_chance_is_told(cartl: Command, checkpoint: Path
     assert done.code == 0, done.err
     assert "its outputs are taken for the classes of shapes, in their order" in done.err
     assert (
-        "is at chance: these may be other images than its own, --arch another network" in done.err
+        "is at chance; these may be other images than its own, --arch another network" in done.err
     )
     assert "normalization: mean 0,0,0, std 1,1,1" in done.err
 

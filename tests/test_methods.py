@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,6 +29,7 @@ from cartl_cli.core.method.weight_perturbation import weight_perturbation
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
+from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runtime.devices import autocast_for
 from cartl_cli.core.runtime.randomness import generator, uniform_noise
 from cartl_cli.core.sweeps.grid import source_method
@@ -35,7 +37,7 @@ from cartl_cli.core.training import catastrophic_overfitting, weight_average
 from cartl_cli.core.training.loop import count_steps, learning_rate, replayed
 from cartl_cli.core.training.source_model import adversarial_training, growing, outer_loss
 from tests import tiny
-from tests.conftest import Command
+from tests.conftest import TINY_TRANSFER, Command
 from tests.fitting import fitted
 from tests.victims import linear, untouched
 
@@ -419,6 +421,20 @@ def test_the_guard_costs_little_where_images_are_few(
     found = {epoch: epoch_done(epoch, epoch) for epoch in range(1, epochs + 1)}
     assert [epoch for epoch, measured in found.items() if measured] == looked
     assert found[epochs] == {"fgsm_accuracy": 0.8, "pgd_accuracy": 0.7}
+
+
+def test_the_last_look_of_the_guard_is_in_the_time_of_the_run(
+    cartl: Command, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*_: object) -> catastrophic_overfitting.Sign:
+        time.sleep(1.5)
+        return catastrophic_overfitting.Sign(8, 7, 10)
+
+    monkeypatch.setattr(catastrophic_overfitting, "look", look)
+    source = ("--source", runs_dir / "source")
+    done = cartl("transfer", *source, *TINY_TRANSFER.split(), "--method", "fast", "--name", "slow")
+    assert done.code == 0, done.err
+    assert read_run(Path("runs/slow")).results.seconds > 1.5
 
 
 def test_the_average_of_weights_in_closed_form(model: BlockModel) -> None:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from cartl_cli.core.config.values import PACKAGED
+from cartl_cli.core.exports.card import model_card
+from cartl_cli.core.exports.subject import read_subject
 from cartl_cli.core.imports.published import SOURCES
 from cartl_cli.core.runs.reader import list_runs
 from cartl_cli.core.runs.weights import read_model
@@ -35,7 +37,11 @@ def test_a_transfer_takes_it_by_name_and_imports_it_once(cartl: Command) -> None
     assert "imported" not in second.err
     runs = list_runs(Path("runs"))
     assert [run.manifest.kind for run in runs] == ["import", "transfer", "transfer"]
-    assert runs[0].manifest.config.model_dump()["licence"] == "MIT"
+    config = runs[0].manifest.config.model_dump()
+    assert (config["licence"], config["threat"]) == ("MIT", "linf 8/255")
+    card = model_card(read_subject(runs[1]))
+    assert "its maker measured 77.6 % clean, 44.3 % under pgd-20 at eps 8/255" in card
+    assert "claimed to resist linf 8/255" in card
     stored, taken = load_file(HERE / "model.safetensors"), read_model(runs[0]).state_dict()
     assert stored.keys() == taken.keys()
     for name, tensor in taken.items():

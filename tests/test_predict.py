@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from cartl_cli import load_model
 from cartl_cli.core.config import PredictConfig
 from cartl_cli.core.config.preprocessing import Preprocessing
-from cartl_cli.core.data.decoding import decode_image
+from cartl_cli.core.data.decoding import decode_image, pixels_of
+from cartl_cli.core.errors import DataError
 from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
@@ -281,6 +282,30 @@ def test_bad_files_are_named_and_the_others_answered(
             assert any(name in line for line in said), name
         assert said[-1] == "cartl: error: 5 of 18 files have no answer; each is named above"
         assert sum(".png" in line for line in done.out.splitlines()) == 13
+
+
+def test_a_link_that_leads_nowhere_is_left_out(cartl: Command, runs: Path, photos: Path) -> None:
+    (photos.parent / "lost.png").symlink_to("nowhere.png")
+    done = cartl("predict", "lost.png", "photos/bar/1.png", "--format", "csv")
+    assert done.code == 1
+    assert "left out: image 'lost.png' is missing" in done.err
+    assert done.err.splitlines()[-1] == (
+        "cartl: error: 1 of 2 files has no answer; each is named above"
+    )
+    assert done.out.count("photos/bar/1.png") == 1
+
+
+def test_only_what_is_decoded_counts_against_the_largest_size(tmp_path: Path) -> None:
+    """A JPEG is decoded at a fraction of its size."""
+    preprocessing = Preprocessing(image_size=32)
+    large = Image.new("RGB", (8_000, 6_500), (200, 30, 60))
+    large.save(tmp_path / "large.jpg")
+    large.save(tmp_path / "large.png")
+    taken = pixels_of(preprocessing, tmp_path / "large.jpg")
+    expected = torch.tensor([200, 30, 60]).view(3, 1, 1) / 255
+    torch.testing.assert_close(taken, expected.expand(3, 32, 32), atol=3 / 255, rtol=0)
+    with pytest.raises(DataError, match="8000x6500 pixels; make it smaller, at most 50 million"):
+        pixels_of(preprocessing, tmp_path / "large.png")
 
 
 def test_a_picture_that_makes_no_finite_numbers_has_no_answer(source: Run) -> None:

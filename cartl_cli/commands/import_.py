@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cartl_cli.commands.next_step import after_source
+from cartl_cli.commands.next_step import after_model, after_source
 from cartl_cli.commands.options import (
     AsJson,
     DataDir,
@@ -56,5 +56,6 @@ def import_(
     else:
         if results.n:
             tables.show(tables.import_table(run))
-        after_source(run, runs_dir)
+        after = after_model if opened.config.whole else after_source
+        after(run, runs_dir)
     return run.folder

@@ -99,8 +99,8 @@ def predict(
     if plot:
         draw(run, confusion)
     if bad:
-        files = "files have" if bad > 1 else "file has"
-        raise CartlError(f"{bad:,} of {good + bad:,} {files} no answer; each is named above")
+        have = "have" if bad > 1 else "has"
+        raise CartlError(f"{bad:,} of {good + bad:,} files {have} no answer; each is named above")
     if not streamed:
         after_model(run, runs_dir)
 

@@ -46,6 +46,15 @@ def at_chance(right: int, n: int, largest: int) -> bool:
     return accuracy_interval(right, n)[0] <= largest / n
 
 
+def chance(right: int, n: int, largest: int) -> str:
+    """The same in words, which end what begins with "clean accuracy"; none if more is shown."""
+    if not at_chance(right, n, largest):
+        return ""
+    if right <= largest:
+        return "is at chance"
+    return f"may be at chance: {n} images are too few to tell"
+
+
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p value (McNemar 1947) that b and c, out of b + c, are as likely.
 

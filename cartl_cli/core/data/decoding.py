@@ -37,6 +37,7 @@ def decode_image(
         opened = Image.open(io.BytesIO(data), formats=[unmarked] if unmarked else FORMATS)
         _check_image(opened, name)
         _reduce(opened, preprocessing)
+        _check_pixels(opened, name)
         image, changes = _upright_rgb(opened)
     side = preprocessing.image_size
     if opened.format == "MPO" and getattr(opened, "n_frames", 1) > 1:
@@ -57,6 +58,7 @@ def pixels_of(preprocessing: Preprocessing, image: Image.Image | str | Path) -> 
         return to_pixels(pixels)
     with _refusing("image"):
         _check_image(image, "image")
+        _check_pixels(image, "image")
         upright, _ = _upright_rgb(image)
     return to_pixels(as_tensor(resized(upright, preprocessing)))
 
@@ -77,7 +79,7 @@ def _refusing(name: str) -> Iterator[None]:
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"image too large: {name!r}") from None
+        raise DataError(f"image too large: {name!r}; make it smaller") from None
     except UnidentifiedImageError:
         raise DataError(f"not an image: {name!r}") from None
     except Exception as error:  # a decoder may fail in any way on a damaged file
@@ -102,19 +104,25 @@ def _reduce(image: Image.Image, preprocessing: Preprocessing) -> None:
 
 def _check_image(image: Image.Image, name: str) -> None:
     """Refuse, by what its header says, an image that is not taken. Raises DataError."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"image too large: {name!r} has {width}x{height} pixels")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise DataError(f"multi-frame image: {name!r}; keep one frame")
     if image.mode == "CMYK":
         raise DataError(f"CMYK image: {name!r}; convert it to RGB")
     if (bits := _bits(image)) > 8:
         raise DataError(f"{bits}-bit image: {name!r}; convert it to 8 bits a channel")
-    if min(width, height) < MIN_SIDE:
+    if min(image.size) < MIN_SIDE:
         raise DataError(
-            f"image too small: {name!r} is {width}x{height}; images must be at least "
+            f"image too small: {name!r} is {image.width}x{image.height}; images must be at least "
             f"{MIN_SIDE}x{MIN_SIDE}"
+        )
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    """Refuse what would take too much memory to decode, at the size it is decoded at."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"image too large: {name!r} has {image.width}x{image.height} pixels; make it smaller, "
+            f"at most {MAX_PIXELS // 1_000_000} million are read"
         )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,9 +40,9 @@ class Attacked:
     fractions, with 95 % intervals, at each eps and of each attack, and the checks, as ``trust``.
     """
 
-    clean: Tensor
-    robust: Tensor
-    adversarial: Tensor
+    clean: Tensor = field(repr=False)
+    robust: Tensor = field(repr=False)
+    adversarial: Tensor = field(repr=False)
     results: AttackResults
 
     @property
@@ -122,6 +122,11 @@ def outputs(network: nn.Module, image: Tensor) -> int:
 
 def _check_images(images: Tensor, labels: Tensor) -> None:
     """Refuse what are no images in [0, 1] with labels. Raises UsageError."""
+    for name, given in {"images": images, "labels": labels}.items():
+        if not isinstance(given, Tensor):
+            raise UsageError(
+                f"{name}: must be a tensor, got {type(given).__name__}; torch.as_tensor makes one"
+            )
     if images.dim() != 4 or len(images) == 0:
         raise UsageError(f"images: must be (N, C, H, W), got {tuple(images.shape)}")
     if images.dtype != torch.float32:
@@ -133,6 +138,9 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
             "model, such as nn.Sequential(normalize, network)"
         )
     if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise UsageError(f"labels: must be {len(images)} class numbers, got {tuple(labels.shape)}")
+        raise UsageError(
+            f"labels: must be {len(images)} class numbers, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
     if int(labels.min()) < 0:
         raise UsageError(f"labels: must be class numbers, got {int(labels.min())}")

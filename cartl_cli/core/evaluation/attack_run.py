@@ -24,7 +24,7 @@ from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import versions
 from cartl_cli.core.runtime.ranks import Ranks
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
-from cartl_cli.core.statistics import accuracy_interval, at_chance
+from cartl_cli.core.statistics import accuracy_interval, chance
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
 
 VERDICTS = "verdicts.safetensors"  # of a checkpoint
@@ -182,8 +182,8 @@ def check_clean(
             f"clean accuracy: expected {100 * expected:.1f} %, got {100 * clean:.1f} %: wrong "
             "data, normalization or labels"
         )
-    if at_chance(int(verdicts.clean.sum()), n, int(setup.split.labels.bincount().max())):
-        say("warning: clean accuracy is at chance; robust accuracy means nothing here")
+    if found := chance(int(verdicts.clean.sum()), n, int(setup.split.labels.bincount().max())):
+        say(f"warning: clean accuracy {found}; robust accuracy means nothing here")
     if n < SMALL:
         low, high = accuracy_interval(round(clean * n), n)
         say(f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide")

@@ -236,6 +236,8 @@ def _method(run: Run) -> Iterator[str]:
         if original is not None:
             yield f"It was imported from the file {_told(original.file)}"
             yield f"(sha256 `{original.sha256}`), and was trained elsewhere."
+            if original.remarks:
+                yield f"Noted while it was read: {_told('; '.join(original.remarks))}."
         yield f"Origin: {_told(config.origin) or 'not stated'}."
         yield f"Licence: {_told(config.licence) or 'not stated'}."
         threat = f"claimed to resist {_told(config.threat)}" if config.threat else "none claimed"

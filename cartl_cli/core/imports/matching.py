@@ -156,7 +156,7 @@ def _hint(
         rows, classes = pairs[head].shape[0], ours[head].shape[0]
         return (
             f"the classifier has {rows} rows where {classes} classes were given: give --classes "
-            f"with {rows} names or leave it out"
+            f"with {rows} names, or a --dataset that has {rows}"
         )
     if head in missing and not surplus and not wrong and set(missing) <= head_names:
         return "the file has no classifier: it is of a feature extractor, not of a whole network"

@@ -46,7 +46,7 @@ from cartl_cli.core.runtime.devices import (
 )
 from cartl_cli.core.runtime.randomness import seeded
 from cartl_cli.core.runtime.stopping import stop_signals
-from cartl_cli.core.statistics import at_chance
+from cartl_cli.core.statistics import chance
 
 USUAL = {
     "ImageNet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -99,7 +99,10 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
             for line in judged(config, new.model, split, results, new.normalized):
                 session.say(line)
         else:
-            session.say("note: it was not measured; --dataset names images like its own")
+            session.say(
+                "note: it was not measured here; cartl import with --dataset, images like its own, "
+                "does that"
+            )
         results = results.model_copy(update={"seconds": time.monotonic() - began})
         return writer.finish_model(run, new.model, results)
 
@@ -152,7 +155,8 @@ def _read(config: ImportConfig, session: Session) -> Import:
         check_outputs(data, outputs)
         classes = classes_of(config, told, outputs, data)
         model, remarks = fitted(config, checkpoint, told, len(classes))
-        original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks))
+        claim = [f"its maker measured {told.claim}"] if told.claim else []
+        original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks, *claim))
         known = (config.mean, found, checkpoint.tensors.get(MEAN))
         normalized = any(one is not None for one in known)
         mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
@@ -165,8 +169,6 @@ def _read(config: ImportConfig, session: Session) -> Import:
         session.say(remark)
     session.say(f"normalization: {normalization}")
     session.say(f"images become: {config.preprocessing.shown}")
-    if told.claim:
-        session.say(f"its maker measured {told.claim}")
     draft = Manifest(
         kind="import",
         config=config,
@@ -364,9 +366,9 @@ def judged(
     found = []
     clean, robust = results.clean_accuracy or 0.0, results.robust_accuracy or 0.0
     right_ones, largest = round(clean * results.n), int(split.labels.bincount().max())
-    if at_chance(right_ones, results.n, largest):
+    if guessed := chance(right_ones, results.n, largest):
         found.append(
-            f"warning: clean accuracy {100 * clean:.1f} % is at chance: these may be other images "
+            f"warning: clean accuracy {100 * clean:.1f} % {guessed}; these may be other images "
             "than its own, --arch another network, or --classes in another order than its outputs"
         )
     if not normalized:

@@ -97,7 +97,15 @@ class _Measured(_Foreign):
     robust_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     attacks: tuple[str, ...] = ()
     steps: int = 0
+    norm: str = ""
     eps: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def threat(self) -> str:
+        """What it was made to resist, as far as that was measured."""
+        if self.robust_accuracy is None:
+            return ""
+        return f"{self.norm} {shown_pixels(self.eps)}".strip()
 
     @property
     def claim(self) -> str:
@@ -148,7 +156,12 @@ def _of_config(content: Any) -> Told:
     if "cartl" in content:
         ours = _Exported.model_validate(content)
         return Told(
-            {"arch": ours.architecture, "origin": f"run {ours.run}", "licence": ours.licence}
+            {
+                "arch": ours.architecture,
+                "origin": f"run {ours.run}",
+                "licence": ours.licence,
+                "threat": ours.measured.threat if ours.measured else "",
+            }
             | ours.preprocessing.model_dump(),
             ours.classes,
             convex_blocks=ours.convex_blocks,

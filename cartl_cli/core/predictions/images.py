@@ -73,7 +73,7 @@ def _images(path: str, held: ExitStack) -> list[Found]:
     Files of a folder are known by their endings; a file that is named is taken whatever its name.
     """
     place = Path(os.path.expanduser(path))
-    if not os.path.exists(place):
+    if not os.path.lexists(place):
         raise UsageError(f"no such file or folder: {path!r}")
     if not (place.is_dir() or ending(place.name) == ".zip"):
         return [Found(path, partial(read_image, place.resolve(), path))]

@@ -10,7 +10,7 @@ from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import list_runs
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.writer import Session
-from cartl_cli.core.statistics import at_chance
+from cartl_cli.core.statistics import at_chance, chance
 
 LOW = 0.8  # of the training images, and less is a training that stopped low
 
@@ -53,20 +53,20 @@ def class_by_class(right: Tensor, measured: Split, classes: Sequence[str]) -> st
     )
 
 
-def no_better_than_chance(results: TrainingResults, measured: Split) -> bool:
-    """Whether the model may be no better than one that always answers the largest class."""
+def against_chance(results: TrainingResults, measured: Split) -> str:
+    """What to say of a model that may be no better than always answering the largest class."""
     right, largest = round(results.clean_accuracy * results.n), measured.labels.bincount().max()
-    return at_chance(right, results.n, int(largest))
+    return chance(right, results.n, int(largest))
 
 
 def verdict(run: Run, session: Session, measured: Split) -> list[str]:
     """Whether training stopped low or at chance, and what vanilla transfer had at the same k."""
     found, results, config = [], run.results, run.training
     assert isinstance(config, TransferConfig)
-    if no_better_than_chance(results, measured):
+    if guessed := against_chance(results, measured):
         largest = 100 * float(measured.labels.bincount().max()) / results.n
         found.append(
-            "warning: clean accuracy is at chance: always answering with the largest class gives "
+            f"warning: clean accuracy {guessed}; always answering with the largest class gives "
             f"{largest:.1f} %"
         )
     if results.train_accuracy is not None and results.train_accuracy < LOW:

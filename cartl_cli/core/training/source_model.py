@@ -31,7 +31,7 @@ from cartl_cli.core.runtime.randomness import seeded
 from cartl_cli.core.training import weight_average
 from cartl_cli.core.training.catastrophic_overfitting import COLLAPSED, guard
 from cartl_cli.core.training.loop import Progress
-from cartl_cli.core.training.remarks import class_by_class, no_better_than_chance
+from cartl_cli.core.training.remarks import against_chance, class_by_class
 from cartl_cli.core.training.training_plan import TrainingPlan, TrainingSetup
 from cartl_cli.core.training.training_run import TrainingRun, begun, set_up, weights_of_classes
 
@@ -84,9 +84,9 @@ def pretrain(
         )
         run = training.finish(model, results, done)
     session.say(class_by_class(right, data.evaluation, data.classes))
-    if no_better_than_chance(results, data.evaluation):
+    if guessed := against_chance(results, data.evaluation):
         less = " or with a smaller --fdm-lambda" if config.fdm_lambda > 0 else ""
-        session.say(f"warning: clean accuracy is at chance; train longer{less}")
+        session.say(f"warning: clean accuracy {guessed}; train longer{less}")
     return run
 
 

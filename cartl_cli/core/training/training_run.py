@@ -1,6 +1,7 @@
 """A training as a run: what it begins with, and ``fit`` from the newest checkpoint to the end."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,12 +217,15 @@ class TrainingRun:
                     continue
                 progress = step.look()
                 last = progress.position
+                report(progress)
                 if step.epoch_ended:
+                    began = time.monotonic()
                     measured = plan.epoch_done(progress.epoch, last.step)
                     metrics += json.dumps(progress.metrics | measured).encode() + b"\n"
                     if ranks.rank == 0:
                         writer.write_metrics(run, metrics)
-                report(progress)
+                    spent = last.seconds + time.monotonic() - began
+                    last = last.model_copy(update={"seconds": spent})
                 if keeper.is_due(last, setup.total_steps):
                     keeper.keep(last, state.files(metrics))
                 keeper.stop_if_asked(f"at step {last.step} of {setup.total_steps}")
