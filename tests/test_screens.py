@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from cartl_cli.app import COMMANDS
 from cartl_cli.commands.panels import PANELS
-from cartl_cli.display.progress import fitting
+from cartl_cli.display import progress
+from cartl_cli.display.progress import attack_progress, decoding_progress, fitting
 from cartl_cli.display.tables import print_fitted
 from tests import tiny
 from tests.conftest import Command
@@ -36,6 +38,23 @@ def test_a_narrow_line_keeps_what_matters(width: int, numbers: list[str], bar: i
     assert fitting(HEAD, NUMBERS, SPEED, LEFT, width) == (numbers, bar)
     parts = [HEAD, *numbers, LEFT, *(["━" * bar] if bar else [])]
     assert len("  ".join(parts)) <= width
+
+
+def test_where_no_line_is_live_each_minute_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 30.0, 61.0, 100.0, 122.0] * 2)  # when it begins, and of each report
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with attack_progress() as report:
+        for done in range(1, 5):
+            report(done, 10)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["attacking: 20 % done", "attacking: 40 % done"]
+    with decoding_progress(8_000) as decoded:
+        for done in range(1, 5):
+            decoded(1_000 * done)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["decoding 8,000 images", "decoding: 25 % done", "decoding: 50 % done"]
 
 
 @pytest.mark.parametrize("columns", [60, 80])

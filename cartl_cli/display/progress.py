@@ -1,5 +1,6 @@
 """How far a training or an attack is: one line of a terminal, however narrow."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 GAP = 2  # columns between two things
 SHORTEST, LONGEST = 8, 20  # columns of the bar
+BETWEEN = 60.0  # seconds from one line to the next, where none is live
+Show = Callable[[str, int, int | None, Sequence[str], str], None]
 
 
 @contextmanager
@@ -40,7 +43,7 @@ def training_progress() -> "Iterator[Callable[[Training], None]]":
 def attack_progress() -> Iterator[Callable[[int, int], None]]:
     """A reporter of attacks done, of how many."""
     with _line("attacking") as show:
-        yield lambda done, total: show("attacking", done, total, [], "")
+        yield _counting("attacking", show)
 
 
 @contextmanager
@@ -50,7 +53,8 @@ def predicting_progress(total: int | None, shown: bool) -> Iterator[Callable[[in
         yield lambda done: None
         return
     with _line("predicting") as show:
-        yield lambda done: show("predicting", done, total, [], "")
+        report = _counting("predicting", show)
+        yield lambda done: report(done, total)
 
 
 @contextmanager
@@ -58,7 +62,22 @@ def decoding_progress(missing: int) -> Iterator[Callable[[int], None]]:
     """A reporter of images decoded, of those that are missing."""
     say(f"decoding {missing:,} images")
     with _line("decoding") as show:
-        yield lambda done: show("decoding", done, missing, [], "")
+        report = _counting("decoding", show)
+        yield lambda done: report(done, missing)
+
+
+def _counting(name: str, show: Show) -> Callable[[int, int | None], None]:
+    """A reporter of things done, of how many; where no line is live, a line every minute."""
+    told = time.monotonic()
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal told
+        show(name, done, total, [], "")
+        if not is_live() and (now := time.monotonic()) - told >= BETWEEN:
+            told = now
+            say(f"{name}: {100 * done / total:.0f} % done" if total else f"{name}: {done:,} done")
+
+    return report
 
 
 def fitting(
@@ -88,7 +107,7 @@ def time_left(seconds: float | None) -> str:
 
 
 @contextmanager
-def _line(name: str) -> Iterator[Callable[[str, int, int | None, Sequence[str], str], None]]:
+def _line(name: str) -> Iterator[Show]:
     """Shows head, steps done, of how many, numbers, and speed, which it measures if it is empty.
 
     How many there are may be unknown.
