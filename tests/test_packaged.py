@@ -28,6 +28,18 @@ def test_it_is_small_and_described_by_what_lies_beside_it() -> None:
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == config["sha256"]
 
 
+def test_without_a_source_it_is_named(cartl: Command) -> None:
+    said = f"run cartl pretrain first, or give --source {PACKAGED}, which comes with cartl"
+    for words, expected in (
+        ((), said),
+        (("--source", "cifar10-robst"), f"'runs': none; {PACKAGED} comes with cartl"),
+    ):
+        done = cartl("transfer", *words)
+        assert done.code == 2
+        assert expected in done.err
+    assert PACKAGED not in cartl("attack").err
+
+
 def test_a_transfer_takes_it_by_name_and_imports_it_once(cartl: Command) -> None:
     first = cartl("transfer", "--source", PACKAGED, *SMALL, "--k", 1)
     assert first.code == 0, first.err

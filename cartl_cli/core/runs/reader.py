@@ -21,7 +21,7 @@ from pathlib import Path
 from cartl_cli import __version__
 from cartl_cli.core import storage
 from cartl_cli.core.config import ImportConfig, Kind
-from cartl_cli.core.config.values import ADDRESS
+from cartl_cli.core.config.values import ADDRESS, PACKAGED
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
@@ -151,7 +151,10 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
         if folder.is_dir():
             return read_run(folder)
     names = ", ".join(run.name for run in list_runs(runs_dir)) or "none"
-    raise UsageError(f"{flag}: no such run: {selector!r}; runs in {str(runs_dir)!r}: {names}")
+    packaged = f"; {PACKAGED} comes with cartl" if flag == "--source" else ""
+    raise UsageError(
+        f"{flag}: no such run: {selector!r}; runs in {str(runs_dir)!r}: {names}{packaged}"
+    )
 
 
 def newest_run(
@@ -174,7 +177,10 @@ def newest_run(
             f"{flag}: every {what} in {str(runs_dir)!r} is of a sweep, and none of those is taken "
             f"unasked; give {flag} NAME, such as {finished[0].name}"
         )
-    raise UsageError(f"no {what} in {str(runs_dir)!r}; run cartl pretrain first")
+    packaged = (
+        f", or give --source {PACKAGED}, which comes with cartl" if flag == "--source" else ""
+    )
+    raise UsageError(f"no {what} in {str(runs_dir)!r}; run cartl pretrain first{packaged}")
 
 
 def finished_weights(run: Run) -> FileRecord:
