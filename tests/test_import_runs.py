@@ -189,13 +189,13 @@ def test_another_normalization_that_suits_better_is_named(
     assert done.code == 0, done.err
     state = {k: v.clone() for k, v in load_model("runs/own").state_dict().items()}
     mean, std = (state.pop(f"normalize.{name}").flatten() for name in ("mean", "std"))
-    from cartl_cli.core.imports import source_run
+    from cartl_cli.core.imports import measuring
     from cartl_cli.core.imports.unwrapping import Normalization
 
     theirs = Normalization(tuple(mean.tolist()), tuple(std.tolist()))
-    monkeypatch.setitem(source_run.USUAL, "theirs", theirs)
+    monkeypatch.setitem(measuring.USUAL, "theirs", theirs)
     save_file(state, tmp_path / "bare.safetensors")
-    monkeypatch.setattr(source_run, "right", lambda c, m, s, usual: 1.0 + (usual == theirs))
+    monkeypatch.setattr(measuring, "right", lambda c, m, s, usual: 1.0 + (usual == theirs))
     shapes = two_shapes(tmp_path)
     done = cartl("import", tmp_path / "bare.safetensors", "--arch", "wrn-10-1", "--dataset", shapes)
     assert done.code == 0, done.err
