@@ -123,7 +123,7 @@ def _curve(title: str, svg: bytes) -> str:
 
 def _grid(examples: Sequence[Example]) -> str:
     shown = "\n".join(map(_example, examples))
-    legend = "Each image clean and adversarial, and what the model answers to the two."
+    legend = "Each image clean and adversarial, what the model answers to the two, and the truth."
     return f'<div class="grid">\n{shown}\n</div>\n{parts.note(legend)}'
 
 
@@ -134,9 +134,8 @@ def _example(one: Example) -> str:
         f'<span class="{"held" if answer == one.label else "fell"}">{text(answer)}</span>'
         for answer in (one.before, one.after)
     )
-    caption = (
-        f"<figcaption>{answers}<small>{text(one.label)}, {text(one.name)}</small></figcaption>"
-    )
+    truth = f"<small>truth: {text(one.label)}, {text(one.name)}</small>"
+    caption = f"<figcaption>{answers}{truth}</figcaption>"
     return f"<figure>{clean}{adversarial}{caption}</figure>"
 
 

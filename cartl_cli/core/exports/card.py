@@ -17,6 +17,9 @@ from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import MEANINGS
 
+LICENCES = {"mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-sa-4.0"}
+"""What hubs call the licences that published robust models have."""
+
 
 def model_card(subject: Subject) -> str:
     """The README.md of a hub folder: Markdown behind a front matter in YAML."""
@@ -43,8 +46,11 @@ def model_card(subject: Subject) -> str:
 def _front_matter(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
     """Lines of YAML; every value is JSON, which YAML understands."""
     if licence := _imported(subject, "licence"):
-        yield "license: other"
-        yield f"license_name: {_quoted(licence)}"
+        if licence.lower() in LICENCES:
+            yield f"license: {licence.lower()}"
+        else:
+            yield "license: other"
+            yield f"license_name: {_quoted(licence)}"
     yield "library_name: pytorch"
     yield "pipeline_tag: image-classification"
     yield "tags: [cartl, image-classification, adversarial-robustness]"
