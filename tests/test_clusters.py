@@ -44,9 +44,9 @@ def begun(nodes: Cluster, *names: str) -> tuple[str, int]:
 
 
 def told(folder: Path, run: str) -> dict[str, Any]:
-    """The manifest but for what is of its time: identity, number, dates, seconds."""
+    """The manifest but for what is of its time: identity, number, dates, seconds, and its seal."""
     manifest = json.loads((folder / "runs" / run / "manifest.json").read_text())
-    for name in ("id", "number", "created"):
+    for name in ("id", "number", "created", "seal"):
         del manifest[name]
     del manifest["results"]["seconds"]
     return dict(manifest)
