@@ -229,6 +229,33 @@ def test_decoding_that_was_stopped_is_gone_on_with(
     assert len(decoded) == 15 + 6
 
 
+def test_what_was_bad_stays_so_until_it_is_tried_again(
+    image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, place = image_folder(train=6, test=3), Place(tmp_path / "cache")
+    for number in (0, 1):
+        (folder / "train" / "cat" / f"{number}.png").write_bytes(b"damaged")
+
+    def found() -> int:
+        return len(load(folder, place=place, skip_bad=True).train)
+
+    expected, tried = found(), list[str]()
+
+    def decode(data: bytes, name: str, preprocessing: Preprocessing) -> Any:
+        if tried:
+            raise KeyboardInterrupt
+        tried.append(name)
+        return decode_image(data, name, preprocessing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixel_cache, "PART", 1)
+        patch.setattr(folders, "decode_image", decode)
+        with pytest.raises(KeyboardInterrupt):
+            found()
+    assert tried == ["train/cat/0.png"]
+    assert found() == expected == 10
+
+
 def test_what_is_done_to_the_pixels_does_not_reach_the_cache(
     image_folder: ImageFolder, tmp_path: Path
 ) -> None:

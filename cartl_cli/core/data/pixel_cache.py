@@ -7,7 +7,7 @@ An entry is a folder: ``pixels.uint8``, which is mapped into memory and never re
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
@@ -75,14 +75,19 @@ def _filled(
     What was bad is tried again: it may have been made readable since.
     """
     missing = [*state.bad, *range(state.done, len(pixels))]
-    state = state.model_copy(update={"bad": {}})
-    with progress(len(missing)) as report:
+
+    def keep(state: Decoded) -> None:
+        if entry is not None:
+            with suppress(OSError, CartlError):
+                _keep(entry, state)
+
+    with progress(len(missing)) as report, ThreadPoolExecutor(1) as disk:
+        keeping: list[Future[None]] = []  # one at a time, while the next images are decoded
         for first in range(0, len(missing), PART):
             report(first)
             state = _decode(pixels, missing[first : first + PART], decode, state)
-            if entry is not None:
-                with suppress(OSError, CartlError):
-                    _keep(entry, state)
+            wait(keeping)
+            keeping = [disk.submit(keep, state)]
     return state
 
 
@@ -101,6 +106,7 @@ def _decode(pixels: Tensor, numbers: list[int], decode: Decode, state: Decoded) 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for number, (changed, wrong) in zip(numbers, pool.map(fill, numbers), strict=True):
             changes.update(changed)
+            bad.pop(number, None)
             if wrong is not None:
                 bad[number] = wrong
     return Decoded(done=max(state.done, numbers[-1] + 1), changes=dict(changes), bad=bad)
