@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 SMALL = 64**2  # pixels of an image of which batches stay whole
-AT_ONCE = 8 * 224**2
+AT_ONCE = 4 * 224**2
 """Pixels of larger ones that go through a network at a time on a CPU, which is not faster with
-more: 8 images of 224 pixels. A GPU takes batches whole."""
+more: 4 images of 224 pixels. A GPU takes batches whole."""
 
 
 def at_once(images: Tensor) -> int:
