@@ -28,9 +28,9 @@ def load_model(run: str | Path) -> "Classifier":
     """The trained network of a finished run folder, in evaluation mode.
 
     It takes images (B, 3, S, S) in [0, 1] and returns logits (B, classes); normalization is inside.
-    For images of whole numbers, such as uint8, it raises TypeError. Weights and gradients have
-    torch's usual memory layout, which other libraries expect. Raises RunError for a folder that
-    cannot be trusted.
+    It raises TypeError for images of whole numbers, such as uint8, and ValueError for another
+    shape. Weights and gradients have torch's usual memory layout, which other libraries expect.
+    Raises RunError for a folder that cannot be trusted.
 
     It also has ``classes``, their names in the order of the logits, ``image_size``, which is S, and
     ``preprocess``, which makes a tensor (3, S, S) of an image file, given by its path, or of an
@@ -46,10 +46,12 @@ def load_model(run: str | Path) -> "Classifier":
     from cartl_cli.core.runs.weights import read_model
 
     found = read_run(Path(run))
-    model = cast("Classifier", read_model(found).to(memory_format=torch.contiguous_format))
+    network = read_model(found).to(memory_format=torch.contiguous_format)
+    model = cast("Classifier", network)
     spec = found.manifest.model
     model.classes, model.image_size = spec.classes, spec.image_size
     model.preprocess = partial(pixels_of, spec.preprocessing)
+    network.normalize.takes = (3, spec.image_size, spec.image_size)
     model.num_classes, model.pretrained_cfg = len(spec.classes), spec.preprocessing.for_timm
     return model
 

@@ -261,8 +261,9 @@ def test_what_a_network_has_not_is_left_out_of_the_checks() -> None:
         ({"model": Wrapped(nn.Flatten(), nothing, tuple)}, {}, "of one image, gives tuple"),
         ({"model": Strange().half()}, {}, "the model does not take images"),
         ({}, {"limit": 5}, "limit: goes with a run"),
-        ({}, {"eps": -1}, "--eps: must be >= 0"),
-        ({}, {"attack": "fgsm,pgdd"}, "--attack: choose"),
+        ({}, {"eps": -1}, "^eps: must be >= 0"),
+        ({}, {"pgd_steps": 0}, "^pgd_steps: must be >= 1, got 0"),
+        ({}, {"attack": "fgsm,pgdd"}, "^attack: choose"),
     ],
 )
 def test_what_cannot_be_attacked_is_refused(
@@ -328,6 +329,22 @@ def theirs(tmp_path: Path) -> Any:
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save({"state_dict": wrapped | {"n_averaged": torch.tensor(1)}}, tmp_path / "wrapped.pt")
     return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("--model theirs.py:factory --weights gone.pt", "no such file: 'gone.pt'"),
+        ("--model theirs.py:factory --weights theirs.py", "'theirs.py' is neither"),
+        ("--model theirs.py:gone", "theirs.py has no function 'gone'"),
+    ],
+)
+def test_what_is_missing_is_told_before_any_image_is_fetched(
+    cartl: Command, theirs: Any, model: str, said: str
+) -> None:
+    done = cartl("attack", *model.split(), "--dataset", "cifar10", "--no-download")
+    assert done.code in (1, 2)
+    assert said in done.err
 
 
 def test_a_model_of_others_is_attacked_in_one_command(cartl: Command, theirs: Any) -> None:

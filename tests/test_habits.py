@@ -86,6 +86,23 @@ def test_whole_numbers_are_refused_in_words(loaded: nn.Module) -> None:
         loaded(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 1, 32, 32), (3, 32, 32), (1, 32, 32, 3)])
+def test_images_of_another_shape_are_refused_in_words(
+    loaded: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """A network that ends in a mean over the image would answer at any size."""
+    with pytest.raises(ValueError, match=r"must be \(B, 3, 32, 32\), got .*model\.preprocess"):
+        loaded(torch.rand(shape))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_its_graph_is_made_without_a_warning(loaded: nn.Module, images: Tensor) -> None:
+    traced = torch.jit.trace(loaded, images)
+    torch.testing.assert_close(traced(images[:3]), loaded(images[:3]))
+    compiled = torch.compile(loaded, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), loaded(images))
+
+
 def test_timm_is_told_that_nothing_is_to_be_normalized(loaded: nn.Module) -> None:
     """Without it, timm's ``resolve_data_config`` takes ImageNet's numbers for any model."""
     assert loaded.num_classes == 3

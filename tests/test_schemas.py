@@ -7,11 +7,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cartl_cli import load_model
+from cartl_cli.core.config import AttackConfig
+from cartl_cli.core.config.configure import configure
+from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runs.manifest import SCHEMA_VERSION
 from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import read_run
@@ -94,3 +98,14 @@ def test_what_an_older_run_held_out_stays_out_of_its_training_images() -> None:
     assert parse_manifest(content, path).config.model_dump()["split_seed"] == 0
     content["data"]["measured"] = "held-out"
     assert parse_manifest(content, path).config.model_dump()["split_seed"] == 3
+
+
+@pytest.mark.parametrize("setting", [{"eps": [0.0]}, {"attack": ["pgd", "pgd"]}])
+def test_an_attack_with_settings_that_are_refused_today_is_read(setting: dict[str, Any]) -> None:
+    path = DATA / "schema-5" / "attacked" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["config"] |= setting
+    with pytest.raises(UsageError):
+        configure(AttackConfig, content["config"])
+    read = parse_manifest(content, path).config.model_dump(mode="json")
+    assert {name: read[name] for name in setting} == setting

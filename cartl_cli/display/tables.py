@@ -148,23 +148,21 @@ def import_table(run: "Run") -> Table:
 
 
 def tuned(run: "Run") -> list[str]:
-    """The method, which blocks were frozen and tuned, and between what σ of the tuned weights is.
+    """The method, which blocks were frozen and tuned, and with NEFT what σ of the tuned weights is.
 
-    σ: the largest singular value of a weight as a C_out × (C_in·K·K) matrix.
+    σ: the largest singular value of a weight as a C_out × (C_in·K·K) matrix, which NEFT made β.
     """
     config, k, norms = run.manifest.config, run.manifest.k, run.results.spectral_norms
     assert isinstance(config, TransferConfig)
     blocks = max(int(name.split(".")[1]) + 1 for name in norms)
     beta, cut = config.neft_beta, blocks - k
     frozen = f"stem, blocks 1–{cut}" if cut else "stem"
+    told = [method(run), f"frozen: {frozen}; tuned: blocks {cut + 1}–{blocks}"]
+    if beta is None:
+        return told
     low, high = min(norms.values()), max(norms.values())
-    return [
-        method(run),
-        f"frozen: {frozen}; tuned: blocks {cut + 1}–{blocks}",
-        f"σ of {len(norms)} layers: {low:.3f} to {high:.3f}"
-        + ("" if beta is None else f", β {beta:g}")
-        + f" (each: --json, {MANIFEST})",
-    ]
+    sigma = f"σ of {len(norms)} layers: {low:.3f} to {high:.3f}, β {beta:g}"
+    return [*told, f"{sigma} (each: --json, {MANIFEST})"]
 
 
 def method(run: "Run") -> str:

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cartl_cli.core.choices import Norm
 from cartl_cli.core.config import fields, values
@@ -94,6 +101,14 @@ class AttackConfig(BaseModel):
         """Step size at one eps: a quarter of it unless set."""
         return eps / 4 if self.step_size is None else self.step_size
 
+    @field_validator("attack")
+    @classmethod
+    def _each_once(cls, attack: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        twice = [name for name in attack if attack.count(name) > 1]
+        if twice and info.context is not values.STORED:
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return attack
+
     @field_validator("eps")
     @classmethod
     def _rising(cls, eps: tuple[float, ...]) -> tuple[float, ...]:
@@ -102,7 +117,8 @@ class AttackConfig(BaseModel):
         return tuple(sorted(set(eps)))
 
     @model_validator(mode="after")
-    def _in_the_box(self) -> Self:
+    def _in_the_box(self, info: ValidationInfo) -> Self:
+        values.check_eps(self.eps[-1], info)
         if self.norm == "linf":
             try:
                 values.check_pixels(self.eps[-1])

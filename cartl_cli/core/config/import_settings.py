@@ -7,6 +7,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -134,7 +135,8 @@ class ImportConfig(BaseModel):
         return arch
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
+        values.check_eps(self.eps, info)
         if not self.checkpoint and not self.whole:
             raise ValueError("checkpoint: name the file of weights: cartl import FILE --arch NAME")
         if self.whole and self.mean is not None:

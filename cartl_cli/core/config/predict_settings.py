@@ -25,7 +25,7 @@ class PredictConfig(BaseModel):
     ] = None
     eps: Annotated[
         Pixels | None,
-        Field(ge=0, description="Radius of the l-infinity ball (default: as of cartl attack)."),
+        Field(gt=0, description="Radius of the l-infinity ball (default: as of cartl attack)."),
     ] = None
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 20
     batch_size: fields.BatchSize = 64

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from cartl_cli.core.config import fields, values
 from cartl_cli.core.config.fields import Number, Whole
@@ -126,7 +126,7 @@ class PretrainConfig(BaseModel):
         return arch
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
         blocks = parse_architecture(self.arch).block_count
         if blocks is not None:
             self.check_blocks(blocks)
@@ -136,6 +136,7 @@ class PretrainConfig(BaseModel):
             )
         if self.method != "natural" and self.eps == 0:
             raise ValueError("eps: 0 means natural training; use --method natural")
+        values.check_eps(self.eps, info)
         self._check_method()
         if self.fdm_at is not None and self.fdm_lambda == 0:
             raise ValueError("fdm_at: goes with --fdm-lambda; give that too, or drop it")

@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationInfo
 
 from cartl_cli.core.choices import Norm
 
 SETTINGS = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 POSITIONAL = {"positional": True}  # of a field: an argument of the command line, not a flag
+STORED = {"stored": True}
+"""The context in which the settings of runs that are there are validated: older ones had more."""
 
 PACKAGED = "cifar10-robust"  # the source model that comes with cartl
 ADDRESS = re.compile(rf"(hf-hub|torchvision|timm):(.+)|{PACKAGED}")
@@ -182,6 +184,12 @@ def own_eps(dataset: str | None, norm: Norm = "linf") -> float:
     if norm == "l2":
         return 0.5
     return 0.15 if dataset in ("mnist", "fashion-mnist") else 8 / 255
+
+
+def check_eps(eps: float, info: ValidationInfo) -> None:
+    """An attack that may change nothing finds nothing. Raises ValueError."""
+    if eps == 0 and info.context is not STORED:
+        raise ValueError("eps: an attack with 0 changes nothing; give more than 0")
 
 
 def check_step_size(eps: float, step_size: float | None) -> None:

@@ -1,5 +1,6 @@
 """``cartl_cli.attack``: any network, attacked and checked as ``cartl attack`` does it."""
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -77,9 +78,13 @@ def attack_any(
     for name in settings:
         if name in AttackConfig.model_fields and name not in SETTINGS:
             raise UsageError(f"{name}: goes with a run; this attack is on a model and its images")
-    config = configure(AttackConfig, settings)
-    for name in config.attacks:
-        EVALUATION_ATTACKS[name].require_package()
+    try:
+        config = configure(AttackConfig, settings)
+        for name in config.attacks:
+            EVALUATION_ATTACKS[name].require_package()
+    except UsageError as error:  # of flags, which are arguments here
+        said = re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), f"{error}")
+        raise UsageError(said) from None
     _check_images(images, labels)
     began = time.monotonic()
     device = next((tensor.device for tensor in model.parameters()), images.device)

@@ -42,7 +42,7 @@ def checked(
     """What the checks of the tier that ``run`` asks for say, at its largest eps, by number.
 
     ``before`` is the model as it was when the attack began. ``before_pass`` is called before each
-    prediction while its strength is checked; that of an attack with eps 0 is not.
+    prediction while its strength is checked.
     """
     config, manifest, plan = run.attack, run.manifest, setup.plan
     if config.checks == "off":
@@ -102,9 +102,7 @@ def made(
     if plan.final_iterate:
         alone = [verdicts.stands_alone(eps, 0) for eps in range(len(plan.budgets))]
         found.append(best_iterate(torch.stack(alone), verdicts.last))
-    if probe.budget.eps > 0:
-        found += checks_of(probe, tier, before_pass)
-    return found
+    return found + checks_of(probe, tier, before_pass)
 
 
 def in_order(checks: Iterable[Check]) -> list[Check]:

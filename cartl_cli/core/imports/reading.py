@@ -21,7 +21,7 @@ from cartl_cli.core.imports.published import obtained
 from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.models.blocks import BlockModel, make_convex
-from cartl_cli.core.models.own_network import digest_of
+from cartl_cli.core.models.own_network import check_function, digest_of
 from cartl_cli.core.models.whole import Whole, laid_out
 from cartl_cli.core.registry.architectures import build_model, own_network, parse_architecture
 from cartl_cli.core.runs import writer
@@ -62,9 +62,10 @@ def read_import(config: ImportConfig, session: Session) -> Import:
     told = Told()
     data: DataSet | None
     if config.whole:
+        weights = weights_of(config, session)  # before images, which may have to be fetched
         data = images_of(config, session)
         classes = classes_of(config, told, len(data.classes if data else config.classes), data)
-        model, original = whole_network(config, classes, session)
+        model, original = whole_network(config, classes, weights)
         normalized, normalization = True, "its own"
     else:
         path, told = obtained(config.checkpoint, session.place.store)
@@ -109,10 +110,25 @@ def read_import(config: ImportConfig, session: Session) -> Import:
     return Import(config, laid_out(model.to(device)), draft, data, device, normalized)
 
 
+def weights_of(config: ImportConfig, session: Session) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint for the network of a file, if one is named, and where it is.
+
+    Raises UsageError for a file that is not there or has no such function, and DataError for a
+    checkpoint that is none.
+    """
+    found = own_network(config.arch)
+    assert found is not None  # or there would be no such architecture
+    check_function(*found)
+    if not config.checkpoint:
+        return None
+    file, _ = obtained(config.checkpoint, session.place.store)
+    return file, read_checkpoint(file, config.member, apart=False)
+
+
 def whole_network(
-    config: ImportConfig, classes: tuple[str, ...], session: Session
+    config: ImportConfig, classes: tuple[str, ...], weights: tuple[Path, Checkpoint] | None
 ) -> tuple[BlockModel, Original]:
-    """The network of a file as it is, with the weights of the checkpoint if one is named.
+    """The network of a file as it is, with the weights of the checkpoint if there is one.
 
     Without, its own are drawn by the seed where its code draws any. Raises UsageError for a network
     that does not tell these classes apart, and DataError for weights that do not fit.
@@ -129,10 +145,9 @@ def whole_network(
         sha256=digest_of(found[0]),
         remarks=(*remarks, "its weights are those that this file gives it"),
     )
-    if config.checkpoint:
+    if weights is not None:
+        file, checkpoint = weights
         network = cast(Whole, model.blocks[0]).network
-        file, _ = obtained(config.checkpoint, session.place.store)
-        checkpoint = read_checkpoint(file, config.member, apart=False)
         matched = match(checkpoint.tensors, network.state_dict(), first_layer=False)
         network.load_state_dict(matched.tensors)
         said = (*checkpoint.remarks, *matched.remarks, *remarks)

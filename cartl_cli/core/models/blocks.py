@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """(images − mean) / std per channel, as the model's first layer and saved with it."""
+    """(images − mean) / std per channel, as the model's first layer and saved with it.
+
+    ``takes``: the shape of the images that it takes, (C, H, W); None: any.
+    """
 
     mean: Tensor
     std: Tensor
+    takes: tuple[int, int, int] | None
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
+        self.takes = None
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
@@ -26,13 +31,28 @@ class Normalize(nn.Module):
         self.std.copy_(torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → same shape. Raises TypeError for whole numbers, which are 0..255."""
+        """(B, C, H, W) → same shape.
+
+        Raises TypeError for whole numbers, which are 0..255, and ValueError for other shapes than
+        it ``takes``.
+        """
         if not images.is_floating_point():
             raise TypeError(
                 f"images must be floating-point numbers in [0, 1], got {images.dtype}; divide them "
                 "by 255"
             )
+        if self.takes is not None and not _tracing() and images.shape[1:] != self.takes:
+            wanted, given = ", ".join(map(str, self.takes)), tuple(images.shape)
+            raise ValueError(
+                f"images must be (B, {wanted}), got {given}; model.preprocess makes an image of "
+                "that size"
+            )
         return (images - spread(self.mean, images)) / spread(self.std, images)
+
+
+def _tracing() -> bool:
+    """Whether torch.jit.trace is at work, which warns where it cannot follow a number."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def spread(channels: Tensor, x: Tensor) -> Tensor:

@@ -57,6 +57,11 @@ def renames(path: str, function: str) -> Renames:
     return moved_names(names, _cut(network, f"--arch: {path}:{function}", 2))
 
 
+def check_function(path: str, function: str) -> None:
+    """Run the file, to see that it has the function. Raises UsageError like ``build_whole``."""
+    _factory(path, function, _ATTACK)
+
+
 def allow(path: str) -> None:
     """Let the file be run as it is now: the user has named it."""
     digest = digest_of(path)

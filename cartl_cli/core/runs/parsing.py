@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cartl_cli.core.config import CONFIGS
+from cartl_cli.core.config.values import STORED
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.manifest import SCHEMA_VERSION, Checkpoint, Manifest
 from cartl_cli.core.storage import NAME, read
@@ -115,7 +116,8 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
     place, kind = "config.", content.get("kind")
     try:
         if isinstance(kind, str) and (config_type := CONFIGS.get(kind)):  # type: ignore[call-overload]
-            content = content | {"config": config_type.model_validate(content.get("config"))}
+            stored = content.get("config")
+            content = content | {"config": config_type.model_validate(stored, context=STORED)}
         place = ""
         return Manifest.model_validate(content)
     except UsageError as error:  # an unknown architecture

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cartl_cli.core import storage
 from cartl_cli.core.config import CONFIGS, SETTINGS, Kind, RunConfig
 from cartl_cli.core.config.configure import HARMLESS
+from cartl_cli.core.config.values import STORED
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.parsing import parse_json, read_json
 
@@ -170,7 +171,7 @@ def write_sweep(runs_dir: Path, sweep: Sweep) -> Path:
 
 def _parse(content: object, path: Path) -> Sweep:
     try:
-        return Sweep.model_validate(content)
+        return Sweep.model_validate(content, context=STORED)
     except UsageError as error:  # an unknown architecture
         raise RunError(f"sweep: {error}: {path}") from None
     except ValidationError as error:
