@@ -57,6 +57,7 @@ from cartl_cli.core.runs import reader
 from cartl_cli.core.runs.results import Check
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import keep_freed_memory
+from cartl_cli.core.trust.tiers import ignore
 
 SIZES = (1_000, 10_000)  # images of the memory's measurement
 Figures = dict[str, Any]
@@ -164,7 +165,7 @@ def checks(runs_dir: Path, name: str, steps: int, count: int) -> Figures:
     config = AttackConfig(run=name, attack=("pgd",), pgd_steps=steps, batch_size=BATCH)
     session = Session(runs_dir, None, NOWHERE, progress.print)
     with mock.patch.object(attack_run, "checked", clocked):
-        run = attack_run.attack_model(config, attacked, session, lambda done, total: None, True)
+        run = attack_run.attack_model(config, attacked, session, ignore, ignore, force=True)
     assert run is not None
     results = run.attack_results
     attack_seconds = (results.seconds - seconds[0]) * count / results.n

@@ -737,7 +737,7 @@ REFUSED = [
         "D33-file",
         with_images(after=lambda p: (p / "train" / "cat" / "x.png").symlink_to("/etc/passwd")),
         1,
-        "link: 'train/cat/x.png'; links are not followed",
+        "links are not followed; take a copy without them: cp -rL ",
     ),
     *each("T01", ["--epochs", "0"], 2, "--epochs: must be >= 1", "PT"),
     *each("T01", ["--epochs", "-1"], 2, "--epochs: must be >= 1", "PT"),

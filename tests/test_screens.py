@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cartl_cli.app import COMMANDS
 from cartl_cli.commands.panels import PANELS
+from cartl_cli.core.trust.tiers import CHECKS
 from cartl_cli.display import progress
 from cartl_cli.display.progress import attack_progress, decoding_progress, fitting
 from cartl_cli.display.tables import print_fitted
@@ -43,18 +44,44 @@ def test_a_narrow_line_keeps_what_matters(width: int, numbers: list[str], bar: i
 def test_where_no_line_is_live_each_minute_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seconds = iter([0.0, 30.0, 61.0, 100.0, 122.0] * 2)  # when it begins, and of each report
+    seconds = iter([0.0, 0.0, *[30.0, 61.0, 100.0, 122.0] * 2])  # two begin, then each report
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    with attack_progress() as report:
+    with attack_progress() as (report, report_check):
         for done in range(1, 5):
             report(done, 10)
+        for done in range(1, 5):
+            report_check(done, 8)
     said = capsys.readouterr().err.splitlines()
-    assert said == ["attacking: 20 % done", "attacking: 40 % done"]
+    assert said == [
+        *("attacking: 20 % done", "attacking: 40 % done"),
+        *("checking the attack: 25 % done", "checking the attack: 50 % done"),
+    ]
+    seconds = iter([0.0, 30.0, 61.0, 100.0, 122.0])
     with decoding_progress(8_000) as decoded:
         for done in range(1, 5):
             decoded(1_000 * done)
     said = capsys.readouterr().err.splitlines()
     assert said == ["decoding 8,000 images", "decoding: 25 % done", "decoding: 50 % done"]
+
+
+def test_the_checks_of_an_attack_are_counted(
+    cartl: Command, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def counting(name: str, *_: object, **__: object) -> progress.Report:
+        return lambda done, total: told.setdefault(name, []).append((done, total))
+
+    monkeypatch.setattr(progress, "_counting", counting)
+    done = cartl(*["attack", "target", "--pgd-steps", "1", "--limit", "20", "--runs-dir"], runs_dir)
+    assert done.code == 0
+    assert list(told) == ["attacking", "checking the attack"]
+    checked = told["checking the attack"]
+    assert {total for _, total in checked} == {len(CHECKS["fast"])}
+    numbers = [number for number, _ in checked]
+    assert numbers == sorted(numbers)
+    assert numbers[0] == 0  # told from the first pass on, not when a check is done
+    assert len(numbers) > len({*numbers}) > 1
 
 
 @pytest.mark.parametrize("columns", [60, 80])

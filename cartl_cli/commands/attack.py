@@ -80,9 +80,9 @@ def attack(
     other = (
         find_run(compare, opened.session.runs_dir, "--compare", ("attack",)) if compare else None
     )
-    with attack_progress() as report:
+    with attack_progress() as (report, report_check):
         run = opened.finished or attack_model(
-            chosen, attacked, opened.session, report, force, other
+            chosen, attacked, opened.session, report, report_check, force, other
         )
     if run is None:
         return None  # another process tells

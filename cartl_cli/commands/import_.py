@@ -37,7 +37,7 @@ def import_(
     from cartl_cli.display.progress import attack_progress
     from cartl_cli.display.terminal import say
 
-    with attack_progress() as report:
+    with attack_progress() as (report, _):
         run = import_model(opened.config, opened.session, report)
     say(f"saved {run.folder}")
     results = run.import_results

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 GAP = 2  # columns between two things
 SHORTEST, LONGEST = 8, 20  # columns of the bar
 BETWEEN = 60.0  # seconds from one line to the next, where none is live
-Show = Callable[[str, int, int | None, Sequence[str], str], None]
+Show = Callable[[str, int, int | None, Sequence[str], str | None], None]
+Report = Callable[[int, int], None]
 
 
 @contextmanager
@@ -40,10 +41,10 @@ def training_progress() -> "Iterator[Callable[[Training], None]]":
 
 
 @contextmanager
-def attack_progress() -> Iterator[Callable[[int, int], None]]:
-    """A reporter of attacks done, of how many."""
+def attack_progress() -> Iterator[tuple[Report, Report]]:
+    """Reporters of attacks done, and then of checks of them, of how many."""
     with _line("attacking") as show:
-        yield _counting("attacking", show)
+        yield _counting("attacking", show), _counting("checking the attack", show, speed="")
 
 
 @contextmanager
@@ -66,13 +67,13 @@ def decoding_progress(missing: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: report(done, missing)
 
 
-def _counting(name: str, show: Show) -> Callable[[int, int | None], None]:
+def _counting(name: str, show: Show, speed: str | None = None) -> Callable[[int, int | None], None]:
     """A reporter of things done, of how many; where no line is live, a line every minute."""
     told = time.monotonic()
 
     def report(done: int, total: int | None) -> None:
         nonlocal told
-        show(name, done, total, [], "")
+        show(name, done, total, [], speed)
         if not is_live() and (now := time.monotonic()) - told >= BETWEEN:
             told = now
             say(f"{name}: {100 * done / total:.0f} % done" if total else f"{name}: {done:,} done")
@@ -108,16 +109,17 @@ def time_left(seconds: float | None) -> str:
 
 @contextmanager
 def _line(name: str) -> Iterator[Show]:
-    """Shows head, steps done, of how many, numbers, and speed, which it measures if it is empty.
+    """Shows head, steps done, of how many, numbers, and speed, which it measures if it is None.
 
     How many there are may be unknown.
     """
     clock = Progress(disable=True)  # tells the time left, and is not shown itself
-    clock.add_task(name, total=None, numbers=(), speed="")
+    clock.add_task(name, total=None, numbers=(), speed=None)
     (task,) = clock.tasks
 
     def draw(width: int, height: int) -> Table:
-        speed = task.fields["speed"] or (f"{task.speed:,.0f} images/s" if task.speed else "")
+        measured = f"{task.speed:,.0f} images/s" if task.speed else ""
+        speed = measured if task.fields["speed"] is None else task.fields["speed"]
         left = time_left(task.time_remaining)
         texts, bar = fitting(task.description, task.fields["numbers"], speed, left, width)
         parts = [Text(text, no_wrap=True) for text in (task.description, *texts, left)]
@@ -126,7 +128,9 @@ def _line(name: str) -> Iterator[Show]:
         line.add_row(parts[0], *([shown] if bar else []), *parts[1:])
         return line
 
-    def show(head: str, done: int, total: int | None, numbers: Sequence[str], speed: str) -> None:
+    def show(
+        head: str, done: int, total: int | None, numbers: Sequence[str], speed: str | None
+    ) -> None:
         clock.update(
             task.id, description=head, completed=done, total=total, numbers=numbers, speed=speed
         )

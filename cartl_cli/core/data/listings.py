@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 import struct
 import zipfile
@@ -86,7 +87,10 @@ def list_folder(root: Path) -> Listing:
         for name in [*names, *files]:
             if Path(folder, name).is_symlink() and not is_hidden((*parts, name)):
                 shown = "/".join((*parts, name))
-                raise DataError(f"link: {shown!r}; links are not followed, copy the images there")
+                copy = f"cp -rL {shlex.quote(str(root))} NEW"
+                raise DataError(
+                    f"link: {shown!r}; links are not followed; take a copy without them: {copy}"
+                )
         for name in sorted(files):
             status = os.lstat(os.path.join(folder, name))
             entries.append(((*parts, name), f"{status.st_size}/{status.st_mtime_ns}"))

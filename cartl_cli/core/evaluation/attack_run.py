@@ -37,6 +37,7 @@ def attack_model(
     attacked: Run,
     session: Session,
     report: Callable[[int, int], None],
+    report_check: Callable[[int, int], None],
     force: bool,
     other: Run | None = None,
 ) -> Run | None:
@@ -44,8 +45,9 @@ def attack_model(
 
     Of many processes the first alone gives the run. With ``other``, an attack that is to be
     compared with this one, both must be alike. ``report`` gets (images attacked, in all), an image
-    counting once for each eps and attack. Raises UsageError, RunError or DataError before any work,
-    StoppedError once a signal asked to stop and the verdicts so far are saved.
+    counting once for each eps and attack, and ``report_check`` the same of the checks. Raises
+    UsageError, RunError or DataError before any work, StoppedError once a signal asked to stop and
+    the verdicts so far are saved.
     """
     setup, ranks, say = set_up(config, attacked, session), session.ranks, session.say
     split = setup.split
@@ -83,9 +85,12 @@ def attack_model(
         search(run, setup, verdicts, position, began, asked, report, ranks)
         if ranks.rank > 0:
             return None
-        checks = checked(
-            run, setup, verdicts, before, clean, lambda: stop_if_asked(run, asked.signal, CHECKING)
-        )
+
+        def before_pass(done: int, total: int) -> None:
+            report_check(done, total)
+            stop_if_asked(run, asked.signal, CHECKING)
+
+        checks = checked(run, setup, verdicts, before, clean, before_pass)
         diagnosis = diagnosed(config, setup, verdicts, say)
         file, saved = None, None
         if config.save_adversarial:

@@ -1,6 +1,6 @@
 """The checks of trust, made on a finished attack."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ from cartl_cli.core.trust.invariants import (
     snapshot,
 )
 from cartl_cli.core.trust.probe import Probe
-from cartl_cli.core.trust.tiers import Tier, checks_of
+from cartl_cli.core.trust.tiers import BeforePass, Tier, checks_of, ignore
 
 
 def checked(
@@ -37,12 +37,11 @@ def checked(
     verdicts: Verdicts,
     before: Snapshot,
     clean: CleanAccuracy | None,
-    before_pass: Callable[[], None],
+    before_pass: BeforePass,
 ) -> list[Check]:
     """What the checks of the tier that ``run`` asks for say, at its largest eps, by number.
 
-    ``before`` is the model as it was when the attack began. ``before_pass`` is called before each
-    prediction while its strength is checked.
+    ``before`` is the model as it was when the attack began. ``before_pass``: see ``checks_of``.
     """
     config, manifest, plan = run.attack, run.manifest, setup.plan
     if config.checks == "off":
@@ -95,7 +94,7 @@ def made(
     again: BlockModel,
     classes: int,
     tier: Tier,
-    before_pass: Callable[[], None] = lambda: None,
+    before_pass: BeforePass = ignore,
 ) -> list[Check]:
     """The checks that need no run: see ``invariants`` and ``checks_of``."""
     found = invariants(probe, before, snapshot(probe.model), again, classes)

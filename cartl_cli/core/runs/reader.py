@@ -23,6 +23,7 @@ from cartl_cli.core import storage
 from cartl_cli.core.config import ImportConfig, Kind
 from cartl_cli.core.config.values import ADDRESS, PACKAGED
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.registry.architectures import WHOLE
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest, read_json
@@ -162,11 +163,15 @@ def newest_run(
 ) -> Run:
     """The finished run with the highest number, none of those ``passed_over``, which sweeps made.
 
-    Raises UsageError if there is none; ``flag`` is what names one.
+    ``flag`` is what names one. For --source, a network that was taken whole, with no blocks to
+    tune, is passed over too. Raises UsageError if there is none.
     """
-    runs = reversed(list_runs(runs_dir))
     finished = [
-        run for run in runs if run.manifest.kind in kinds and run.manifest.status == "completed"
+        run
+        for run in reversed(list_runs(runs_dir))
+        if run.manifest.kind in kinds
+        and run.manifest.status == "completed"
+        and not (flag == "--source" and run.manifest.model.arch.startswith(WHOLE))
     ]
     for run in finished:
         if run.name not in passed_over:

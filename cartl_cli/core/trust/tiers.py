@@ -21,6 +21,7 @@ from cartl_cli.core.trust import gradients, planted, rivals, strength
 from cartl_cli.core.trust.probe import Probe
 
 Tier = Literal["fast", "default", "thorough"]
+BeforePass = Callable[[int, int], None]
 
 
 def from_source(probe: Probe) -> Check | None:
@@ -64,17 +65,23 @@ CHECKS: Mapping[Tier, tuple[Callable[[Probe], Check | None], ...]] = {
 """The checks of each tier; None says that a check does not apply."""
 
 
-def checks_of(
-    probe: Probe, tier: Tier, before_pass: Callable[[], None] = lambda: None
-) -> list[Check]:
+def ignore(done: int, total: int) -> None:
+    """What is done before each pass where nobody waits."""
+
+
+def checks_of(probe: Probe, tier: Tier, before_pass: BeforePass = ignore) -> list[Check]:
     """What the checks of a tier say of a finished attack, with eps above 0.
 
-    ``before_pass`` is called before each prediction of the model, and of copies made meanwhile: a
-    check can take minutes. Passes of the source (K10) or to features (K17) alone take seconds.
+    ``before_pass`` is called before each prediction of the model, and of copies made meanwhile,
+    with the number of checks done and of how many: one can take minutes. Passes of the source (K10)
+    or to features (K17) alone take seconds.
     """
-    watch = probe.model.register_forward_pre_hook(lambda model, batch: before_pass())
+    checks = CHECKS[tier]
+    found: list[Check | None] = []
+    watch = probe.model.register_forward_pre_hook(lambda *_: before_pass(len(found), len(checks)))
     try:
-        found = [check(probe) for check in CHECKS[tier]]
+        for check in checks:
+            found.append(check(probe))
     finally:
         watch.remove()
     return [check for check in found if check is not None]
