@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--competitors", nargs="+", choices=everybody(), default=everybody())
     parser.add_argument("--out", type=Path, default=Path("docs/figures/attack-speed.json"))
     options = parser.parse_args()
-    if lacking := missing():
+    if lacking := missing(options.competitors):
         raise SystemExit(f"missing: {', '.join(lacking)}; pip install 'cartl[bench]'")
     runs_dir, steps, rounds = options.runs_dir, options.steps, options.rounds
     names = options.competitors

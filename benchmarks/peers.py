@@ -5,7 +5,7 @@ conflicts, `pip install --no-deps torchattacks` does, since PGD makes no use of 
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,13 @@ DISTRIBUTIONS = {
 }
 
 
-def missing() -> list[str]:
-    """The peers that are not installed, as pip knows them."""
-    return [DISTRIBUTIONS[n] for n, p in PACKAGES.items() if importlib.util.find_spec(p) is None]
+def missing(names: Collection[str]) -> list[str]:
+    """Those of the peers ``names`` that are not installed, as pip knows them."""
+    return [
+        DISTRIBUTIONS[name]
+        for name, package in PACKAGES.items()
+        if name in names and importlib.util.find_spec(package) is None
+    ]
 
 
 PEERS = (*PACKAGES, "plain loop")

@@ -10,6 +10,7 @@ from cartl_cli.core.statistics import (
     clopper_pearson,
     mcnemar,
     paired_difference,
+    too_few,
     wilson_interval,
 )
 
@@ -34,6 +35,16 @@ def test_wilson_interval_solves_its_defining_equation() -> None:
     """Both ends p satisfy |p̂ − p| = z·√(p(1−p)/n)."""
     for p in wilson_interval(37, 120):
         assert abs(37 / 120 - p) == pytest.approx(1.959964 * (p * (1 - p) / 120) ** 0.5, rel=1e-5)
+
+
+def test_few_images_are_told_with_the_width_that_they_leave() -> None:
+    """One of two, exactly (Clopper-Pearson): the ends x solve x² and (1 − x)² = 2.5 %."""
+    width = 1 - 2 * (1 - 0.975**0.5)
+    assert too_few(1, 2) == (
+        f"warning: with 2 images the 95 % interval is {100 * width:.0f} points wide"
+    )
+    assert "with 99 images" in too_few(50, 99)
+    assert too_few(50, 100) == ""
 
 
 def test_a_limited_set_is_stratified_and_seeded() -> None:

@@ -99,6 +99,13 @@ def test_c63_a_terminal_hangs_up_more_than_once(folder: Path) -> None:
     assert status(folder) == "interrupted"
 
 
+def test_a_page_is_not_poured_onto_a_terminal(folder: Path) -> None:
+    process, terminal = on_terminal(["report", "--format", "html"], folder)
+    assert "a page is no text for a terminal; add --out FOLDER" in read_until(terminal)
+    os.close(terminal)
+    assert process.wait(PATIENCE) == 2
+
+
 def test_a_stream_knows_whether_somebody_misses_what_it_dropped() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

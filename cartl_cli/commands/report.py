@@ -1,6 +1,7 @@
 """``cartl report``."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -170,6 +171,8 @@ def _check(
         raise UsageError(f"--format: choose from {', '.join(ENDINGS)}")
     if out is None and len(wanted) > 1:
         raise UsageError("--format: several formats need --out FOLDER")
+    if out is None and wanted == ["html"] and sys.stdout.isatty():
+        raise UsageError("--format: a page is no text for a terminal; add --out FOLDER")
     if out is None and pictures:
         raise UsageError("--plot: needs --out FOLDER to put pictures in")
     if pictures:

@@ -55,6 +55,14 @@ def chance(right: int, n: int, largest: int) -> str:
     return f"may be at chance: {n} images are too few to tell"
 
 
+def too_few(right: int, n: int) -> str:
+    """A warning if ``right`` of n images are too few to say much; none of more."""
+    if n >= FEW:
+        return ""
+    low, high = accuracy_interval(right, n)
+    return f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide"
+
+
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p value (McNemar 1947) that b and c, out of b + c, are as likely.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import DataError, RunError, UsageError
-from cartl_cli.core.evaluation.comparison import check_comparable
+from cartl_cli.core.evaluation.comparison import beside_baselines, check_comparable
 from cartl_cli.core.evaluation.diagnosis import diagnosed
 from cartl_cli.core.evaluation.saved_images import saved_size, write_and_reread
 from cartl_cli.core.evaluation.summary import summary
@@ -24,12 +24,11 @@ from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import versions
 from cartl_cli.core.runtime.ranks import Ranks
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
-from cartl_cli.core.statistics import accuracy_interval, chance
+from cartl_cli.core.statistics import chance, too_few
 from cartl_cli.core.trust.invariants import CleanAccuracy, snapshot
 
 VERDICTS = "verdicts.safetensors"  # of a checkpoint
 CHECKING = "while checking the attack, after its last batch"
-SMALL = 100  # images below which an interval is too wide to say much
 
 
 def attack_model(
@@ -99,7 +98,10 @@ def attack_model(
         results = results.model_copy(update={"diagnosis": diagnosis, "saved": saved})
         labels = setup.split.labels.int()
         outcomes = {**verdicts.outcomes(), "labels": labels, "indices": setup.indices}
-        return writer.finish_attack(run, outcomes, results, file)
+        finished = writer.finish_attack(run, outcomes, results, file)
+        for note in beside_baselines(finished, attacked):
+            say(note)
+        return finished
 
 
 def search(
@@ -189,9 +191,8 @@ def check_clean(
         )
     if found := chance(int(verdicts.clean.sum()), n, int(setup.split.labels.bincount().max())):
         say(f"warning: clean accuracy {found}; robust accuracy means nothing here")
-    if n < SMALL:
-        low, high = accuracy_interval(round(clean * n), n)
-        say(f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide")
+    if few := too_few(round(clean * n), n):
+        say(few)
     if expected is None:
         return None
     same_device = attacked.manifest.versions.get("device") == str(setup.device)

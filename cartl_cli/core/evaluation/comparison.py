@@ -6,7 +6,9 @@ from torch import Tensor
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.runs.baselines import baselines
 from cartl_cli.core.runs.manifest import Manifest, Run
+from cartl_cli.core.runs.reader import attacks_on
 from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.weights import from_bytes
 from cartl_cli.core.statistics import Difference, paired_difference
@@ -27,6 +29,32 @@ def compare(ours: Run, theirs: Run) -> dict[float | None, Difference]:
     }
     for number, by_eps in enumerate(ours.attack_results.by_eps):
         found[by_eps.eps] = paired_difference(_worst(first, number), _worst(second, number))
+    return found
+
+
+def beside_baselines(attack: Run, attacked: Run) -> list[str]:
+    """What the ``baselines`` of an attacked transfer kept under the same attack of the same images.
+
+    It is a warning if the transfer is less robust than one of them by more than chance.
+    """
+    found = []
+    for what, baseline in baselines(attacked).items():
+        for other in attacks_on(baseline):
+            try:
+                difference = [*compare(attack, other).values()][-1]
+            except UsageError:
+                continue  # another attack, or other images
+            ours, theirs = (
+                run.attack_results.by_eps[-1].robust_accuracy for run in (attack, other)
+            )
+            less = difference.high < 0
+            found.append(
+                f"{'warning: ' * less}{what} ({baseline.name}) has {100 * theirs:.1f} % robust "
+                f"accuracy under the same attack, this run {100 * ours:.1f} %"
+                + "; try --method fast, or a smaller --k"
+                * less
+            )
+            break
     return found
 
 

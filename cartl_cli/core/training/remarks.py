@@ -6,11 +6,10 @@ from torch import Tensor
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import Split
+from cartl_cli.core.runs.baselines import baselines
 from cartl_cli.core.runs.manifest import Run
-from cartl_cli.core.runs.reader import list_runs
 from cartl_cli.core.runs.results import TrainingResults
-from cartl_cli.core.runs.writer import Session
-from cartl_cli.core.statistics import at_chance, chance
+from cartl_cli.core.statistics import at_chance, chance, too_few
 
 LOW = 0.8  # of the training images, and less is a training that stopped low
 
@@ -59,8 +58,8 @@ def against_chance(results: TrainingResults, measured: Split) -> str:
     return chance(right, results.n, int(largest))
 
 
-def verdict(run: Run, session: Session, measured: Split) -> list[str]:
-    """Whether training stopped low or at chance, and what vanilla transfer had at the same k."""
+def verdict(run: Run, measured: Split) -> list[str]:
+    """Whether training stopped low or at chance, and what plain fine-tuning had."""
     found, results, config = [], run.results, run.training
     assert isinstance(config, TransferConfig)
     if guessed := against_chance(results, measured):
@@ -69,36 +68,19 @@ def verdict(run: Run, session: Session, measured: Split) -> list[str]:
             f"warning: clean accuracy {guessed}; always answering with the largest class gives "
             f"{largest:.1f} %"
         )
+    if few := too_few(round(results.clean_accuracy * results.n), results.n):
+        more = "; hold out more with --val-fraction, or make a test folder"
+        found.append(few + more * (run.manifest.data.measured == "held-out"))
     if results.train_accuracy is not None and results.train_accuracy < LOW:
         found.append(
             f"warning: training stopped low: {100 * results.train_accuracy:.1f} % of the training "
             "images are right; try more --epochs, a larger --lr, a larger --k"
             + (" or a larger --neft-beta" if config.neft_beta else "")
         )
-    plain = config.method == "natural" and not config.additions
-    if not plain and (vanilla := vanilla_of(run, session)) is not None:
-        theirs = vanilla.results.clean_accuracy
+    for what, other in baselines(run).items():
+        theirs = other.results.clean_accuracy
         found.append(
-            f"vanilla transfer at the same k ({vanilla.name}) has {100 * theirs:.1f} % clean "
-            f"accuracy, this run {100 * results.clean_accuracy:.1f} %"
+            f"{what} ({other.name}) has {100 * theirs:.1f} % clean accuracy, this run "
+            f"{100 * results.clean_accuracy:.1f} %"
         )
     return found
-
-
-def vanilla_of(run: Run, session: Session) -> Run | None:
-    """The newest finished vanilla transfer of the same source, k and images, if there is one."""
-    ours = run.manifest
-    for other in reversed(list_runs(session.runs_dir)):
-        theirs = other.manifest
-        if (
-            isinstance(theirs.config, TransferConfig)
-            and theirs.status == "completed"
-            and theirs.config.method == "natural"
-            and not theirs.config.additions
-            and (theirs.k, theirs.source) == (ours.k, ours.source)
-            and theirs.data.fingerprint == ours.data.fingerprint
-            and theirs.data.train_images == ours.data.train_images
-            and theirs.id != ours.id
-        ):
-            return other
-    return None

@@ -98,7 +98,7 @@ def transfer(
         run = training.finish(model, results, done)
     for note in (
         class_by_class(clean, data.evaluation, data.classes),
-        *verdict(run, session, data.evaluation),
+        *verdict(run, data.evaluation),
     ):
         session.say(note)
     return run
