@@ -49,10 +49,11 @@ def test_a_transfer_and_its_attack_stand_beside_vanilla_and_the_classifier_alone
         ("the classifier alone", "head"),
     ):
         (clean, robust), ours = accuracies[name], accuracies["neft"]
-        assert f"{what} ({name}) has {100 * clean:.1f} % clean accuracy, this run" in told
+        assert f"beside {name}, {what}: {100 * ours[0]:.1f} % clean here, " in told
+        assert f"% clean here, {100 * clean:.1f} % there" in told
         assert (
-            f"{what} ({name}) has {100 * robust:.1f} % robust accuracy under the same attack, this "
-            f"run {100 * ours[1]:.1f} %"
+            f"beside {name}, {what}, under the same attack: {100 * ours[1]:.1f} % robust here, "
+            f"{100 * robust:.1f} % there: {100 * (ours[1] - robust):+.1f} points, "
         ) in said
     assert "under the same attack" not in cartl("attack", "neft", *ATTACK, "--eps", "4/255").err
     assert baselines(read_run(runs / "head")) == {}
@@ -96,5 +97,6 @@ def test_less_robust_than_the_classifier_alone_by_more_than_chance_is_a_warning(
     monkeypatch.setattr(comparison, "read_outcomes", outcomes)
     attack, attacked = read_run(runs / "attack-on-target"), read_run(runs / "target")
     (note,) = comparison.beside_baselines(attack, attacked)
-    assert note.startswith("warning: the classifier alone (head)") == warned
+    assert note.startswith("warning: beside head, the classifier alone") == warned
+    assert ("points, more than chance" in note) == warned
     assert note.endswith("; try --method fast, or a smaller --k") == warned

@@ -28,7 +28,7 @@ from cartl_cli.core.predictions.answers import Answer, Asking, answers
 from cartl_cli.core.predictions.images import Bad, Found, named_images
 from cartl_cli.core.runs.manifest import ModelSpec, Run
 from cartl_cli.core.runs.reader import read_run
-from tests.conftest import Command, Finished
+from tests.conftest import Command, Finished, ImageFolder
 
 CLASSES = ("disk", "square", "bar")
 FOLDERS = (*CLASSES, "holiday")
@@ -542,3 +542,28 @@ def test_how_many_is_known_unless_standard_input_tells(photos: Path) -> None:
     with named_images([str(photos / "bar"), "-"], [f"{photos}/disk/0.png"]) as (total, images):
         assert total is None
         assert len([*images]) == 4
+
+
+def test_mistakes_alone_are_shown_and_all_are_counted(
+    cartl: Command, runs: Path, photos: Path
+) -> None:
+    everything = lines(cartl("predict", "photos", "--format", "jsonl"))
+    wrong = [one for one in everything if one["label"] not in (None, one["answer"])]
+    assert 0 < len(wrong) < len(everything)
+    shown = cartl("predict", "photos", "--format", "jsonl", "--mistakes")
+    assert lines(shown) == wrong
+    assert "n = 9 images" in " ".join(shown.err.split())
+    assert f"source: {len(wrong)} mistakes" in cartl("predict", "photos", "--mistakes").out
+
+
+def test_an_accuracy_on_training_images_is_told(
+    cartl: Command, runs: Path, image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    own = image_folder(name="own")
+    cartl("transfer", "--source", "source", "--dataset", own, "--epochs", 1, "--name", "mine")
+    warned = "of these images are where run mine found its training images"
+    assert f"warning: 8 {warned}" in cartl("predict", "mine", own).err
+    assert f"warning: 8 {warned}" in cartl("predict", "mine", own / "train").err
+    assert "training images" not in cartl("predict", "mine", own / "test").err
+    shutil.copytree(own / "train", tmp_path / "copy")
+    assert "training images" not in cartl("predict", "mine", "copy").err

@@ -385,7 +385,7 @@ def test_a_run_says_when_training_stopped_low_and_what_vanilla_reached(
     done = cartl(*short, "--neft-beta", 0.1)
     assert "warning: training stopped low: " in done.err
     assert "or a larger --neft-beta" in done.err
-    assert "vanilla transfer at the same k (plain) has " in done.err
+    assert "beside plain, vanilla transfer at the same k: " in done.err
     assert set(ADDITIONS) == {"neft_beta", "lwf_lambda", "keep_lambda"}
 
 

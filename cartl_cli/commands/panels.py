@@ -14,7 +14,7 @@ PANELS = {
     FIRST: """
         source dataset arch mean std k method methods fdm_lambda neft_beta attack eps pgd_steps
         model weights epochs budget want jobs dry_run listed top format form formats out baseline
-        against table sort_by""",
+        against table sort_by mistakes""",
     "Data": """
         classes fraction val_fraction split_seed split limit skip_bad image_size resize shorter_side
         interpolation member origin licence threat augment

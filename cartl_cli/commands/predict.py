@@ -16,7 +16,7 @@ from cartl_cli.core.config import PredictConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.data.layout import READ, UNREAD, ending
 from cartl_cli.core.errors import CartlError, DataError, UsageError
-from cartl_cli.core.predictions.images import STDIN, named_images
+from cartl_cli.core.predictions.images import STDIN, named_images, training_images
 from cartl_cli.core.runs.reader import MANIFEST
 from cartl_cli.core.runtime.requirements import check_matplotlib, check_torch
 
@@ -66,8 +66,9 @@ def predict(
     from cartl_cli.display.terminal import say
 
     run = taken_run(named, runs_dir, "RUN", ATTACKED_KINDS, say)
+    was_trained_on = training_images(run)
     confusion, kept = Confusion(run.manifest.model.classes), list[Answer]()
-    good, bad, survived = 0, 0, 0
+    good, bad, survived, known = 0, 0, 0, 0
     streamed, out = config.format != "table", sys.stdout  # which a display takes the place of
     with named_images(places, input_lines()) as (total, images):
         asked = asking(run, config)
@@ -79,10 +80,11 @@ def predict(
                 for one in part:
                     if not isinstance(one, Answer):
                         say(f"left out: {one.reason}")
-                write(found)
+                write([one for one in found if one.is_mistake or not config.mistakes])
                 for answer in found:
                     confusion.add(answer.label, answer.answer)
                     survived += answer.survives is True
+                    known += was_trained_on(answer.name)
                 good, bad = good + len(found), bad + len(part) - len(found)
                 report(good + bad)
                 if getattr(out, "dropped", False):
@@ -96,6 +98,11 @@ def predict(
     if confusion.n:
         show = tables.show_aside if streamed else tables.show
         show_accuracy(run, confusion, show)
+        if known:
+            say(
+                f"warning: {known:,} of these images are where run {run.name} found its training "
+                "images: an accuracy on those says nothing of new ones"
+            )
     if plot:
         draw(run, confusion)
     if bad:

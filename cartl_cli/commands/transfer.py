@@ -24,6 +24,8 @@ def transfer(request: Request, extend: Extend = False, as_json: AsJson = False) 
     from cartl_cli.display.terminal import say
 
     chosen, source = opened.config, opened.source
+    if "dataset" not in chosen.model_fields_set:
+        say(f"dataset: {chosen.dataset} (built in; --dataset takes a folder of your images)")
     k = None if opened.finished else chosen_k(opened, say)
     with training_progress() as report:
         run = opened.finished or transfer_run(chosen, source, opened.session, report, k)

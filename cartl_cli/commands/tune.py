@@ -136,6 +136,10 @@ def keeping(
         write_search(folder, record.model_copy(update={"trials": tuple(done)}))
         spent = sum(trial.seconds for trial in done)
         say(f"{line(task, trial)}; {spent:.0f} of {budget:.0f} s")
+        if spent > budget >= spent - trial.seconds:
+            say(
+                "note: the budget is spent; what must be tried, two candidates, is tried to its end"
+            )
         return trial
 
     return carry_out

@@ -357,7 +357,9 @@ def read(path: Path, what: str, at_most: int) -> tuple[bytes, int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise RunError(f"{what} is missing: {path}") from None
+        raise RunError(
+            f"{what} is missing: {path}; put it back, or remove its folder and make the run again"
+        ) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RunError(f"{what} is a link, refusing to follow it: {path}") from None

@@ -77,8 +77,8 @@ def survivors(asked: Asking, found: int, survived: int) -> str:
 
 def answers_table(asked: Asking, name: str, found: Sequence[Answer]) -> Table:
     """The answers of the run ``name`` for each file."""
-    plural = "s" if len(found) > 1 else ""
-    table = Table(title=cell(f"{name}: {len(found):,} image{plural}"))
+    what, plural = "mistake" if asked.config.mistakes else "image", "s" * (len(found) > 1)
+    table = Table(title=cell(f"{name}: {len(found):,} {what}{plural}"))
     labelled = any(answer.label is not None for answer in found)
     for heading, shown in (
         ("file", True),

@@ -61,7 +61,7 @@ def predicting_progress(total: int | None, shown: bool) -> Iterator[Callable[[in
 @contextmanager
 def decoding_progress(missing: int) -> Iterator[Callable[[int], None]]:
     """A reporter of images decoded, of those that are missing."""
-    say(f"decoding {missing:,} images")
+    say(f"decoding {missing:,} image{'s' * (missing > 1)}")
     with _line("decoding") as show:
         report = _counting("decoding", show)
         yield lambda done: report(done, missing)

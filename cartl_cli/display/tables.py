@@ -157,7 +157,8 @@ def tuned(run: "Run") -> list[str]:
     blocks = max(int(name.split(".")[1]) + 1 for name in norms)
     beta, cut = config.neft_beta, blocks - k
     frozen = f"stem, blocks 1–{cut}" if cut else "stem"
-    told = [method(run), f"frozen: {frozen}; tuned: blocks {cut + 1}–{blocks}"]
+    last = f"block {blocks}" if k == 1 else f"blocks {cut + 1}–{blocks}"
+    told = [method(run), f"frozen: {frozen}; tuned: {last}"]
     if beta is None:
         return told
     low, high = min(norms.values()), max(norms.values())

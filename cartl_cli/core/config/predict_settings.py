@@ -19,6 +19,13 @@ class PredictConfig(BaseModel):
         Literal["table", "csv", "jsonl"],
         Field(description="csv and jsonl are written line by line, as images are done."),
     ] = "table"
+    mistakes: Annotated[
+        bool,
+        Field(
+            description="Show only the images whose answer is not the name of their folder, where "
+            "that is a class."
+        ),
+    ] = False
     attack: Annotated[
         Literal["pgd", "pgd-margin"] | None,
         Field(description="Tell whether each answer survives this attack."),

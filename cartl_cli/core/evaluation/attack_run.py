@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.errors import DataError, RunError, UsageError
-from cartl_cli.core.evaluation.comparison import beside_baselines, check_comparable
+from cartl_cli.core.evaluation.comparison import check_comparable
 from cartl_cli.core.evaluation.diagnosis import diagnosed
 from cartl_cli.core.evaluation.saved_images import saved_size, write_and_reread
 from cartl_cli.core.evaluation.summary import summary
@@ -98,10 +98,7 @@ def attack_model(
         results = results.model_copy(update={"diagnosis": diagnosis, "saved": saved})
         labels = setup.split.labels.int()
         outcomes = {**verdicts.outcomes(), "labels": labels, "indices": setup.indices}
-        finished = writer.finish_attack(run, outcomes, results, file)
-        for note in beside_baselines(finished, attacked):
-            say(note)
-        return finished
+        return writer.finish_attack(run, outcomes, results, file)
 
 
 def search(

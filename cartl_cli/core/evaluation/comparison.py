@@ -47,10 +47,11 @@ def beside_baselines(attack: Run, attacked: Run) -> list[str]:
             ours, theirs = (
                 run.attack_results.by_eps[-1].robust_accuracy for run in (attack, other)
             )
-            less = difference.high < 0
+            less, alike = difference.high < 0, difference.low <= 0 <= difference.high
             found.append(
-                f"{'warning: ' * less}{what} ({baseline.name}) has {100 * theirs:.1f} % robust "
-                f"accuracy under the same attack, this run {100 * ours:.1f} %"
+                f"{'warning: ' * less}beside {baseline.name}, {what}, under the same attack: "
+                f"{100 * ours:.1f} % robust here, {100 * theirs:.1f} % there: "
+                f"{100 * difference.value:+.1f} points, {'within' if alike else 'more than'} chance"
                 + "; try --method fast, or a smaller --k"
                 * less
             )

@@ -136,7 +136,9 @@ def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataS
     """
     own = own_images(attacked)
     if not (dataset := config.dataset or own.dataset):
-        raise UsageError(f"--dataset: {attacked.name!r} was imported without images; name some")
+        raise UsageError(
+            f"--dataset: {attacked.name!r} was imported without images; name some, or another run"
+        )
     choice = replace(
         own,
         dataset=dataset,

@@ -45,6 +45,11 @@ class Answer:
         """The likeliest class."""
         return self.top[0][0]
 
+    @property
+    def is_mistake(self) -> bool:
+        """Whether the answer is known to be wrong."""
+        return self.label not in (None, self.answer)
+
 
 @dataclass(frozen=True)
 class Asking:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cartl_cli.core.data.layout import READ, UNREAD, class_name, ending
+from cartl_cli.core.config import ImportConfig
+from cartl_cli.core.data.layout import READ, UNREAD, class_name, ending, split_named
 from cartl_cli.core.data.listings import is_hidden, listed, read_image
 from cartl_cli.core.errors import CartlError, DataError, UsageError
+from cartl_cli.core.runs.manifest import Run
 
 STDIN = "-"
 
@@ -33,6 +35,24 @@ class Bad:
 
     name: str
     reason: str
+
+
+def training_images(run: Run) -> Callable[[str], bool]:
+    """Whether an image of that name lies where a run found its training images.
+
+    That is its folder or zip, but for a split in there that is not to train on.
+    """
+    if isinstance(run.making, ImportConfig):
+        return lambda name: False
+    place = Path(os.path.expanduser(run.making.dataset)).resolve()
+
+    def trained_on(name: str) -> bool:
+        path = Path(os.path.expanduser(name)).resolve()
+        if not path.is_relative_to(place):
+            return False
+        return all(split_named(part) in (None, "train") for part in path.relative_to(place).parts)
+
+    return trained_on
 
 
 @contextmanager

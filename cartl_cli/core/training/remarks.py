@@ -80,7 +80,7 @@ def verdict(run: Run, measured: Split) -> list[str]:
     for what, other in baselines(run).items():
         theirs = other.results.clean_accuracy
         found.append(
-            f"{what} ({other.name}) has {100 * theirs:.1f} % clean accuracy, this run "
-            f"{100 * results.clean_accuracy:.1f} %"
+            f"beside {other.name}, {what}: {100 * results.clean_accuracy:.1f} % clean here, "
+            f"{100 * theirs:.1f} % there"
         )
     return found
