@@ -97,13 +97,19 @@ def test_what_was_not_measured_says_so_where_it_matters(cartl: Command, checkpoi
     assert run.import_results.clean_accuracy is None
     assert run.manifest.model.classes == tuple(f"class {number}" for number in range(10))
     tuning = ("--epochs", 1, "--classes", "ring,frame", "--k", 1)
-    assert cartl("transfer", *tuning).code == 0
+    tuned = cartl("transfer", *tuning)
+    assert tuned.code == 0
+    assert "dataset: shapes-target (built in; --dataset takes a folder of your images)" in tuned.err
+    named = cartl("transfer", *tuning, "--dataset", "shapes-target", "--seed", 1)
+    assert "(built in; " not in named.err
     done = cartl("transfer", *tuning, "--method", "latent")
     assert done.code == 2
     assert "--radius: auto needs the images of source 'theirs'" in done.err
     done = cartl("attack", "theirs")
     assert done.code == 2
-    assert "--dataset: 'theirs' was imported without images; name some" in done.err
+    assert "--dataset: 'theirs' was imported without images; name some, or another run" in done.err
+    after = cartl("export", "theirs").err  # an attack, which is next of others, would be refused
+    assert "cartl transfer --source theirs --method fast --dataset" in after
 
 
 def test_classes_have_the_order_of_the_outputs(cartl: Command, tmp_path: Path) -> None:

@@ -350,6 +350,14 @@ def test_a_search_ends_with_a_choice_whose_commands_run(here: Command) -> None:
     assert f"cartl attack {found['search']}-robust" in shown.out
 
 
+def test_a_budget_that_is_spent_is_told_once_and_at_once(here: Command) -> None:
+    short = [word if word != "30m" else "0.01s" for word in NARROW]
+    told = here(*short).err.splitlines()
+    (spent,) = (number for number, line in enumerate(told) if "the budget is spent" in line)
+    trials_told = [number for number, line in enumerate(told) if " of fold " in line]
+    assert trials_told[0] < spent < trials_told[1]
+
+
 def test_what_was_tried_is_not_tried_again_after_a_signal(
     here: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
