@@ -60,13 +60,13 @@ def front(standings: Sequence[Standing]) -> list[Standing]:
 def promoted(standings: Sequence[Standing], want: Want) -> list[Candidate]:
     """All candidates, those first that are to go on.
 
-    Every other one is the best by what is wanted, those between them in turn by the other wants:
-    so the ends of the front go on as well. Of equals the first tried comes first.
+    Two of three are the best by what is wanted, every third in turn by the other wants: so the ends
+    of the front go on as well. Of equals the first tried comes first.
     """
     others = [other for other in get_args(Want) if other != want]
     left = list(standings)
     found: list[Candidate] = []
-    for turn in itertools.cycle((want, others[0], want, others[1])):
+    for turn in itertools.cycle((want, want, others[0], want, want, others[1])):
         if not left:
             return found
         best = max(left, key=lambda one: one.score(turn))
