@@ -56,6 +56,12 @@ def test_a_transfer_and_its_attack_stand_beside_vanilla_and_the_classifier_alone
             f"{100 * robust:.1f} % there: {100 * (ours[1] - robust):+.1f} points, "
         ) in said
     assert "under the same attack" not in cartl("attack", "neft", *ATTACK, "--eps", "4/255").err
+    for attack in attacks_on(read_run(runs / "head")):
+        (attack.folder / "outcomes.safetensors").unlink()
+    damaged = cartl("attack", "neft", *ATTACK, "--force")
+    assert damaged.code == 0, damaged.err
+    assert "beside vanilla, " in damaged.err
+    assert "beside head, " not in damaged.err
     assert baselines(read_run(runs / "head")) == {}
     assert baselines(read_run(runs / "source")) == {}
 

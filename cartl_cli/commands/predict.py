@@ -68,7 +68,7 @@ def predict(
     run = taken_run(named, runs_dir, "RUN", ATTACKED_KINDS, say)
     was_trained_on = training_images(run)
     confusion, kept = Confusion(run.manifest.model.classes), list[Answer]()
-    good, bad, survived, known = 0, 0, 0, 0
+    good, bad, survived, learned = 0, 0, 0, 0
     streamed, out = config.format != "table", sys.stdout  # which a display takes the place of
     with named_images(places, input_lines()) as (total, images):
         asked = asking(run, config)
@@ -84,7 +84,7 @@ def predict(
                 for answer in found:
                     confusion.add(answer.label, answer.answer)
                     survived += answer.survives is True
-                    known += was_trained_on(answer.name)
+                    learned += was_trained_on(answer.name)
                 good, bad = good + len(found), bad + len(part) - len(found)
                 report(good + bad)
                 if getattr(out, "dropped", False):
@@ -98,9 +98,9 @@ def predict(
     if confusion.n:
         show = tables.show_aside if streamed else tables.show
         show_accuracy(run, confusion, show)
-        if known:
+        if learned:
             say(
-                f"warning: {known:,} of these images are where run {run.name} found its training "
+                f"warning: {learned:,} of these images are where run {run.name} found its training "
                 "images: an accuracy on those says nothing of new ones"
             )
     if plot:

@@ -35,25 +35,26 @@ def compare(ours: Run, theirs: Run) -> dict[float | None, Difference]:
 def beside_baselines(attack: Run, attacked: Run) -> list[str]:
     """What the ``baselines`` of an attacked transfer kept under the same attack of the same images.
 
-    It is a warning if the transfer is less robust than one of them by more than chance.
+    It is a warning if the transfer is less robust than one of them by more than chance. An attack
+    that is other, or damaged, is passed over.
     """
     found = []
     for what, baseline in baselines(attacked).items():
         for other in attacks_on(baseline):
             try:
                 difference = [*compare(attack, other).values()][-1]
-            except UsageError:
-                continue  # another attack, or other images
+            except (RunError, UsageError):
+                continue
             ours, theirs = (
                 run.attack_results.by_eps[-1].robust_accuracy for run in (attack, other)
             )
             less, alike = difference.high < 0, difference.low <= 0 <= difference.high
+            advice = "; try --method fast, or a smaller --k" if less else ""
             found.append(
                 f"{'warning: ' * less}beside {baseline.name}, {what}, under the same attack: "
                 f"{100 * ours:.1f} % robust here, {100 * theirs:.1f} % there: "
-                f"{100 * difference.value:+.1f} points, {'within' if alike else 'more than'} chance"
-                + "; try --method fast, or a smaller --k"
-                * less
+                f"{100 * difference.value:+.1f} points, {'within' if alike else 'more than'} "
+                f"chance{advice}"
             )
             break
     return found
