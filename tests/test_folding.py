@@ -39,16 +39,19 @@ def relative(one: Tensor, other: Tensor) -> float:
 def test_folded_features_logits_and_gradients_are_the_models(
     arch: str, positive: bool, dtype: torch.dtype, close: float, images: Tensor
 ) -> None:
+    """A gradient jumps where a unit is at zero: to float32's rounding one image may be there."""
     model = lived_in(arch, positive).to(dtype)
     make_convex(model, 1)
     light = folded(model)
+    exempt = 1 if dtype == torch.float32 else 0
     points = images.to(dtype).requires_grad_()
     for block in range(len(model.blocks) + 1):
         ours, theirs = light.features(points, block), model.features(points, block)
         assert ours.dtype == theirs.dtype
         assert relative(ours, theirs) < close
         gradients = [torch.autograd.grad(f.square().sum(), points)[0] for f in (ours, theirs)]
-        assert relative(*gradients) < 10 * close
+        apart = sorted(map(relative, *gradients))
+        assert max(apart[: len(apart) - exempt]) < close
 
 
 @pytest.mark.parametrize("arch", ["wrn-10-1", "resnet-18"])
