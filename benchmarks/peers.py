@@ -48,8 +48,9 @@ def peer(name: str, model: BlockModel, budget: Budget) -> Peer:
 
 def _foolbox(model: nn.Module, budget: Budget) -> Peer:
     import foolbox
+    from foolbox.models.pytorch import PyTorchModel
 
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    wrapped = PyTorchModel(model, bounds=(0, 1), device="cpu")
     pgd = foolbox.attacks.LinfPGD(
         abs_stepsize=budget.step_size, steps=budget.steps, random_start=True
     )

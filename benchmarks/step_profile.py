@@ -56,16 +56,15 @@ def kernels(events: EventList, device: torch.device) -> Counter[str]:
     for event in events:
         if device.type != "cuda":
             found[event.name] += event.self_cpu_time_total
-        elif event.device_type == torch.autograd.DeviceType.CUDA:
+        elif event.device_type.name == "CUDA":
             found[event.name] += event.device_time_total
     return found
 
 
 def busy(events: EventList, device: torch.device) -> float:
     """Seconds in which the device computes."""
-    kind = torch.autograd.DeviceType
-    where = kind.CUDA if device.type == "cuda" else kind.CPU
-    spans = [(e.time_range.start, e.time_range.end) for e in events if e.device_type == where]
+    where = device.type.upper()
+    spans = [(e.time_range.start, e.time_range.end) for e in events if e.device_type.name == where]
     return union(spans) / 1e6
 
 

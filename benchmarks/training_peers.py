@@ -90,7 +90,7 @@ def transferring(
 
     NEFT: β times torch's own spectral norm, of one power iteration a step.
     """
-    assert config.k is not None
+    assert isinstance(config.k, int)
     replace_head(model, classes)
     freeze(model, config.k, config.frozen_bn)
     if config.neft_beta is not None:

@@ -28,9 +28,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from benchmarks.commands import made, progress
+from benchmarks.commands import cartl, made, progress
 from benchmarks.gain import FDM_LAMBDA
-from benchmarks.robust_sources import source_run
 from benchmarks.signs import halves
 from cartl_cli.core.registry.transfer_methods import Look, looks
 from cartl_cli.core.runs.reader import read_run
@@ -191,13 +190,14 @@ def source_name(target: str, own: bool, fdm: bool) -> str:
 
 
 def make_source(data_dir: Path, runs_dir: Path, name: str, target: Target, fdm: bool) -> None:
-    """Train a source model, with FDM at k = 6 or without, or take the robust one of that name."""
-    if target.pretrain is None:
-        file = data_dir / "sources" / f"{name}.safetensors"
-        source_run(file, data_dir / "cifar10.zip", runs_dir)
-    else:
+    """Train a source model, with FDM at k = 6 or without, or import the robust one of that name."""
+    if target.pretrain is not None:
         more = ("--k", 6, "--fdm-lambda", FDM_LAMBDA) if fdm else ()
         made(runs_dir, name, "pretrain", *target.pretrain, *more, threads=1)
+    elif not (runs_dir / name).exists():
+        file = data_dir / "sources" / f"{name}.safetensors"
+        told = ("--arch", "wrn-28-4", "--dataset", data_dir / "cifar10.zip")
+        cartl("import", file, *told, "--runs-dir", runs_dir, "--name", name, threads=1)
 
 
 def measured(
