@@ -4,11 +4,12 @@
     python -m benchmarks.which_method --targets shapes --methods vanilla latent --seeds 0 1 2
     python -m benchmarks.which_method --plots                table and plots of what is measured
 
-DATA holds cifar10.zip, gtsrb.zip, photos.zip and sources/cifar10-wrn-28-4-{at,fdm}.safetensors; for
-shapes it is not needed. Every method starts from the same source model of a target, whatever the
-seed, which is that of the transfer. All are attacked on the same images. AutoAttack takes longer
-than all else together and is run where it is asked for. A finished cell is written to the JSON file
-at once and not measured again; an unfinished run is gone on with.
+DATA holds gtsrb.zip and photos.zip; for shapes it is not needed. Every method starts from the same
+source model of a target, whatever the seed, which is that of the transfer. Where the source is the
+one that comes with cartl, there is none with FDM, so CARTL and CARTL-W are left out. All are
+attacked on the same images. AutoAttack takes longer than all else together and is run where it is
+asked for. A finished cell is written to the JSON file at once and not measured again; an unfinished
+run is gone on with.
 """
 
 import argparse
@@ -28,9 +29,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from benchmarks.commands import cartl, made, progress
+from benchmarks.commands import made, progress
 from benchmarks.gain import FDM_LAMBDA
 from benchmarks.signs import halves
+from cartl_cli.core.config.values import PACKAGED
 from cartl_cli.core.registry.transfer_methods import Look, looks
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.display.attack_plots import rendered, style
@@ -92,7 +94,7 @@ GUIDE: dict[str, Any] = {"color": "0.5", "lw": 0.8, "ls": "--", "zorder": 0}
 class Target:
     """What ``pretrain`` and ``transfer`` are told of a target; ``n`` images of it are attacked.
 
-    Without ``pretrain``, the source models are the robust ones of CIFAR-10.
+    Without ``pretrain``, the source model is the one that comes with cartl, trained on CIFAR-10.
     """
 
     transfer: Flags
@@ -101,7 +103,7 @@ class Target:
 
     @property
     def attacks(self) -> str:
-        """As ``--attack`` takes them; the models of CIFAR-10 are too large for all on a CPU."""
+        """As ``--attack`` takes them; the packaged model is too large for all of them on a CPU."""
         return EVERY_ATTACK if self.pretrain is not None else "pgd,strong"
 
 
@@ -122,7 +124,7 @@ def signs(data_dir: Path, runs_dir: Path) -> Target:
 def cifar_signs(data_dir: Path, runs_dir: Path) -> Target:
     """All traffic signs, 21 images of each, from CIFAR-10."""
     return Target(
-        ("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1, "--epochs", 20), None, 100
+        ("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1, "--epochs", 20), None, 200
     )
 
 
@@ -131,7 +133,7 @@ def photos(data_dir: Path, runs_dir: Path) -> Target:
     archive = runs_dir / "photos.zip"
     if not archive.exists():
         with_test_split(data_dir / "photos.zip", archive)
-    return Target(("--dataset", archive, "--epochs", 30), None, 100)
+    return Target(("--dataset", archive, "--epochs", 30), None, 153)
 
 
 TARGETS: dict[str, Callable[[Path, Path], Target]] = {
@@ -185,19 +187,14 @@ def run_name(target: str, method: str, k: int, seed: int) -> str:
 
 
 def source_name(target: str, own: bool, fdm: bool) -> str:
-    """The name of a source model: the target's own, or that of CIFAR-10."""
-    return f"{f'{target}-source' if own else 'cifar10-wrn-28-4'}-{'fdm' if fdm else 'at'}"
+    """What ``--source`` takes: the target's own source model, or the one that comes with cartl."""
+    return f"{target}-source-{'fdm' if fdm else 'at'}" if own else PACKAGED
 
 
-def make_source(data_dir: Path, runs_dir: Path, name: str, target: Target, fdm: bool) -> None:
-    """Train a source model, with FDM at k = 6 or without, or import the robust one of that name."""
-    if target.pretrain is not None:
-        more = ("--k", 6, "--fdm-lambda", FDM_LAMBDA) if fdm else ()
-        made(runs_dir, name, "pretrain", *target.pretrain, *more, threads=1)
-    elif not (runs_dir / name).exists():
-        file = data_dir / "sources" / f"{name}.safetensors"
-        told = ("--arch", "wrn-28-4", "--dataset", data_dir / "cifar10.zip")
-        cartl("import", file, *told, "--runs-dir", runs_dir, "--name", name, threads=1)
+def make_source(runs_dir: Path, name: str, pretrain: Flags, fdm: bool) -> None:
+    """Train a source model, with FDM at k = 6 or without."""
+    more = ("--k", 6, "--fdm-lambda", FDM_LAMBDA) if fdm else ()
+    made(runs_dir, name, "pretrain", *pretrain, *more, threads=1)
 
 
 def measured(
@@ -455,18 +452,18 @@ def measure(options: argparse.Namespace, cells: list[Cell]) -> None:
     """Measure what is asked for and not among the ``cells``, which grow and are stored."""
     runs_dir, data_dir = options.runs_dir, options.data_dir
     runs_dir.mkdir(exist_ok=True)
+    targets = {name: TARGETS[name](data_dir, runs_dir) for name in options.targets}
     known = {c.run for c in cells if c.autoattack is not None or not options.autoattack}
     wanted = [
         (target, method, k, seed)
         for seed, target, method in product(options.seeds, options.targets, options.methods)
         for k in METHODS[method].ks
         if k in options.k and run_name(target, method, k, seed) not in known
+        if targets[target].pretrain is not None or not METHODS[method].fdm
     ]
-    targets = {name: TARGETS[name](data_dir, runs_dir) for name in {key[0] for key in wanted}}
     for name, fdm in sorted({(key[0], METHODS[key[1]].fdm) for key in wanted}):
-        target = targets[name]
-        source = source_name(name, target.pretrain is not None, fdm)
-        make_source(data_dir, runs_dir, source, target, fdm)
+        if (how := targets[name].pretrain) is not None:
+            make_source(runs_dir, source_name(name, True, fdm), how, fdm)
     tasks = (partial(measured, runs_dir, targets[key[0]], options, key) for key in wanted)
     for cell in finished(tasks, options.jobs):
         cells[:] = [other for other in cells if other.run != cell.run] + [cell]

@@ -413,6 +413,29 @@ def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_the_distance_of_a_source_comes_along_without_its_images(cartl: Command) -> None:
+    """``--radius auto`` needs how far its features move, which its run or its export says."""
+    shown = ("--classes", "disk,square", "--epochs", 1, "--arch", "wrn-10-1")
+    assert cartl("pretrain", *shown, "--k", 3, "--name", "source").code == 0
+    assert cartl("export", "source", "--format", "hub", "--out", "hub").code == 0
+    moved = read_run(Path("runs/source")).results.moved
+    assert moved[-3] is not None
+    for name, place in (("run", "runs/source"), ("exported", "hub")):
+        assert cartl("import", place, "--name", name).code == 0
+        assert read_run(Path("runs", name)).import_results.moved == moved
+        target = ("--source", name, "--name", f"{name}-tuned", "--k", 2, "--method", "latent")
+        done = cartl("transfer", "--classes", "ring,frame", "--epochs", 1, *target)
+        assert done.code == 0, done.err
+        radius = read_run(Path("runs", f"{name}-tuned")).manifest.radius
+        assert radius == pytest.approx(moved[-3] / 12)
+
+    told = json.loads(Path("hub/config.json").read_text())
+    told["measured"]["moved"].append(0.1)
+    Path("hub/config.json").write_text(json.dumps(told))
+    done = cartl("import", "hub", "--name", "other")
+    assert (done.code, "and what is told does not fit" in done.err) == (1, True), done.err
+
+
 def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
     """A model of NEFT is imported with what its run, or an export, says beside its weights."""
     for command in (

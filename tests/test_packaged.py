@@ -44,11 +44,14 @@ def test_a_transfer_takes_it_by_name_and_imports_it_once(cartl: Command) -> None
     first = cartl("transfer", "--source", PACKAGED, *SMALL, "--k", 1)
     assert first.code == 0, first.err
     assert "its maker measured 77.6 % clean, 44.3 % under pgd-20 at eps 8/255" in first.err
-    second = cartl("transfer", "--source", PACKAGED, *SMALL, "--k", 1, "--seed", 1)
+    second = cartl("transfer", "--source", PACKAGED, *SMALL, "--k", 1, "--method", "latent")
     assert second.code == 0, second.err
     assert "imported" not in second.err
     runs = list_runs(Path("runs"))
     assert [run.manifest.kind for run in runs] == ["import", "transfer", "transfer"]
+    moved = json.loads((HERE / "config.json").read_text())["measured"]["moved"]
+    assert len(moved) == 9  # the image, and what leaves each of the 8 blocks of a WRN-16-4
+    assert runs[2].manifest.radius == pytest.approx(moved[8 - 1] / 12)
     config = runs[0].manifest.config.model_dump()
     assert (config["licence"], config["threat"]) == ("MIT", "linf 8/255")
     card = model_card(read_subject(runs[1]))

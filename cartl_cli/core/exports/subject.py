@@ -114,6 +114,7 @@ def measured(run: Run) -> dict[str, Any] | None:
         "eps": config.eps,
         "robust_accuracy": seen.robust_accuracy,
         "robust_interval": _interval(seen.robust_accuracy, seen.n),
+        "moved": [*seen.moved],
     }
 
 

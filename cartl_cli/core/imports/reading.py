@@ -26,6 +26,7 @@ from cartl_cli.core.models.whole import Whole, laid_out
 from cartl_cli.core.registry.architectures import build_model, own_network, parse_architecture
 from cartl_cli.core.runs import writer
 from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Original, data_record
+from cartl_cli.core.runs.results import Distances
 from cartl_cli.core.runs.weights import DTYPES
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import (
@@ -43,7 +44,7 @@ SAME = 1e-3  # of spectral norms, what rounding makes of equal ones
 class Import:
     """A model that was read, and what its run is to say of it; ``data`` are to measure it on.
 
-    ``normalized``: it is known what it takes off its images.
+    ``normalized``: it is known what it takes off its images. ``moved``: as its maker measured it.
     """
 
     config: ImportConfig
@@ -52,6 +53,7 @@ class Import:
     data: DataSet | None
     device: torch.device
     normalized: bool
+    moved: Distances
 
 
 def read_import(config: ImportConfig, session: Session) -> Import:
@@ -107,7 +109,7 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         original=original,
         versions=versions(device, resolve_precision(config.precision, device), 1, False),
     )
-    return Import(config, laid_out(model.to(device)), draft, data, device, normalized)
+    return Import(config, laid_out(model.to(device)), draft, data, device, normalized, told.moved)
 
 
 def weights_of(config: ImportConfig, session: Session) -> tuple[Path, Checkpoint] | None:
@@ -253,8 +255,10 @@ def fitted(
     renames = parse_architecture(config.arch).renames
     matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
     model.load_state_dict(matched.tensors)
-    if told.convex_blocks > len(model.blocks):
-        raise DataError(f"{config.arch} has only {len(model.blocks)} blocks")
+    if told.convex_blocks > len(model.blocks) or len(told.moved) not in (0, len(model.blocks) + 1):
+        raise DataError(
+            f"{config.arch} has {len(model.blocks)} blocks, and what is told does not fit"
+        )
     make_convex(model, told.convex_blocks)
     return model.eval(), (*remarks, *matched.remarks)
 

@@ -29,7 +29,7 @@ def import_model(config: ImportConfig, session: Session, report: Callable[[int, 
     new = read_import(config, session)
     config = new.config
     with _begun(new, session) as run, stop_signals() as asked:
-        results = ImportResults(seconds=time.monotonic() - began)
+        results = ImportResults(seconds=time.monotonic() - began, moved=new.moved)
         if new.data is not None:
             split = measured(config, new.data).to(new.device)
 
@@ -63,7 +63,7 @@ def imported(config: ImportConfig, session: Session) -> tuple[Run, bool]:
         if run.manifest.original == new.draft.original and weights and weights.sha256 == digest:
             return run, False
     with _begun(new, session) as run:
-        results = ImportResults(seconds=time.monotonic() - began)
+        results = ImportResults(seconds=time.monotonic() - began, moved=new.moved)
         return writer.finish_model(run, new.model, results), True
 
 

@@ -16,6 +16,7 @@ from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import read_json
 from cartl_cli.core.runs.reader import MANIFEST, read_run
+from cartl_cli.core.runs.results import Distances
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
@@ -28,7 +29,7 @@ class Told:
 
     ``settings`` are some of ``ImportConfig``. ``convex_blocks``: last blocks whose residual sums
     are means. ``sha256``: the first digits of the file's. ``claim``: how accurate and robust its
-    maker found it, in words.
+    maker found it, in words. ``moved``: how far adversarial images move each of its blocks.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Told:
     convex_blocks: int = 0
     sha256: str = ""
     claim: str = ""
+    moved: Distances = ()
 
 
 def completed(config: ImportConfig, told: Told) -> ImportConfig:
@@ -77,6 +79,7 @@ def _of_run(run: Run) -> Told:
         model.classes,
         convex_blocks=model.convex_blocks,
         sha256=weights.sha256 if weights else "",
+        moved=run.seen.moved,
     )
 
 
@@ -99,6 +102,7 @@ class _Measured(_Foreign):
     steps: int = 0
     norm: str = ""
     eps: Annotated[float, Field(ge=0)] = 0.0
+    moved: Distances = ()
 
     @property
     def threat(self) -> str:
@@ -167,6 +171,7 @@ def _of_config(content: Any) -> Told:
             convex_blocks=ours.convex_blocks,
             sha256=ours.sha256,
             claim=ours.measured.claim if ours.measured else "",
+            moved=ours.measured.moved if ours.measured else (),
         )
     if "pretrained_cfg" not in content:
         return Told()

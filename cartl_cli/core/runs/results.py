@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=0, lt=10**12)]
 LayerName = Annotated[str, Field(pattern=r"^blocks\.\d{1,3}(\.\w+)+$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
+Distances = Annotated[tuple[Annotated[float, Field(ge=0)] | None, ...], Field(max_length=1000)]
 Verdict = Literal["pass", "warn", "fail"]
 Headline = Literal["ok", "upper bound, attack incomplete", "invalid"]
 
@@ -117,7 +118,7 @@ class TrainingResults(BaseModel):
     spectral_norms: dict[LayerName, float] = {}
     last_weights: Accuracies | None = None
     collapsed_after: Count | None = None
-    moved: Annotated[tuple[float | None, ...], Field(max_length=1000)] = ()
+    moved: Distances = ()
     train_accuracy: Fraction | None = None
 
 
@@ -135,7 +136,7 @@ class ImportResults(BaseModel):
     pgd_steps: int | None = None
     n: Count = 0
     seconds: float
-    moved: Annotated[tuple[float | None, ...], Field(max_length=1000)] = ()
+    moved: Distances = ()
 
 
 class Added(BaseModel):
