@@ -154,6 +154,8 @@ def test_the_choice_is_what_was_wanted_and_says_why() -> None:
 
 def test_a_candidate_in_words() -> None:
     assert described(candidate(4, neft_beta=1.0)) == "natural, k 4, lr 0.02, NEFT β 1, 60 epochs"
+    assert described(candidate(4), 60) == "natural, k 4, lr 0.02, 60 epochs"
+    assert described(candidate(4), 7) == "natural, k 4, lr 0.02, 7 of 60 epochs"
 
 
 # Time

@@ -89,11 +89,13 @@ def _rounded(number: float) -> float:
     return float(f"{number:.3g}")
 
 
-def described(candidate: Candidate) -> str:
-    """``latent, k 4, radius 0.012, lr 0.05, 20 epochs``."""
+def described(candidate: Candidate, trained: int | None = None) -> str:
+    """``latent, k 4, radius 0.012, lr 0.05, 20 epochs``, or ``7 of 20 epochs`` if fewer are run."""
     named = {"neft_beta": "NEFT β", "keep_lambda": "keep λ"}
     words = [str(candidate.settings["method"]), f"k {candidate.k}"]
     for name, value in candidate.settings.items():
         if name not in ("method", "k", "epochs"):
             words.append(f"{named.get(name, name)} {value:g}")
-    return ", ".join([*words, f"{candidate.settings['epochs']} epochs"])
+    epochs = candidate.settings["epochs"]
+    part = f"{trained} of " if trained not in (None, epochs) else ""
+    return ", ".join([*words, f"{part}{epochs} epochs"])
