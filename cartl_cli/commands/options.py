@@ -18,7 +18,9 @@ from cartl_cli.core.config.values import shown_pixels
 Preset = Annotated[
     str | None,
     typer.Option(
-        "--preset", help="A built-in set of settings: paper; for transfer also paper-lwf."
+        "--preset",
+        help="A built-in set of settings: paper; for pretrain also fast-robust and "
+        "fast-robust-cpu, for transfer paper-lwf.",
     ),
 ]
 ConfigFile = Annotated[
