@@ -83,7 +83,7 @@ LOOKS = {
 }
 UNKNOWN = Look("", "#999999", "x")
 FILLS = ("full", "none", "left", "right")  # of rows that share a look
-SIZES = {1: 6, 4: 4, 6: 6, 8: 8}  # of markers, by k
+SIZES = {1: 7, 4: 6, 6: 8, 8: 10}  # of markers, by k
 EVERY_ATTACK = "pgd,strong,feature,square"
 ACCURACIES = ("clean", "pgd", "strong", "worst")
 JUDGED, DROP = ("clean", "worst"), "▼"  # what is marked where it is below the head alone
@@ -123,7 +123,8 @@ def signs(data_dir: Path, runs_dir: Path) -> Target:
 
 def cifar_signs(data_dir: Path, runs_dir: Path) -> Target:
     """All traffic signs, 21 images of each, from CIFAR-10."""
-    return Target(("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1), None, 200)
+    target = ("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1, "--epochs", 20)
+    return Target(target, None, 200)
 
 
 def photos(data_dir: Path, runs_dir: Path) -> Target:
@@ -396,6 +397,7 @@ def appearance(method: str) -> dict[str, Any]:
         "marker": look.marker,
         "fillstyle": FILLS[alike.index(method) % len(FILLS)],
         "ls": "",
+        "mew": 0.7,
     }
 
 
