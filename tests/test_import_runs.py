@@ -420,9 +420,10 @@ def test_the_distance_of_a_source_comes_along_without_its_images(cartl: Command)
     assert cartl("export", "source", "--format", "hub", "--out", "hub").code == 0
     moved = read_run(Path("runs/source")).results.moved
     assert moved[-3] is not None
-    for name, place in (("run", "runs/source"), ("exported", "hub")):
+    for name, place in (("run", "runs/source"), ("exported", "hub"), ("again", "run-hub")):
         assert cartl("import", place, "--name", name).code == 0
         assert read_run(Path("runs", name)).import_results.moved == moved
+        assert cartl("export", name, "--format", "hub").code == 0
         target = ("--source", name, "--name", f"{name}-tuned", "--k", 2, "--method", "latent")
         done = cartl("transfer", "--classes", "ring,frame", "--epochs", 1, *target)
         assert done.code == 0, done.err
@@ -430,7 +431,7 @@ def test_the_distance_of_a_source_comes_along_without_its_images(cartl: Command)
         assert radius == pytest.approx(moved[-3] / 12)
 
     told = json.loads(Path("hub/config.json").read_text())
-    told["measured"]["moved"].append(0.1)
+    told["moved"].append(0.1)
     Path("hub/config.json").write_text(json.dumps(told))
     done = cartl("import", "hub", "--name", "other")
     assert (done.code, "and what is told does not fit" in done.err) == (1, True), done.err

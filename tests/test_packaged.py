@@ -49,7 +49,7 @@ def test_a_transfer_takes_it_by_name_and_imports_it_once(cartl: Command) -> None
     assert "imported" not in second.err
     runs = list_runs(Path("runs"))
     assert [run.manifest.kind for run in runs] == ["import", "transfer", "transfer"]
-    moved = json.loads((HERE / "config.json").read_text())["measured"]["moved"]
+    moved = json.loads((HERE / "config.json").read_text())["moved"]
     assert len(moved) == 9  # the image, and what leaves each of the 8 blocks of a WRN-16-4
     assert runs[2].manifest.radius == pytest.approx(moved[8 - 1] / 12)
     config = runs[0].manifest.config.model_dump()

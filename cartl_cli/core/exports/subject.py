@@ -85,6 +85,7 @@ def described(subject: Subject) -> dict[str, Any]:
             "steps": manifest.model.preprocessing.steps,
         },
         "measured": measured(subject.run),
+        "moved": [*subject.run.seen.moved],
         "attack": attacked(subject.attacks[0]) if subject.attacks else None,
     }
 
@@ -114,7 +115,6 @@ def measured(run: Run) -> dict[str, Any] | None:
         "eps": config.eps,
         "robust_accuracy": seen.robust_accuracy,
         "robust_interval": _interval(seen.robust_accuracy, seen.n),
-        "moved": [*seen.moved],
     }
 
 

@@ -102,7 +102,6 @@ class _Measured(_Foreign):
     steps: int = 0
     norm: str = ""
     eps: Annotated[float, Field(ge=0)] = 0.0
-    moved: Distances = ()
 
     @property
     def threat(self) -> str:
@@ -133,6 +132,7 @@ class _Exported(_Foreign):
     preprocessing: _Preprocessing
     licence: str = ""
     measured: _Measured | None = None
+    moved: Distances = ()
 
 
 class _Pretrained(_Foreign):
@@ -171,7 +171,7 @@ def _of_config(content: Any) -> Told:
             convex_blocks=ours.convex_blocks,
             sha256=ours.sha256,
             claim=ours.measured.claim if ours.measured else "",
-            moved=ours.measured.moved if ours.measured else (),
+            moved=ours.moved,
         )
     if "pretrained_cfg" not in content:
         return Told()
