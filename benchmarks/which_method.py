@@ -123,8 +123,7 @@ def signs(data_dir: Path, runs_dir: Path) -> Target:
 
 def cifar_signs(data_dir: Path, runs_dir: Path) -> Target:
     """All traffic signs, 21 images of each, from CIFAR-10."""
-    target = ("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1, "--epochs", 20)
-    return Target(target, None, 200)
+    return Target(("--dataset", data_dir / "gtsrb.zip", "--fraction", 0.1), None, 200)
 
 
 def photos(data_dir: Path, runs_dir: Path) -> Target:
