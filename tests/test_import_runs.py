@@ -421,7 +421,8 @@ def test_the_distance_of_a_source_comes_along_without_its_images(cartl: Command)
     moved = read_run(Path("runs/source")).results.moved
     assert moved[-3] is not None
     for name, place in (("run", "runs/source"), ("exported", "hub"), ("again", "run-hub")):
-        assert cartl("import", place, "--name", name).code == 0
+        stated = ("--licence", "MIT", "--threat", "linf 8/255") if name == "run" else ()
+        assert cartl("import", place, *stated, "--name", name).code == 0
         assert read_run(Path("runs", name)).import_results.moved == moved
         assert cartl("export", name, "--format", "hub").code == 0
         target = ("--source", name, "--name", f"{name}-tuned", "--k", 2, "--method", "latent")
@@ -430,11 +431,18 @@ def test_the_distance_of_a_source_comes_along_without_its_images(cartl: Command)
         radius = read_run(Path("runs", f"{name}-tuned")).manifest.radius
         assert radius == pytest.approx(moved[-3] / 12)
 
+    config = read_run(Path("runs/again")).manifest.config.model_dump()
+    assert (config["licence"], config["threat"]) == ("MIT", "linf 8/255")
+
+    assert "no such file: 'hubs'" in cartl("import", "hubs").err
     told = json.loads(Path("hub/config.json").read_text())
+    for wrong in ("0.14", True, -1):
+        Path("hub/config.json").write_text(json.dumps(told | {"moved": [wrong] * 5}))
+        assert "moved" in cartl("import", "hub", "--name", "other").err
     told["moved"].append(0.1)
     Path("hub/config.json").write_text(json.dumps(told))
     done = cartl("import", "hub", "--name", "other")
-    assert (done.code, "and what is told does not fit" in done.err) == (1, True), done.err
+    assert (done.code, "moved has 7 numbers where 6 belong" in done.err) == (1, True), done.err
 
 
 def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
@@ -461,6 +469,11 @@ def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
     alone.write_bytes(weights.read_bytes())
     done = cartl("import", alone, "--arch", "wrn-10-1")
     assert (done.code, "import the folder of its run" in done.err) == (1, True), done.err
+    told = json.loads(Path("hub/config.json").read_text())
+    Path("hub/config.json").write_text(json.dumps(told | {"convex_blocks": 0}))
+    done = cartl("import", "hub")
+    assert (done.code, "import the folder of its run" in done.err) == (1, True), done.err
+    Path("hub/config.json").write_text(json.dumps(told))
     changed = Path("hub/model.safetensors")
     changed.write_bytes(Path("runs/source/model.safetensors").read_bytes())
     done = cartl("import", "hub")

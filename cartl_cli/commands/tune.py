@@ -138,7 +138,8 @@ def keeping(
         say(f"{line(task, trial)}; {spent:.0f} of {budget:.0f} s")
         if spent > budget >= spent - trial.seconds:
             say(
-                "note: the budget is spent; what must be tried, two candidates, is tried to its end"
+                "note: the budget is spent; two candidates go on with all their epochs, however "
+                "long that takes"
             )
         return trial
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from cartl_cli import __version__
@@ -11,7 +11,7 @@ from cartl_cli.core.config import ImportConfig, PretrainConfig
 from cartl_cli.core.config.told import told_settings
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.exports.graphs import METADATA
-from cartl_cli.core.exports.subject import Subject, described
+from cartl_cli.core.exports.subject import Subject, described, stated
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.runs.manifest import Run
@@ -45,7 +45,7 @@ def model_card(subject: Subject) -> str:
 
 def _front_matter(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
     """Lines of YAML; every value is JSON, which YAML understands."""
-    if licence := _imported(subject, "licence"):
+    if licence := stated(subject, "licence"):
         if licence.lower() in LICENCES:
             yield f"license: {licence.lower()}"
         else:
@@ -180,7 +180,7 @@ def _unknown(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
         older = ", ".join(_told(run.name) for run in subject.attacks[1:])
         yield f"- The newest attack is shown. Older ones on the same weights: {older}."
     yield "- Other changes of images (blur, weather, patches, other cameras) were not tried."
-    if not _imported(subject, "licence"):
+    if not stated(subject, "licence"):
         yield "- Nobody has stated a licence."
 
 
@@ -260,13 +260,6 @@ def _method(run: Run) -> Iterator[str]:
             f"{config.look(record.fdm_lambda).label}). The blocks before them are the source's."
         )
     yield f"It was trained on {manifest.data.train_images} images of {_told(manifest.data.name)}."
-
-
-def _imported(subject: Subject, field: str) -> str:
-    """What was stated of the imported model that this one is or started from; maybe nothing."""
-    runs: Iterable[Run] = [subject.run, *([subject.source] if subject.source else [])]
-    stated = (run.making for run in runs if isinstance(run.making, ImportConfig))
-    return next((str(getattr(config, field)) for config in stated), "")
 
 
 def _percent(fraction: float) -> str:

@@ -53,9 +53,16 @@ def read_subject(run: Run) -> Subject:
     return Subject(run, model.requires_grad_(False), attacks, source_beside(run))
 
 
+def stated(subject: Subject, field: str) -> str:
+    """What was stated of the imported model that this one is or started from; maybe nothing."""
+    runs = [subject.run, *([subject.source] if subject.source else [])]
+    told = (run.making for run in runs if isinstance(run.making, ImportConfig))
+    return next((str(getattr(config, field)) for config in told), "")
+
+
 def described(subject: Subject) -> dict[str, Any]:
     """Everything a program needs to use the network, and what was measured, ready for JSON."""
-    manifest = subject.run.manifest
+    manifest, making = subject.run.manifest, subject.run.making
     normalize = subject.model.normalize
     return {
         "cartl": __version__,
@@ -86,6 +93,8 @@ def described(subject: Subject) -> dict[str, Any]:
         },
         "measured": measured(subject.run),
         "moved": [*subject.run.seen.moved],
+        "licence": stated(subject, "licence"),
+        "threat": making.threat if isinstance(making, ImportConfig) else "",
         "attack": attacked(subject.attacks[0]) if subject.attacks else None,
     }
 

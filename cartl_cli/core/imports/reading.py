@@ -71,8 +71,8 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         normalized, normalization = True, "its own"
     else:
         path, told = obtained(config.checkpoint, session.place.store)
-        config = completed(config, told)
         checkpoint = read_checkpoint(path, config.member)
+        config = completed(config, told)
         check_told(path, checkpoint, told)
         found = checkpoint.normalization or told.normalization
         checkpoint = replace(checkpoint, normalization=found)
@@ -202,7 +202,7 @@ def check_told(path: Path, checkpoint: Checkpoint, told: Told) -> None:
             f"{str(path)!r} is not the file that is described beside it (sha256 differs); have it "
             "copied or downloaded again"
         )
-    if told == Told() and looks_non_expansive(checkpoint.tensors):
+    if not told.convex_blocks and looks_non_expansive(checkpoint.tensors):
         raise DataError(
             f"{str(path)!r}: its last weights have one spectral norm, as NEFT makes them, and its "
             "residual sums are then means, which the file does not say; import the folder of its "
@@ -255,9 +255,12 @@ def fitted(
     renames = parse_architecture(config.arch).renames
     matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
     model.load_state_dict(matched.tensors)
-    if told.convex_blocks > len(model.blocks) or len(told.moved) not in (0, len(model.blocks) + 1):
+    blocks = len(model.blocks)
+    if told.convex_blocks > blocks or len(told.moved) not in (0, blocks + 1):
         raise DataError(
-            f"{config.arch} has {len(model.blocks)} blocks, and what is told does not fit"
+            f"what stands beside the weights is not of {config.arch}, which has {blocks} blocks: "
+            f"convex_blocks is {told.convex_blocks}, and moved has {len(told.moved)} numbers where "
+            f"{blocks + 1} belong"
         )
     make_convex(model, told.convex_blocks)
     return model.eval(), (*remarks, *matched.remarks)

@@ -131,6 +131,7 @@ class _Exported(_Foreign):
     classes: tuple[str, ...]
     preprocessing: _Preprocessing
     licence: str = ""
+    threat: str = ""
     measured: _Measured | None = None
     moved: Distances = ()
 
@@ -164,7 +165,7 @@ def _of_config(content: Any) -> Told:
                 "arch": ours.architecture,
                 "origin": f"run {ours.run}",
                 "licence": ours.licence,
-                "threat": ours.measured.threat if ours.measured else "",
+                "threat": ours.threat or (ours.measured.threat if ours.measured else ""),
             }
             | ours.preprocessing.model_dump(),
             ours.classes,

@@ -53,8 +53,8 @@ def radius_from(distance: float | None, source: Run) -> float:
     """The radius that belongs to a distance. Raises UsageError where there is none."""
     if not distance:
         raise UsageError(
-            f"--radius: adversarial images move nothing at block L−k of source {source.name!r}; "
-            "give a number such as 0.02"
+            f"--radius: how far adversarial images move block L−k of source {source.name!r} is not "
+            "known, or they do not move it; give a number such as 0.02"
         )
     return PART * distance
 
