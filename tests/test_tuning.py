@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cartl_cli.commands.transfer import chosen_k
-from cartl_cli.core.config import TransferConfig
+from cartl_cli.core.config import TransferConfig, TuneConfig
 from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.data.split import folds
 from cartl_cli.core.errors import RunError, UsageError
@@ -112,6 +112,11 @@ def test_methods_as_they_come_are_tried_before_what_departs_from_them() -> None:
 def test_without_a_radius_there_is_no_latent() -> None:
     found = candidates((4,), RECIPES, {})
     assert {one.settings["method"] for one in found} == {"natural", "at", "fast"}
+
+
+def test_slow_methods_are_tried_only_where_they_are_asked_for() -> None:
+    assert {"at", "trades"}.isdisjoint(TuneConfig().methods)
+    assert TuneConfig.model_validate({"methods": "fast,at"}).methods == ("fast", "at")
 
 
 def test_every_candidate_is_a_valid_transfer() -> None:

@@ -54,7 +54,7 @@ class TuneConfig(BaseModel):
             description=f"Methods to try, as a,b: {', '.join(TRANSFER_METHODS)}, neft "
             "or keep (both natural).",
         ),
-    ] = ("natural", "fast", "latent", "at", "neft", "keep")
+    ] = ("natural", "fast", "latent", "neft", "keep")
     k: Annotated[
         tuple[Annotated[Whole, Field(ge=1)], ...],
         BeforeValidator(values.parse_list),
