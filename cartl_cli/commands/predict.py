@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +21,9 @@ from cartl_cli.core.runs.reader import MANIFEST
 from cartl_cli.core.runtime.requirements import check_matplotlib, check_torch
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from cartl_cli.core.evaluation.confusion import Confusion
+    from cartl_cli.core.predictions.answers import Answer, Asking
+    from cartl_cli.core.predictions.tally import Tally
     from cartl_cli.core.runs.manifest import Run
 
 PICTURE = Path("confusion.png")
@@ -61,14 +61,15 @@ def predict(
     check_torch()
     from cartl_cli.core.evaluation.confusion import Confusion
     from cartl_cli.core.predictions.answers import Answer, answers, asking
-    from cartl_cli.display import predictions, tables
+    from cartl_cli.core.predictions.images import Bad
+    from cartl_cli.core.predictions.tally import Tally
+    from cartl_cli.display import predictions
     from cartl_cli.display.progress import predicting_progress
     from cartl_cli.display.terminal import say
 
     run = taken_run(named, runs_dir, "RUN", ATTACKED_KINDS, say)
-    was_trained_on = training_images(run)
-    confusion, kept = Confusion(run.manifest.model.classes), list[Answer]()
-    good, bad, survived, learned = 0, 0, 0, 0
+    tally = Tally(Confusion(run.manifest.model.classes), training_images(run))
+    kept: list[Answer] = []
     streamed, out = config.format != "table", sys.stdout  # which a display takes the place of
     with named_images(places, input_lines()) as (total, images):
         asked = asking(run, config)
@@ -76,38 +77,23 @@ def predict(
         # lines on a terminal show how far it is, and would be written into the display
         with predicting_progress(total, not (streamed and out.isatty())) as report:
             for part in answers(asked, images):
-                found = [one for one in part if isinstance(one, Answer)]
+                tally.add(part)
                 for one in part:
-                    if not isinstance(one, Answer):
+                    if isinstance(one, Bad):
                         say(f"left out: {one.reason}")
+                found = [one for one in part if isinstance(one, Answer)]
                 write([one for one in found if one.is_mistake or not config.mistakes])
-                for answer in found:
-                    confusion.add(answer.label, answer.answer)
-                    survived += answer.survives is True
-                    learned += was_trained_on(answer.name)
-                good, bad = good + len(found), bad + len(part) - len(found)
-                report(good + bad)
+                report(tally.files)
                 if getattr(out, "dropped", False):
                     return  # nobody reads on
-    if not good + bad:
+    if not tally.files:
         raise DataError("no images: standard input named none")
-    if kept:
-        tables.show(predictions.answers_table(asked, run.name, kept))
-    elif asked.budget is not None:
-        say(predictions.survivors(asked, good, survived))
-    if confusion.n:
-        show = tables.show_aside if streamed else tables.show
-        show_accuracy(run, confusion, show)
-        if learned:
-            say(
-                f"warning: {learned:,} of these images are where run {run.name} found its training "
-                "images: an accuracy on those says nothing of new ones"
-            )
+    show(asked, run, kept, tally)
     if plot:
-        draw(run, confusion)
-    if bad:
+        draw(run, tally.confusion)
+    if bad := tally.unanswered:
         have = "have" if bad > 1 else "has"
-        raise CartlError(f"{bad:,} of {good + bad:,} files {have} no answer; each is named above")
+        raise CartlError(f"{bad:,} of {tally.files:,} files {have} no answer; each is named above")
     if not streamed:
         after_model(run, runs_dir)
 
@@ -139,14 +125,26 @@ def input_lines() -> Iterator[str]:
         yield from map(os.fsdecode, sys.stdin.buffer)
 
 
-def show_accuracy(run: "Run", confusion: "Confusion", show: "Callable[[Table], None]") -> None:
-    """The accuracy of each class, and the confusion matrix where there is room."""
-    from cartl_cli.display.predictions import accuracy_table, confusion_table
+def show(asked: "Asking", run: "Run", kept: "list[Answer]", tally: "Tally") -> None:
+    """The answers that were kept for a table, and what all of them come to."""
+    from cartl_cli.display import predictions, tables
+    from cartl_cli.display.terminal import say
 
-    show(accuracy_table(run.name, confusion))
-    matrix = confusion_table(confusion)
-    if matrix is not None:
-        show(matrix)
+    if kept:
+        tables.show(predictions.answers_table(asked, run.name, kept))
+    elif asked.budget is not None:
+        say(predictions.survivors(asked, tally.answered, tally.survived))
+    if not tally.confusion.n:
+        return
+    beside = tables.show if asked.config.format == "table" else tables.show_aside
+    beside(predictions.accuracy_table(run.name, tally.confusion))
+    if matrix := predictions.confusion_table(tally.confusion):  # where a screen has room for it
+        beside(matrix)
+    if tally.learned:
+        say(
+            f"warning: {tally.learned:,} of these images are where run {run.name} found its "
+            "training images: an accuracy on those says nothing of new ones"
+        )
 
 
 def draw(run: "Run", confusion: "Confusion") -> None:
