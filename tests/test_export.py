@@ -266,7 +266,7 @@ def test_a_card_of_an_imported_model_tells_what_is_claimed(place: Path) -> None:
     assert "Origin: a \\| friend." in card.text
     assert "claimed to resist l2; this is what its importer wrote" in card.text
     assert "**This model was not attacked.**" in card.text
-    assert "It was not measured on clean images either." in card.text
+    assert "It was not measured on clean images here either." in card.text
 
 
 def test_a_card_without_an_attack_says_so(place: Path) -> None:

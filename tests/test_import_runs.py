@@ -445,6 +445,42 @@ def test_the_distance_of_a_source_comes_along_without_its_images(cartl: Command)
     assert (done.code, "moved has 7 numbers where 6 belong" in done.err) == (1, True), done.err
 
 
+def test_what_an_attack_found_comes_along(cartl: Command) -> None:
+    """An export says what its attack left; an import tells it, and does not vouch for it."""
+    shown = ("--classes", "disk,square", "--epochs", 1, "--arch", "wrn-10-1")
+    assert cartl("pretrain", *shown, "--k", 3, "--name", "made").code == 0
+    attack = ("--eps", "4/255,8/255", "--pgd-steps", 2, "--limit", 20, "--checks", "off")
+    assert cartl("attack", "made", *attack).code == 0
+    assert cartl("export", "made", "--format", "hub", "--out", "hub").code == 0
+    results = read_run(Path("runs/002-attack")).attack_results
+    left = 100 * results.by_eps[-1].robust_accuracy
+    said = f"its maker measured {100 * results.clean_accuracy:.1f} % clean, {left:.1f} % under "
+    for name, place in (("first", "hub"), ("second", "first-hub")):
+        done = cartl("import", place, "--name", name)
+        assert said in done.err.replace("\n", " "), done.err
+        original = read_run(Path("runs", name)).manifest.original
+        assert original is not None
+        assert original.claim.endswith(
+            "at eps 8/255 (20 images of shapes; checks of the attack: off)"
+        )
+        assert cartl("export", name, "--format", "hub").code == 0
+        card = Path(f"{name}-hub/README.md").read_text()
+        assert "**This model was not attacked here.** Its maker measured" in card
+        assert "Nobody knows how robust" not in card
+
+    told = json.loads(Path("hub/config.json").read_text())
+    for wrong, said in (
+        ({"classes": "disk"}, "classes cannot be 'disk'"),
+        ({"attack": told["attack"] | {"n": -1}}, "attack.n cannot be -1"),
+    ):
+        Path("hub/config.json").write_text(json.dumps(told | wrong))
+        done = cartl("import", "hub", "--name", "other")
+        assert (done.code, said in done.err) == (1, True), done.err
+    Path("hub/config.json").write_text(json.dumps(told | {"classes": ["disk", "disk"]}))
+    done = cartl("import", "hub", "--name", "other")
+    assert "note: the 2 names of classes beside the weights do not name its outputs" in done.err
+
+
 def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
     """A model of NEFT is imported with what its run, or an export, says beside its weights."""
     for command in (

@@ -55,7 +55,7 @@ def test_a_transfer_takes_it_by_name_and_imports_it_once(cartl: Command) -> None
     config = runs[0].manifest.config.model_dump()
     assert (config["licence"], config["threat"]) == ("MIT", "linf 8/255")
     card = model_card(read_subject(runs[1]))
-    assert "its maker measured 77.6 % clean, 44.3 % under pgd-20 at eps 8/255" in card
+    assert "Its maker measured 77.6 % clean, 44.3 % under pgd-20 at eps 8/255" in card
     assert "claimed to resist linf 8/255" in card
     assert "\nlicense: mit\n" in card
     stored, taken = load_file(HERE / "model.safetensors"), read_model(runs[0]).state_dict()

@@ -61,6 +61,8 @@ def _method(run: Run) -> Iterator[Fact]:
         yield "origin", config.origin or "not stated"
         yield "licence", config.licence or "not stated"
         yield "claimed to resist", config.threat or "nothing"
+        if original is not None and original.claim:
+            yield "its maker measured", original.claim
 
 
 def settings_sheet(run: Run) -> Sheet:
@@ -78,7 +80,11 @@ def accuracy_sheet(model: OneModel) -> Sheet:
         "that an attack may change a pixel."
     ]
     if not model.attacks:
-        notes.append("No attack was made on these weights: nobody knows how robust they are.")
+        original = model.run.manifest.original
+        known = "nobody knows how robust they are"
+        if original is not None and original.claim:
+            known = "what their maker found was not checked"
+        notes.append(f"No attack was made on these weights: {known}.")
     return Sheet("Accuracy", heads, (False, True, True, True, True, False, False), rows, (*notes,))
 
 

@@ -100,9 +100,13 @@ def _robustness(known: dict[str, Any]) -> Iterator[str]:
         yield f"{_effort(attack)} {_meaning(attack['checks'])}"
         yield from _not_passed(attack)
         return
-    yield "**This model was not attacked.** Nobody knows how robust it is."
+    if known["claim"]:
+        yield f"**This model was not attacked here.** Its maker measured {_told(known['claim'])}."
+        yield "That was not checked."
+    else:
+        yield "**This model was not attacked.** Nobody knows how robust it is."
     if measured is None:
-        yield "It was not measured on clean images either."
+        yield "It was not measured on clean images here either."
         return
     robust = ", and by a quick attack that was not checked" if "eps" in measured else ""
     yield f"When it was made, it was measured on clean images{robust}:"
@@ -244,6 +248,8 @@ def _method(run: Run) -> Iterator[str]:
             yield f"(sha256 `{original.sha256}`), and was trained elsewhere."
             if original.remarks:
                 yield f"Noted while it was read: {_told('; '.join(original.remarks))}."
+            if original.claim:
+                yield f"Its maker measured {_told(original.claim)}; that was not checked."
         yield f"Origin: {_told(config.origin) or 'not stated'}."
         yield f"Licence: {_told(config.licence) or 'not stated'}."
         threat = f"claimed to resist {_told(config.threat)}" if config.threat else "none claimed"

@@ -95,6 +95,7 @@ def described(subject: Subject) -> dict[str, Any]:
         "moved": [*subject.run.seen.moved],
         "licence": stated(subject, "licence"),
         "threat": making.threat if isinstance(making, ImportConfig) else "",
+        "claim": manifest.original.claim if manifest.original else "",
         "attack": attacked(subject.attacks[0]) if subject.attacks else None,
     }
 

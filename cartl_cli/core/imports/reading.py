@@ -81,8 +81,7 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         check_outputs(data, outputs)
         classes = classes_of(config, told, outputs, data)
         model, remarks = fitted(config, checkpoint, told, len(classes))
-        claim = [f"its maker measured {told.claim}"] if told.claim else []
-        original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks, *claim))
+        original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks), told.claim)
         known = (config.mean, found, checkpoint.tensors.get(MEAN))
         normalized = any(one is not None for one in known)
         mean, std = (_listed(part) for part in (model.normalize.mean, model.normalize.std))
@@ -91,8 +90,15 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         session.say(f"its outputs are taken for the classes of {data.name}, in their order")
     if data is not None:
         data = in_order(data, classes)
+    if told.classes and not config.classes and classes != told.classes:
+        session.say(
+            f"note: the {len(told.classes)} names of classes beside the weights do not name its "
+            "outputs and are left aside; --classes names them"
+        )
     for remark in original.remarks:
         session.say(remark)
+    if original.claim:
+        session.say(f"its maker measured {original.claim}")
     session.say(f"normalization: {normalization}")
     session.say(f"images become: {config.preprocessing.shown}")
     draft = Manifest(
@@ -167,9 +173,12 @@ def whole_network(
     return model, original
 
 
-def original_of(file: Path, checkpoint: Checkpoint, remarks: tuple[str, ...]) -> Original:
+def original_of(
+    file: Path, checkpoint: Checkpoint, remarks: tuple[str, ...], claim: str = ""
+) -> Original:
     """What the run keeps of a file of weights."""
-    return Original(file=file.name, size=checkpoint.size, sha256=checkpoint.sha256, remarks=remarks)
+    size, sha256 = checkpoint.size, checkpoint.sha256
+    return Original(file=file.name, size=size, sha256=sha256, remarks=remarks, claim=claim)
 
 
 def images_of(config: ImportConfig, session: Session) -> DataSet | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cartl_cli.core.config import ImportConfig
 from cartl_cli.core.config.configure import configure
@@ -65,7 +65,8 @@ def told_beside(path: Path) -> Told:
         except ValidationError as error:
             first = error.errors()[0]
             what = ".".join(map(str, first["loc"]))
-            raise DataError(f"{str(where)!r}: {what}: {first['msg']}") from None
+            wrong = "is missing" if first["type"] == "missing" else f"cannot be {first['input']!r}"
+            raise DataError(f"{str(where)!r}: {what} {wrong:.100}") from None
     return Told()
 
 
@@ -102,6 +103,7 @@ class _Measured(_Foreign):
     steps: int = 0
     norm: str = ""
     eps: Annotated[float, Field(ge=0)] = 0.0
+    checks: str = ""
 
     @property
     def threat(self) -> str:
@@ -118,7 +120,16 @@ class _Measured(_Foreign):
             attacks = ", ".join(f"{attack}-{self.steps}" for attack in self.attacks)
             eps = shown_pixels(self.eps)
             found += f", {100 * self.robust_accuracy:.1f} % under {attacks} at eps {eps}"
-        return f"{found} ({self.n:,} images of {self.data})"
+        checks = f"; checks of the attack: {self.checks}" if self.checks else ""
+        return f"{found} ({self.n:,} images of {self.data}{checks})"
+
+
+def _at_largest_eps(attack: Any) -> Any:
+    """What an exported attack found, as ``_Measured`` has it: the last eps is the largest."""
+    match attack:
+        case {"by_eps": [*_, {**largest}]}:
+            return {**attack, **largest}
+    return attack
 
 
 class _Exported(_Foreign):
@@ -132,8 +143,16 @@ class _Exported(_Foreign):
     preprocessing: _Preprocessing
     licence: str = ""
     threat: str = ""
+    claim: str = ""
     measured: _Measured | None = None
+    attack: Annotated[_Measured | None, BeforeValidator(_at_largest_eps)] = None
     moved: Distances = ()
+
+    @property
+    def figures(self) -> _Measured | None:
+        """What tells most of how robust it is."""
+        worked = self.attack is not None and self.attack.checks != "invalid"
+        return self.attack if worked else self.measured
 
 
 class _Pretrained(_Foreign):
@@ -165,13 +184,13 @@ def _of_config(content: Any) -> Told:
                 "arch": ours.architecture,
                 "origin": f"run {ours.run}",
                 "licence": ours.licence,
-                "threat": ours.threat or (ours.measured.threat if ours.measured else ""),
+                "threat": ours.threat or (ours.figures.threat if ours.figures else ""),
             }
             | ours.preprocessing.model_dump(),
             ours.classes,
             convex_blocks=ours.convex_blocks,
             sha256=ours.sha256,
-            claim=ours.measured.claim if ours.measured else "",
+            claim=ours.figures.claim if ours.figures else ours.claim,
             moved=ours.moved,
         )
     if "pretrained_cfg" not in content:

@@ -86,7 +86,10 @@ class SourceRecord(BaseModel):
 
 
 class Original(BaseModel):
-    """The file that an imported model is from, and what was decided in reading it."""
+    """The file that an imported model is from, and what was decided in reading it.
+
+    ``claim``: how accurate and robust its maker found it, in words, if that stands beside it.
+    """
 
     model_config = SETTINGS
 
@@ -94,6 +97,7 @@ class Original(BaseModel):
     size: Count
     sha256: Sha256
     remarks: tuple[str, ...]
+    claim: str = ""
 
 
 class Position(BaseModel):
