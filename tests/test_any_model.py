@@ -407,7 +407,7 @@ def test_a_model_may_be_imported_first_with_a_preprocessing_of_its_own(
     assert done.code == 2
     assert "'001-import' is a network that was taken whole, with no blocks to tune" in done.err
     unasked = cartl("transfer", "--epochs", 1)
-    assert (unasked.code, "no finished pretrain or import run" in unasked.err) == (2, True)
+    assert (unasked.code, "was taken whole, with no blocks to tune" in unasked.err) == (2, True)
     for line, said in (
         (("import", *arch), "name them, or images of them with --dataset"),
         (("import", *arch, "--mean", "0,0,0", "--std", "1,1,1"), "normalizes its images itself"),

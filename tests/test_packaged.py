@@ -40,6 +40,15 @@ def test_without_a_source_it_is_named(cartl: Command) -> None:
     assert PACKAGED not in cartl("attack").err
 
 
+def test_what_is_attacked_unasked_has_images(cartl: Command) -> None:
+    made = cartl("pretrain", *SMALL[:4], "--arch", "wrn-10-1", "--k", 3, "--name", "mine")
+    assert made.code == 0, made.err
+    assert cartl("import", PACKAGED, "--name", "theirs").code == 0
+    done = cartl("attack", "--limit", 4, "--pgd-steps", 1, "--checks", "off")
+    assert done.code == 0, done.err
+    assert "run: runs/mine (the newest finished run)" in done.err
+
+
 def test_a_transfer_takes_it_by_name_and_imports_it_once(cartl: Command) -> None:
     first = cartl("transfer", "--source", PACKAGED, *SMALL, "--k", 1)
     assert first.code == 0, first.err

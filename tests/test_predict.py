@@ -336,6 +336,11 @@ def test_a_picture_that_makes_no_finite_numbers_has_no_answer(source: Run) -> No
         (["7", "photos"], 2, "RUN: no such run: '7'"),
         (["unfinished", "photos"], 1, "run 'unfinished' is not complete: interrupted"),
         (["photos", "--runs-dir", "empty"], 2, "run in 'empty'; run cartl pretrain first"),
+        (
+            ["photos", "--runs-dir", "nix"],
+            2,
+            "run in 'nix', which is no folder; run cartl pretrain",
+        ),
         (["photos", "--top", "4"], 2, "--top: run 'source' has 3 classes, got 4"),
         (["photos", "--top", "0"], 2, "--top: must be >= 1"),
         (["photos", "--eps", "2/255"], 2, "--eps: goes with --attack pgd"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 from cartl_cli.commands.options import Request
-from cartl_cli.core.config import AttackConfig, ImportConfig, Kind, PretrainConfig, TransferConfig
+from cartl_cli.core.config import ImportConfig, Kind, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import (
     Config,
     at_own_batch_size,
@@ -198,24 +198,42 @@ def _with_source(
     if isinstance(config, PretrainConfig | ImportConfig):
         return config, None
     if isinstance(config, TransferConfig):
-        field, shown, kinds = "source", "--source", SOURCE_KINDS
-    else:
-        field, shown, kinds = "run", "RUN", ATTACKED_KINDS
-    run = taken_run(getattr(config, field), runs_dir, shown, kinds, say)
-    config = config.model_copy(update={field: selector_of(run, runs_dir)})
-    if isinstance(config, TransferConfig):
-        config = at_own_batch_size(config, run.manifest.model.image_size)
-    if isinstance(config, AttackConfig):
-        config = at_own_eps(config, config.dataset or run.making.dataset or "")
-    return config, run
+        run = taken_run(config.source, runs_dir, "--source", SOURCE_KINDS, say, tunable)
+        config = config.model_copy(update={"source": selector_of(run, runs_dir)})
+        return at_own_batch_size(config, run.manifest.model.image_size), run
+    fits = anything if config.dataset else has_images
+    run = taken_run(config.run, runs_dir, "RUN", ATTACKED_KINDS, say, fits)
+    config = config.model_copy(update={"run": selector_of(run, runs_dir)})
+    return at_own_eps(config, config.dataset or run.making.dataset or ""), run
+
+
+def anything(run: "Run") -> bool:
+    """Every run will do."""
+    return True
+
+
+def tunable(run: "Run") -> bool:
+    """Whether its network has blocks: one that was taken whole has none."""
+    return not run.manifest.model.arch.startswith(WHOLE)
+
+
+def has_images(run: "Run") -> bool:
+    """Whether it was made with images: an import may have none to be attacked on."""
+    return run.making.dataset is not None
 
 
 def taken_run(
-    named: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...], say: Callable[[str], None]
+    named: str,
+    runs_dir: Path,
+    flag: str,
+    kinds: tuple[Kind, ...],
+    say: Callable[[str], None],
+    fits: "Callable[[Run], bool]" = anything,
 ) -> "Run":
     """The run whose model is taken: the one named, else the newest finished one, which is said.
 
-    Without a name, the runs of sweeps are passed over. Raises UsageError, RunError.
+    Without a name, the runs of sweeps are passed over, and those that do not fit if others do.
+    Raises UsageError, RunError.
     """
     from cartl_cli.core.runs.reader import find_run, newest_run, remarks
     from cartl_cli.core.sweeps.points import sweep_runs
@@ -223,7 +241,8 @@ def taken_run(
     if named:
         run = find_run(named, runs_dir, flag, kinds)
     else:
-        run = newest_run(runs_dir, kinds, flag, passed_over := sweep_runs(runs_dir))
+        passed_over = sweep_runs(runs_dir)
+        run = newest_run(runs_dir, kinds, flag, passed_over, fits)
         which = "source " if kinds == SOURCE_KINDS else ""
         aside = ", sweeps aside" if passed_over else ""
         asked = flag.removeprefix("--").lower()

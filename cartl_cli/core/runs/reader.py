@@ -14,7 +14,7 @@ Reading them loads no torch; ``weights`` does.
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from cartl_cli.core import storage
 from cartl_cli.core.config import ImportConfig, Kind
 from cartl_cli.core.config.values import ADDRESS, PACKAGED
 from cartl_cli.core.errors import RunError, UsageError
-from cartl_cli.core.registry.architectures import WHOLE
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest, read_json
@@ -159,23 +158,24 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
 
 
 def newest_run(
-    runs_dir: Path, kinds: tuple[Kind, ...], flag: str, passed_over: Collection[str] = ()
+    runs_dir: Path,
+    kinds: tuple[Kind, ...],
+    flag: str,
+    passed_over: Collection[str] = (),
+    fits: Callable[[Run], bool] = lambda run: True,
 ) -> Run:
-    """The finished run with the highest number, none of those ``passed_over``, which sweeps made.
+    """The finished run with the highest number that ``fits``, else the one with the highest.
 
-    ``flag`` is what names one. For --source, a network that was taken whole, with no blocks to
-    tune, is passed over too. Raises UsageError if there is none.
+    None of those ``passed_over``, which sweeps made. ``flag`` is what names one. Raises UsageError
+    if there is none.
     """
     finished = [
         run
         for run in reversed(list_runs(runs_dir))
-        if run.manifest.kind in kinds
-        and run.manifest.status == "completed"
-        and not (flag == "--source" and run.manifest.model.arch.startswith(WHOLE))
+        if run.manifest.kind in kinds and run.manifest.status == "completed"
     ]
-    for run in finished:
-        if run.name not in passed_over:
-            return run
+    if unasked := [run for run in finished if run.name not in passed_over]:
+        return next(filter(fits, unasked), unasked[0])
     what = f"finished {' or '.join(kinds)} run"
     if finished:
         raise UsageError(
@@ -185,7 +185,8 @@ def newest_run(
     packaged = (
         f", or give --source {PACKAGED}, which comes with cartl" if flag == "--source" else ""
     )
-    raise UsageError(f"no {what} in {str(runs_dir)!r}; run cartl pretrain first{packaged}")
+    where = repr(str(runs_dir)) + ("" if runs_dir.is_dir() else ", which is no folder")
+    raise UsageError(f"no {what} in {where}; run cartl pretrain first{packaged}")
 
 
 def finished_weights(run: Run) -> FileRecord:
