@@ -2,7 +2,9 @@
 
 import io
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +84,32 @@ def test_the_checks_of_an_attack_are_counted(
     assert numbers == sorted(numbers)
     assert numbers[0] == 0  # told from the first pass on, not when a check is done
     assert len(numbers) > len({*numbers}) > 1
+
+
+def test_a_search_shows_what_it_tries_and_the_time_that_is_spent(
+    cartl: Command, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int | None]] = []
+
+    @contextmanager
+    def line(name: str) -> Iterator[progress.Show]:
+        yield lambda head, done, total, numbers, speed: told.append((head, done, total))
+
+    monkeypatch.setattr(progress, "_line", line)
+    shutil.copytree(runs_dir, "runs")
+    shown = ("--source", "source", "--dataset", "shapes-target", "--classes", "ring,frame")
+    few = ("--methods", "natural", "--k", "1", "--budget", "1s")
+    assert cartl("sweep", "tune", *shown, *few).code == 0
+    heads = dict.fromkeys(head for head, _, _ in told)
+    assert next(iter(heads)) == "natural, k 1, lr 0.02, 20 of 60 epochs"
+    assert {total for _, _, total in told} == {1}
+    seconds = [done for _, done, _ in told]
+    assert seconds == sorted(seconds)
+
+    told.clear()
+    auto = ("--k", "auto", "--epochs", "3", "--name", "chosen")
+    assert cartl("transfer", *shown, *auto).code == 0
+    assert told[0] == ("natural, k 2, lr 0.02, 1 of 3 epochs", 0, None)
 
 
 @pytest.mark.parametrize("columns", [60, 80])

@@ -432,9 +432,9 @@ def test_a_trial_on_all_images_is_the_model_that_transfer_makes(here: Command) -
         config = run.training
         assert isinstance(config, TransferConfig)
         session = Session(Path("runs"), None, NOWHERE, lambda line: None)
-        bench = prepared(config, source, session, lambda: None)
+        bench = prepared(config, source, session)
         bench = trials.with_radii(bench, source, (2,), session)
-        ours = trained_on(bench, config, bench.setup.split).state_dict()
+        ours = trained_on(bench, config, bench.setup.split, lambda: None).state_dict()
         for weight, value in read_model(run).state_dict().items():
             assert torch.equal(ours[weight], value), weight
 
@@ -446,14 +446,16 @@ def test_the_batches_of_a_trial_are_no_larger_than_its_images(here: Command) -> 
         Session(Path("runs"), None, NOWHERE, said.append),
         read_run(Path("runs/source")),
     )
-    bench = prepared(config, source, session, lambda: None)
+    bench = prepared(config, source, session)
     assert bench.config.batch_size == 12
     assert [line for line in said if "batch" in line] == [
         "note: --batch-size 64 is more than the 12 training images; batches have 12"
     ]
     nine = bench.setup.split.take(torch.arange(9))
     fitting = bench.config.model_copy(update={"batch_size": 9})
-    ours, theirs = (trained_on(bench, one, nine).state_dict() for one in (config, fitting))
+    ours, theirs = (
+        trained_on(bench, one, nine, lambda: None).state_dict() for one in (config, fitting)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -11,7 +11,8 @@ from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.errors import StoppedError, UsageError
 from cartl_cli.core.registry.transfer_methods import ADDITIONS
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
-from cartl_cli.core.sweeps.halving import reason
+from cartl_cli.core.sweeps.candidates import described
+from cartl_cli.core.sweeps.halving import Task, reason
 
 
 @flags_from(TransferConfig)
@@ -72,10 +73,16 @@ def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int 
         raise UsageError("--k: auto is chosen by one process alone; give a number")
     from cartl_cli.core.sweeps.trials import k_search
     from cartl_cli.display import tables, tuning_tables
+    from cartl_cli.display.progress import searching_progress
 
     say("choosing k on folds of the training images; this takes a few trainings")
-    with stop_signals() as asked:
-        outcome = k_search(config, opened.source, session, lambda: stop_if_asked(asked))
+    with stop_signals() as asked, searching_progress() as report:
+
+        def between(task: Task) -> None:
+            report(described(task.candidate, task.epochs))
+            stop_if_asked(asked)
+
+        outcome = k_search(config, opened.source, session, between)
     best = outcome.best("balanced")
     tables.show_aside(tuning_tables.values_of_k(outcome))
     say(f"k {best.candidate.k}: {reason(outcome, 'balanced')}")

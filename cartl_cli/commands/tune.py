@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,22 +54,30 @@ def tune(
     opened = open_session(request, TransferConfig, "transfer")
     from cartl_cli.core.sweeps.trials import largest_class
     from cartl_cli.display import tables, tuning_tables
+    from cartl_cli.display.progress import searching_progress
     from cartl_cli.display.terminal import say
 
     with stop_signals() as asked, sweeps_folder(runs_dir, say) as sweeps:
-        bench, ks = made_ready(wanted, opened, lambda: stop_if_asked(asked))
+        bench, ks = made_ready(wanted, opened)
         identity = bench.identity(opened.source)
         name = name or f"tune-{identity}"
         record = read_search(folder := sweeps / name, identity)
-        search = Search(
-            wanted.seconds, keeping(bench, folder, record, wanted.seconds, say), [*record.trials]
-        )
         everything = candidates(ks, wanted.methods, bench.radii)
         say(
             f"search {name}: {len(everything)} candidates, {len(bench.setup.split):,} training "
-            f"images; {search.spent:.0f} of {wanted.seconds:.0f} s are spent"
+            f"images; {record.seconds:.0f} of {wanted.seconds:.0f} s are spent"
         )
-        outcome = search.run(everything, TUNE_RUNGS, wanted.want)
+        with searching_progress(record.seconds, wanted.seconds) as report:
+
+            def between(task: Task) -> None:
+                report(described(task.candidate, task.epochs))
+                stop_if_asked(asked)
+
+            carry_out = keeping(
+                replace(bench, between=between), folder, record, wanted.seconds, say
+            )
+            search = Search(wanted.seconds, carry_out, [*record.trials])
+            outcome = search.run(everything, TUNE_RUNGS, wanted.want)
         if outcome.cut:
             say(f"not all was tried in --budget {wanted.budget}; with more, it goes on from here")
         if outcome.seconds > wanted.seconds:
@@ -97,7 +106,7 @@ def tune(
 
 
 def made_ready(
-    wanted: TuneConfig, opened: Opened[TransferConfig], between: Callable[[], None]
+    wanted: TuneConfig, opened: Opened[TransferConfig]
 ) -> "tuple[Bench, tuple[int, ...]]":
     """What trials begin with, and the values of k to try. Raises UsageError, RunError, DataError.
 
@@ -106,7 +115,7 @@ def made_ready(
     from cartl_cli.core.sweeps.trials import prepared, with_radii
 
     session = opened.session
-    bench = prepared(opened.config, opened.source, session, between)
+    bench = prepared(opened.config, opened.source, session)
     blocks = len(bench.original.blocks)
     ks = tuple(dict.fromkeys(wanted.k)) or blocks_grid(blocks)
     if max(ks) > blocks:
@@ -133,8 +142,9 @@ def keeping(
 
     def carry_out(task: Task) -> Trial:
         done.append(trial := carried_out(bench, task))
-        write_search(folder, record.model_copy(update={"trials": tuple(done)}))
-        spent = sum(trial.seconds for trial in done)
+        kept = record.model_copy(update={"trials": tuple(done)})
+        write_search(folder, kept)
+        spent = kept.seconds
         say(f"{line(task, trial)}; {spent:.0f} of {budget:.0f} s")
         if spent > budget >= spent - trial.seconds:
             say(

@@ -59,6 +59,17 @@ def predicting_progress(total: int | None, shown: bool) -> Iterator[Callable[[in
 
 
 @contextmanager
+def searching_progress(
+    spent: float = 0.0, budget: float | None = None
+) -> Iterator[Callable[[str], None]]:
+    """A reporter of what is tried, beside the seconds of the budget that are spent."""
+    began = time.monotonic() - spent
+    with _line("searching") as show:
+        whole = None if budget is None else int(budget)
+        yield lambda head: show(head, int(time.monotonic() - began), whole, [], "")
+
+
+@contextmanager
 def decoding_progress(missing: int) -> Iterator[Callable[[int], None]]:
     """A reporter of images decoded, of those that are missing."""
     say(f"decoding {missing:,} image{'s' * (missing > 1)}")

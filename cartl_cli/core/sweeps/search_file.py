@@ -75,6 +75,11 @@ class SearchRecord(BaseModel):
     identity: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     trials: Annotated[tuple[Trial, ...], Field(max_length=1000)] = ()
 
+    @property
+    def seconds(self) -> float:
+        """Of all trials, in whatever session they were made."""
+        return sum(trial.seconds for trial in self.trials)
+
 
 def identity_of(*what: object) -> str:
     """12 hex digits that are the same wherever the same is searched."""

@@ -42,7 +42,7 @@ class Bench:
     """What every trial begins with: shared settings, the source model, all training images.
 
     ``folds``: the images of each part, by number. ``radii``: of ``--method latent``, by k.
-    ``between`` is called between two steps, and may raise to stop.
+    ``between`` is told the trial under way between two of its steps, and may raise to stop.
     """
 
     config: TransferConfig
@@ -50,7 +50,7 @@ class Bench:
     setup: TrainingSetup
     folds: Sequence[Tensor]
     radii: Mapping[int, float]
-    between: Callable[[], None]
+    between: Callable[[Task], None] = lambda task: None
 
     def identity(self, source: Run) -> str:
         """12 hex digits that are the same wherever these trials would give the same."""
@@ -66,9 +66,7 @@ class Bench:
         )
 
 
-def prepared(
-    config: TransferConfig, source: Run, session: Session, between: Callable[[], None]
-) -> Bench:
+def prepared(config: TransferConfig, source: Run, session: Session) -> Bench:
     """Everything that trials begin with, but the radii. Raises UsageError, RunError or DataError.
 
     The images that measure a run are dropped: nothing that is chosen can depend on them.
@@ -79,9 +77,7 @@ def prepared(
     check_counts(data, setup.split)
     setup = replace(setup, data=data)
     parts = folds(setup.split.labels, FOLDS, config.seed)
-    return Bench(
-        fitting(config, len(setup.split)), original.to(setup.device), setup, parts, {}, between
-    )
+    return Bench(fitting(config, len(setup.split)), original.to(setup.device), setup, parts, {})
 
 
 def check_counts(data: DataSet, split: Split) -> None:
@@ -133,7 +129,8 @@ def carried_out(bench: Bench, task: Task) -> Trial:
     began = time.monotonic()
     trained, clean, robust = began, 0, 0
     try:
-        model = trained_on(bench, config, everything.take(others.sort().values))
+        split = everything.take(others.sort().values)
+        model = trained_on(bench, config, split, partial(bench.between, task))
         trained = time.monotonic()
         clean, robust = right(bench, model, config, judged, task)
     except DivergedError:
@@ -155,8 +152,10 @@ def carried_out(bench: Bench, task: Task) -> Trial:
     )
 
 
-def trained_on(bench: Bench, config: TransferConfig, split: Split) -> BlockModel:
-    """The target model of some images, in evaluation mode."""
+def trained_on(
+    bench: Bench, config: TransferConfig, split: Split, between: Callable[[], None]
+) -> BlockModel:
+    """The target model of some images, in evaluation mode. ``between`` is called as in ``tune``."""
     config = fitting(config, len(split))
     k, steps = config.k, count_steps(config, len(split))
     assert isinstance(k, int)
@@ -169,7 +168,7 @@ def trained_on(bench: Bench, config: TransferConfig, split: Split) -> BlockModel
     )
     size = config.radius if isinstance(config.radius, float) else bench.radii.get(k)
     target = begin(config, bench.original, k, setup, size, lambda line: None)
-    return tune(target, setup, bench.between)
+    return tune(target, setup, between)
 
 
 def right(
@@ -182,7 +181,7 @@ def right(
     plan = Plan(attacks, (budget,), 1, 1, task.candidate.k, config.seed, config.batch_size, probe=0)
     verdicts = unattacked(model, split, plan)
     for _ in robustness(model, split, plan, bench.setup.autocast, verdicts):
-        bench.between()
+        bench.between(task)
     return int(verdicts.clean.sum()), int(verdicts.worst(0).sum())
 
 
@@ -193,7 +192,7 @@ def largest_class(bench: Bench, n: int) -> int:
 
 
 def k_search(
-    config: TransferConfig, source: Run, session: Session, between: Callable[[], None]
+    config: TransferConfig, source: Run, session: Session, between: Callable[[Task], None]
 ) -> Outcome:
     """A search for k alone: the transfer as it is to be, at a few values of k.
 
@@ -201,7 +200,7 @@ def k_search(
     or DataError.
     """
     quiet = replace(session, say=lambda line: None)
-    bench = prepared(config, source, quiet, between)
+    bench = replace(prepared(config, source, quiet), between=between)
     ks = blocks_grid(len(bench.original.blocks))
     if config.method == "latent" and not isinstance(config.radius, float):
         bench = with_radii(bench, source, ks, session)
