@@ -264,14 +264,14 @@ def test_a_card_of_an_imported_model_tells_what_is_claimed(place: Path) -> None:
     assert re.search(r"\(sha256 `[0-9a-f]{64}`\)", card.text)
     assert "| setting |" not in card.text
     assert "Origin: a \\| friend." in card.text
-    assert "claimed to resist l2; this is what its importer wrote" in card.text
-    assert "**This model was not attacked.**" in card.text
+    assert "claimed to resist l2; this is a claim, not a measurement" in card.text
+    assert "**`cartl attack` was not run on this model.**" in card.text
     assert "It was not measured on clean images here either." in card.text
 
 
 def test_a_card_without_an_attack_says_so(place: Path) -> None:
     card = huggingface_hub.ModelCard(card_of(place / "runs" / "source"))
-    assert "**This model was not attacked.**" in card.text
+    assert "**`cartl attack` was not run on this model.**" in card.text
     assert "by a quick attack that was not checked" in card.text
     results = read_run(place / "runs" / "source").results
     values = [result.metric_value for result in card.data.eval_results]

@@ -109,7 +109,7 @@ def test_what_was_not_measured_says_so_where_it_matters(cartl: Command, checkpoi
     assert done.code == 2
     assert "--dataset: 'theirs' was imported without images; name some, or another run" in done.err
     after = cartl("export", "theirs").err  # an attack, which is next of others, would be refused
-    assert "cartl transfer --source theirs --method fast --dataset" in after
+    assert "next: cartl report theirs --format html" in after
 
 
 def test_classes_have_the_order_of_the_outputs(cartl: Command, tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_what_an_attack_found_comes_along(cartl: Command) -> None:
         )
         assert cartl("export", name, "--format", "hub").code == 0
         card = Path(f"{name}-hub/README.md").read_text()
-        assert "**This model was not attacked here.** Its maker measured" in card
+        assert "**`cartl attack` was not run on this model.**\nIts maker measured" in card
         assert "Nobody knows how robust" not in card
 
     told = json.loads(Path("hub/config.json").read_text())

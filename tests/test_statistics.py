@@ -40,11 +40,11 @@ def test_wilson_interval_solves_its_defining_equation() -> None:
 def test_few_images_are_told_with_the_width_that_they_leave() -> None:
     """One of two, exactly (Clopper-Pearson): the ends x solve x² and (1 − x)² = 2.5 %."""
     width = 1 - 2 * (1 - 0.975**0.5)
-    assert too_few(1, 2) == (
+    assert too_few(2, 1) == (
         f"warning: with 2 images the 95 % interval is {100 * width:.0f} points wide"
     )
-    assert "with 99 images" in too_few(50, 99)
-    assert too_few(50, 100) == ""
+    assert "with 99 images" in too_few(99, 50)
+    assert too_few(100, 50) == ""
 
 
 def test_a_limited_set_is_stratified_and_seeded() -> None:

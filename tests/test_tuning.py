@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -155,6 +156,9 @@ def test_the_choice_is_what_was_wanted_and_says_why() -> None:
     assert "60.0 %, the highest of 3, on 100 training images" in said
     assert "about 4.9 points" in said
     assert said.endswith("next: natural, k 2, lr 0.02, 60 epochs, 55.0 %")
+    close = [standing(4, 0.7, 0.5), standing(2, 0.6, 0.52)]
+    near = reason(Outcome([close], 12.0, False), "balanced")
+    assert near.endswith("56.0 %, as good as far as these images can tell")
 
 
 def test_a_candidate_in_words() -> None:
@@ -210,7 +214,7 @@ def test_a_search_with_time_ends_at_the_best_candidate() -> None:
     # robust + clean = 110 + 4 k - (k - 3)² + 10: at the even k, best at 4, of latent
     best = outcome.best("balanced").candidate
     assert (best.settings["method"], best.k) == ("latent", 4)
-    assert [len(rung) for rung in outcome.rungs] == [128, 64, 6]
+    assert [len(rung) for rung in outcome.rungs] == [128, 64, 8, 6]
     assert not outcome.cut
     last = [task for task in tried.tasks if task.attack == "strong"]
     assert {task.fold for task in last} == {1, 2, 3}
@@ -331,8 +335,8 @@ def test_a_search_ends_with_a_choice_whose_commands_run(here: Command) -> None:
     done = here(*NARROW)
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    assert (found["tried"], len(found["finalists"]), found["cut"]) == (16, 4, False)
-    assert [one["n"] for one in found["finalists"]] == [9] * 4  # three folds of three images
+    assert (found["tried"], len(found["finalists"]), found["cut"]) == (16, 3, False)
+    assert [one["n"] for one in found["finalists"]] == [9] * 3  # three folds of three images
     assert [one["settings"] for one in found["finalists"] if one["chosen"]] == [found["chosen"]]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {"search.json", "front.png"}
@@ -363,6 +367,8 @@ def test_a_budget_that_is_spent_is_told_once_and_at_once(here: Command) -> None:
     (spent,) = (number for number, line in enumerate(told) if "the budget is spent" in line)
     trials_told = [number for number, line in enumerate(told) if " of fold " in line]
     assert trials_told[0] < spent < trials_told[1]
+    (cut,) = (line for line in told if line.startswith("not all was tried in --budget 0.01s"))
+    assert re.search(r"; \d+ candidates were left out, the first [a-z]+, k \d, lr ", cut), cut
 
 
 def test_what_was_tried_is_not_tried_again_after_a_signal(

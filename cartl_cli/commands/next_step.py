@@ -19,16 +19,13 @@ def after_source(run: Run, runs_dir: Path) -> None:
 def after_model(run: Run, runs_dir: Path, done: str = "") -> None:
     """Say what is not yet done with a model: attack it, see its page, export it, compare it.
 
-    One that came without images cannot be attacked as it is, and is transferred. ``done``: the
-    command that was just done with it, wherever it left what it made.
+    One that came without images cannot be attacked as it is. ``done``: the command that was just
+    done with it, wherever it left what it made.
     """
     from cartl_cli.core.exports.files import ENDINGS
 
-    if run.making.dataset is None:
-        after_source(run, runs_dir)
-        return
     name, page = selector_of(run, runs_dir), f"{run.name}-page"
-    if done != "attack" and not attacks_on(run):
+    if run.making.dataset is not None and done != "attack" and not attacks_on(run):
         words = ["attack", name]
     elif not os.path.lexists(page):
         words = ["report", name, "--format", "html", "--out", page]

@@ -13,6 +13,7 @@ from cartl_cli.core.registry.transfer_methods import ADDITIONS
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
 from cartl_cli.core.sweeps.candidates import described
 from cartl_cli.core.sweeps.halving import Task, reason
+from cartl_cli.core.sweeps.search_file import Trial
 
 
 @flags_from(TransferConfig)
@@ -82,7 +83,10 @@ def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int 
             report(described(task.candidate, task.epochs))
             stop_if_asked(asked)
 
-        outcome = k_search(config, opened.source, session, between)
+        def tell(task: Task, trial: Trial) -> None:
+            say(tuning_tables.line(task, trial))
+
+        outcome = k_search(config, opened.source, session, between, tell)
     best = outcome.best("balanced")
     tables.show_aside(tuning_tables.values_of_k(outcome))
     say(f"k {best.candidate.k}: {reason(outcome, 'balanced')}")

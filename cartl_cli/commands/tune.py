@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from cartl_cli.core.errors import StoppedError, UsageError
 from cartl_cli.core.runs.command_line import command_line
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
 from cartl_cli.core.statistics import at_chance
-from cartl_cli.core.sweeps.candidates import blocks_grid, candidates, described
+from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid, candidates, described
 from cartl_cli.core.sweeps.halving import TUNE_RUNGS, Outcome, Search, Task, front, reason
 from cartl_cli.core.sweeps.search_file import (
     SearchRecord,
@@ -79,11 +79,15 @@ def tune(
             search = Search(wanted.seconds, carry_out, [*record.trials])
             outcome = search.run(everything, TUNE_RUNGS, wanted.want)
         if outcome.cut:
-            say(f"not all was tried in --budget {wanted.budget}; with more, it goes on from here")
+            say(
+                f"not all was tried in --budget {wanted.budget}; with more, it goes on from here"
+                + untried(everything, outcome)
+            )
         if outcome.seconds > wanted.seconds:
             say(
-                f"note: this took {outcome.seconds:.0f} s, more than --budget {wanted.budget}: two "
-                "candidates are tried to the end, and times are foretold by those before"
+                f"note: all trials took {outcome.seconds:.0f} s, more than --budget "
+                f"{wanted.budget}: two candidates are tried to the end, and times are foretold by "
+                "those before"
             )
         draw(outcome, wanted, folder, say)
         best = outcome.best(wanted.want)
@@ -148,7 +152,7 @@ def keeping(
         say(f"{line(task, trial)}; {spent:.0f} of {budget:.0f} s")
         if spent > budget >= spent - trial.seconds:
             say(
-                "note: the budget is spent; two candidates go on with all their epochs, however "
+                "note: the budget is spent; what is left of two candidates is still tried, however "
                 "long that takes"
             )
         return trial
@@ -192,6 +196,15 @@ def command_lines(
         shlex.join([*shlex.split(command_line("transfer", config, name)), *places]),
         shlex.join([*attack, *places]),
     ]
+
+
+def untried(everything: Sequence[Candidate], outcome: Outcome) -> str:
+    """How many candidates had no trial, and which would have come first; nothing if all had one."""
+    tried = [one.candidate for one in outcome.rungs[0]]
+    left = [candidate for candidate in everything if candidate not in tried]
+    if not left:
+        return ""
+    return f"; {len(left)} candidates were left out, the first {described(left[0])}"
 
 
 def summary(

@@ -55,12 +55,16 @@ def chance(right: int, n: int, largest: int) -> str:
     return f"may be at chance: {n} images are too few to tell"
 
 
-def too_few(right: int, n: int) -> str:
-    """A warning if ``right`` of n images are too few to say much; none of more."""
+def too_few(n: int, right: int | None = None) -> str:
+    """A warning if n images are too few to say much; none of more.
+
+    The interval is that of ``right`` of them, or the widest.
+    """
     if n >= FEW:
         return ""
-    low, high = accuracy_interval(right, n)
-    return f"warning: with {n} images the 95 % interval is {100 * (high - low):.0f} points wide"
+    low, high = accuracy_interval(n // 2 if right is None else right, n)
+    wide = f"{'up to ' * (right is None)}{100 * (high - low):.0f} points"
+    return f"warning: with {n} images the 95 % interval is {wide} wide"
 
 
 def mcnemar(b: int, c: int) -> float:

@@ -79,7 +79,8 @@ def _training(model: OneModel) -> Iterator[str]:
 def _attacks(model: OneModel, examples: Mapping[str, Examples]) -> Iterator[str]:
     yield parts.heading("Attacks")
     if not model.attacks:
-        yield parts.note(f"None yet. To make one: cartl attack {model.run.name}")
+        images = "" if model.run.making.dataset else " --dataset FOLDER, of images of its classes"
+        yield parts.note(f"None yet. To make one: cartl attack {model.run.name}{images}")
     for attack in model.attacks:
         yield from _attack(attack, examples[attack.name])
 

@@ -38,8 +38,8 @@ def values_of_k(outcome: Outcome) -> Table:
     first, last = outcome.rungs[0], {one.candidate.k: one for one in outcome.finalists}
     best = outcome.best("balanced")
     caption = (
-        f"●: chosen; n = {best.n} training images that the models had not seen; "
-        f"{outcome.seconds:.0f} s"
+        f"●: chosen; third, whole: of the epochs; n = {best.n} training images that the models had "
+        f"not seen; {outcome.seconds:.0f} s"
     )
     table = titled(
         "--k auto", cell(caption), ("", "k"), ("clean, third", "robust", "clean, whole", "robust")

@@ -188,7 +188,7 @@ def check_clean(
         )
     if found := chance(int(verdicts.clean.sum()), n, int(setup.split.labels.bincount().max())):
         say(f"warning: clean accuracy {found}; robust accuracy means nothing here")
-    if few := too_few(round(clean * n), n):
+    if few := too_few(n):
         say(few)
     if expected is None:
         return None

@@ -11,7 +11,7 @@ from cartl_cli.core.config import ImportConfig, PretrainConfig
 from cartl_cli.core.config.told import told_settings
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.exports.graphs import METADATA
-from cartl_cli.core.exports.subject import Subject, described, stated
+from cartl_cli.core.exports.subject import Subject, described, threat
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.runs.manifest import Run
@@ -45,17 +45,17 @@ def model_card(subject: Subject) -> str:
 
 def _front_matter(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
     """Lines of YAML; every value is JSON, which YAML understands."""
-    if licence := stated(subject, "licence"):
-        if licence.lower() in LICENCES:
-            yield f"license: {licence.lower()}"
+    if terms := known["licence"]:
+        if terms.lower() in LICENCES:
+            yield f"license: {terms.lower()}"
         else:
             yield "license: other"
-            yield f"license_name: {_quoted(licence)}"
+            yield f"license_name: {_quoted(terms)}"
     yield "library_name: pytorch"
     yield "pipeline_tag: image-classification"
     yield "tags: [cartl, image-classification, adversarial-robustness]"
-    attack = known["attack"]
-    found = attack if attack and attack["checks"] != "invalid" else known["measured"]
+    attack, measured = known["attack"], known["measured"]
+    found = attack if attack and attack["checks"] != "invalid" else measured
     if found is None:
         return
     yield "model-index:"
@@ -65,8 +65,12 @@ def _front_matter(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
     name, split = _quoted(found["data"]), _quoted(found["split"])
     yield f"    dataset: {{name: {name}, type: {name}, split: {split}}}"
     yield "    metrics:"
-    for line in _lines(found):
-        shown = _quoted(line["name"] + (line["conditions"] and f" ({line['conditions']})"))
+    clean, *robust = ((line, found["n"]) for line in _lines(found))
+    if measured is not None and measured["n"] > found["n"]:
+        clean = next(_lines(measured)), measured["n"]
+    for line, n in (clean, *robust):
+        told = [*([line["conditions"]] if line["conditions"] else []), f"n = {n}"]
+        shown = _quoted(f"{line['name']} ({', '.join(told)})")
         yield f"    - {{type: accuracy, value: {line['accuracy']:.4f}, name: {shown}}}"
 
 
@@ -99,17 +103,27 @@ def _robustness(known: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{_effort(attack)} {_meaning(attack['checks'])}"
         yield from _not_passed(attack)
+        if measured is not None and measured["n"] > attack["n"]:
+            yield ""
+            yield from _when_made(known)
         return
+    yield "**`cartl attack` was not run on this model.**"
     if known["claim"]:
-        yield f"**This model was not attacked here.** Its maker measured {_told(known['claim'])}."
-        yield "That was not checked."
+        yield f"Its maker measured {_told(known['claim'])}. That was not checked."
     else:
-        yield "**This model was not attacked.** Nobody knows how robust it is."
+        yield "Nobody knows how robust it is."
     if measured is None:
         yield "It was not measured on clean images here either."
-        return
-    robust = ", and by a quick attack that was not checked" if "eps" in measured else ""
-    yield f"When it was made, it was measured on clean images{robust}:"
+    else:
+        yield from _when_made(known)
+
+
+def _when_made(known: dict[str, Any]) -> Iterator[str]:
+    """The accuracies from when the model was made, or imported."""
+    measured = known["measured"]
+    when = "imported" if known["imported"] else "made"
+    quick = ", and by a quick attack that was not checked" if "eps" in measured else ""
+    yield f"When it was {when}, it was measured on clean images{quick}:"
     yield ""
     yield from _table(measured)
 
@@ -184,8 +198,11 @@ def _unknown(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
         older = ", ".join(_told(run.name) for run in subject.attacks[1:])
         yield f"- The newest attack is shown. Older ones on the same weights: {older}."
     yield "- Other changes of images (blur, weather, patches, other cameras) were not tried."
-    if not stated(subject, "licence"):
-        yield "- Nobody has stated a licence."
+    if not known["licence"]:
+        yield "- Nobody has stated a licence for it."
+    if known["source_licence"]:
+        terms = _told(known["source_licence"])
+        yield f"- Its source model has the licence {terms}. What follows from that is yours to say."
 
 
 def _use(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
@@ -236,7 +253,7 @@ def _made(run: Run) -> Iterator[str]:
             yield f"| {told.name} | {_told(told.value)} | {_told(told.meaning)} |"
         yield ""
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    yield f"Made with: {_told(versions)}."
+    yield f"{'Imported' if manifest.kind == 'import' else 'Made'} with: {_told(versions)}."
 
 
 def _method(run: Run) -> Iterator[str]:
@@ -252,8 +269,8 @@ def _method(run: Run) -> Iterator[str]:
                 yield f"Its maker measured {_told(original.claim)}; that was not checked."
         yield f"Origin: {_told(config.origin) or 'not stated'}."
         yield f"Licence: {_told(config.licence) or 'not stated'}."
-        threat = f"claimed to resist {_told(config.threat)}" if config.threat else "none claimed"
-        yield f"Threat model: {threat}; this is what its importer wrote, not a measurement."
+        claimed = f"claimed to resist {_told(config.threat)}" if config.threat else "none claimed"
+        yield f"Threat model: {claimed}; this is a claim, not a measurement."
         return
     if isinstance(config, PretrainConfig):
         about = TRAINING_ATTACKS[config.method].about
@@ -266,6 +283,9 @@ def _method(run: Run) -> Iterator[str]:
             f"{config.look(record.fdm_lambda).label}). The blocks before them are the source's."
         )
     yield f"It was trained on {manifest.data.train_images} images of {_told(manifest.data.name)}."
+    yield f"Augmentation: {', '.join(manifest.data.augment) or 'none'}."
+    if trained := threat(run):
+        yield f"The attack in its training: {trained}."
 
 
 def _percent(fraction: float) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from cartl_cli import __version__
 from cartl_cli.core.config import ImportConfig, PretrainConfig
+from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.evaluation.confusion import by_class, confusions
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs.manifest import Run
@@ -53,20 +54,29 @@ def read_subject(run: Run) -> Subject:
     return Subject(run, model.requires_grad_(False), attacks, source_beside(run))
 
 
-def stated(subject: Subject, field: str) -> str:
-    """What was stated of the imported model that this one is or started from; maybe nothing."""
-    runs = [subject.run, *([subject.source] if subject.source else [])]
-    told = (run.making for run in runs if isinstance(run.making, ImportConfig))
-    return next((str(getattr(config, field)) for config in told), "")
+def licence(run: Run | None) -> str:
+    """The licence that was stated of an imported model; maybe nothing."""
+    return run.making.licence if run and isinstance(run.making, ImportConfig) else ""
+
+
+def threat(run: Run) -> str:
+    """What a model was trained to resist, as a threat model; of an import, what was stated."""
+    config = run.making
+    if isinstance(config, ImportConfig):
+        return config.threat
+    if isinstance(config, PretrainConfig):
+        return f"linf {shown_pixels(config.eps)}" if config.method != "natural" else ""
+    return f"linf {shown_pixels(config.attack_eps)}" if "eps" in config.tuning.takes else ""
 
 
 def described(subject: Subject) -> dict[str, Any]:
     """Everything a program needs to use the network, and what was measured, ready for JSON."""
-    manifest, making = subject.run.manifest, subject.run.making
+    manifest = subject.run.manifest
     normalize = subject.model.normalize
     return {
         "cartl": __version__,
         "run": subject.run.name,
+        "imported": manifest.kind == "import",
         "sha256": subject.sha256,
         "architecture": manifest.model.arch,
         "convex_blocks": manifest.model.convex_blocks,
@@ -93,8 +103,9 @@ def described(subject: Subject) -> dict[str, Any]:
         },
         "measured": measured(subject.run),
         "moved": [*subject.run.seen.moved],
-        "licence": stated(subject, "licence"),
-        "threat": making.threat if isinstance(making, ImportConfig) else "",
+        "licence": licence(subject.run),
+        "source_licence": licence(subject.source),
+        "threat": threat(subject.run),
         "claim": manifest.original.claim if manifest.original else "",
         "attack": attacked(subject.attacks[0]) if subject.attacks else None,
     }

@@ -234,8 +234,14 @@ def classes_of(
 ) -> tuple[str, ...]:
     """The names of the outputs: as given, else as told, else those of the data, else numbers.
 
-    Raises UsageError for another number of names, or other names than the data has.
+    Raises UsageError for another number of names, or other names than the data has, and DataError
+    for another number beside weights of ours.
     """
+    if told.sha256 and len(told.classes) != outputs:
+        raise DataError(
+            f"{len(told.classes)} names of classes stand beside weights with {outputs} outputs; "
+            "get the folder again"
+        )
     known = len(told.classes) == outputs and len(set(told.classes)) == outputs
     if not config.classes and known and (not data or set(told.classes) == set(data.classes)):
         return told.classes

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cartl_cli.core.config import ImportConfig
 from cartl_cli.core.config.configure import configure
@@ -21,6 +21,7 @@ from cartl_cli.core.runs.results import Distances
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
 Above0 = Annotated[float, Field(gt=0)]
+_Name = Annotated[str, Field(pattern=r"\S")]
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ def told_beside(path: Path) -> Told:
         return _of_run(read_run(path.parent))
     if path.with_name(CONFIG).is_file():
         where = path.with_name(CONFIG)
+        content = read_json(where, CONFIG)
+        if not isinstance(content, dict):
+            raise DataError(f"{str(where)!r} holds no JSON object; get the folder again")
         try:
-            return _of_config(read_json(where, CONFIG))
+            return _of_config(content)
         except ValidationError as error:
             first = error.errors()[0]
             what = ".".join(map(str, first["loc"]))
             wrong = "is missing" if first["type"] == "missing" else f"cannot be {first['input']!r}"
-            raise DataError(f"{str(where)!r}: {what} {wrong:.100}") from None
+            raise DataError(f"{str(where)!r}: {what} {wrong:.100}; get the folder again") from None
     return Told()
 
 
@@ -101,16 +105,8 @@ class _Measured(_Foreign):
     robust_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     attacks: tuple[str, ...] = ()
     steps: int = 0
-    norm: str = ""
     eps: Annotated[float, Field(ge=0)] = 0.0
     checks: str = ""
-
-    @property
-    def threat(self) -> str:
-        """What it was made to resist, as far as that was measured."""
-        if self.robust_accuracy is None:
-            return ""
-        return f"{self.norm} {shown_pixels(self.eps)}".strip()
 
     @property
     def claim(self) -> str:
@@ -122,6 +118,12 @@ class _Measured(_Foreign):
             found += f", {100 * self.robust_accuracy:.1f} % under {attacks} at eps {eps}"
         checks = f"; checks of the attack: {self.checks}" if self.checks else ""
         return f"{found} ({self.n:,} images of {self.data}{checks})"
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name comes twice")
+    return names
 
 
 def _at_largest_eps(attack: Any) -> Any:
@@ -139,7 +141,7 @@ class _Exported(_Foreign):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     architecture: str
     convex_blocks: Annotated[int, Field(ge=0)] = 0
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[_Name, ...], AfterValidator(_each_once)]
     preprocessing: _Preprocessing
     licence: str = ""
     threat: str = ""
@@ -149,10 +151,11 @@ class _Exported(_Foreign):
     moved: Distances = ()
 
     @property
-    def figures(self) -> _Measured | None:
-        """What tells most of how robust it is."""
-        worked = self.attack is not None and self.attack.checks != "invalid"
-        return self.attack if worked else self.measured
+    def claims(self) -> str:
+        """All figures in words, those of its own making before what it repeats of another's."""
+        worked = self.attack if self.attack and self.attack.checks != "invalid" else None
+        figures = [found.claim for found in (self.measured, worked) if found]
+        return "; ".join(figures) or self.claim
 
 
 class _Pretrained(_Foreign):
@@ -173,10 +176,8 @@ class _Timm(_Foreign):
     pretrained_cfg: _Pretrained
 
 
-def _of_config(content: Any) -> Told:
+def _of_config(content: dict[str, Any]) -> Told:
     """What a ``config.json`` says, if it is of cartl or of timm. Raises ValidationError."""
-    if not isinstance(content, dict):
-        return Told()
     if "cartl" in content:
         ours = _Exported.model_validate(content)
         return Told(
@@ -184,13 +185,13 @@ def _of_config(content: Any) -> Told:
                 "arch": ours.architecture,
                 "origin": f"run {ours.run}",
                 "licence": ours.licence,
-                "threat": ours.threat or (ours.figures.threat if ours.figures else ""),
+                "threat": ours.threat,
             }
             | ours.preprocessing.model_dump(),
             ours.classes,
             convex_blocks=ours.convex_blocks,
             sha256=ours.sha256,
-            claim=ours.figures.claim if ours.figures else ours.claim,
+            claim=ours.claims,
             moved=ours.moved,
         )
     if "pretrained_cfg" not in content:

@@ -11,7 +11,7 @@ from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluation.confusion import confusions
 from cartl_cli.core.reports.provenance import Result, conditions_of, setting_of
 from cartl_cli.core.runs.manifest import Run
-from cartl_cli.core.runs.reader import MANIFEST, find_run, read_run, state
+from cartl_cli.core.runs.reader import MANIFEST, find_run, place, read_run, state
 from cartl_cli.core.runs.results import headline
 from cartl_cli.core.sweeps.points import read_sweep, sweep_path
 
@@ -66,7 +66,7 @@ def find_results(selectors: Sequence[str], runs_dir: Path) -> Found:
                 left_out.append(LeftOut(run.name, reason, fault=False))
             results.append(found)
     if not results and not left_out:
-        raise RunError(f"no attacks in {str(runs_dir)!r}; run cartl attack first")
+        raise RunError(f"no attacks in {place(runs_dir)}; run cartl attack first")
     return Found(tuple(results), tuple(left_out), table)
 
 

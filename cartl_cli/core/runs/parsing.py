@@ -35,7 +35,9 @@ def parse_json(data: bytes, what: str, path: Path) -> Any:
     """The value of a JSON text. Raises RunError, naming ``what``, where it is damaged."""
 
     def no_constant(name: str) -> None:
-        raise RunError(f"{what} holds {name}, which isn't finite; the run diverged: {path}")
+        raise RunError(
+            f"{what} holds {name}, which isn't finite; it was edited or its run diverged: {path}"
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

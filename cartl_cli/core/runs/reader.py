@@ -185,8 +185,12 @@ def newest_run(
     packaged = (
         f", or give --source {PACKAGED}, which comes with cartl" if flag == "--source" else ""
     )
-    where = repr(str(runs_dir)) + ("" if runs_dir.is_dir() else ", which is no folder")
-    raise UsageError(f"no {what} in {where}; run cartl pretrain first{packaged}")
+    raise UsageError(f"no {what} in {place(runs_dir)}; run cartl pretrain first{packaged}")
+
+
+def place(runs_dir: Path) -> str:
+    """The folder of runs for a message, which says if there is none."""
+    return repr(str(runs_dir)) + ("" if runs_dir.is_dir() else ", which is no folder")
 
 
 def finished_weights(run: Run) -> FileRecord:

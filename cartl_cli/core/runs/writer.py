@@ -199,7 +199,8 @@ def _check_free(runs_dir: Path, name: str) -> None:
         if storage.is_locked(folder):
             raise InUseError(f"run {folder.name!r} is in use by another cartl process")
         raise UsageError(
-            f"--name: {str(folder)!r} already holds a run, {state(existing)}; give another --name"
+            f"--name: {str(folder)!r} already holds a run, {state(existing)}; for a new run give "
+            "another --name"
         )
     raise UsageError(f"--name: {str(folder)!r} already exists; give another --name")
 

@@ -2,7 +2,7 @@
 
 Nothing here knows torch. Each candidate is tried in rungs: the first is short, and tries all; the
 next ones cost more, and try what was best before. The last rung judges on images, and by models,
-that had no part in the rungs before it.
+most of which had no part in the rungs before it.
 """
 
 import itertools
@@ -95,9 +95,10 @@ class Rung:
 
 
 TUNE_RUNGS = (
-    Rung(3, (0,), "quick", until=0.4),
-    Rung(1, (0,), "quick", kept=0.5, until=0.6),
-    Rung(1, (1, 2, 3), "strong", kept=0.5, most=6),
+    Rung(3, (0,), "quick", until=0.3),
+    Rung(1, (0,), "quick", kept=0.5, until=0.5),
+    Rung(1, (1,), "strong", kept=0.5, most=8, until=0.75),
+    Rung(1, (1, 2, 3), "strong", kept=0.75),
 )
 K_RUNGS = (Rung(3, (0,), "quick"), Rung(1, (1,), "quick", kept=0.5))
 """Of ``--k auto``: 4 values of k cost 2.5 trainings."""
@@ -286,4 +287,6 @@ def reason(outcome: Outcome, want: Want) -> str:
     if others:
         next_ = max(others, key=lambda one: one.score(want))
         said += f"; next: {described(next_.candidate)}, {100 * next_.score(want)[0]:.1f} %"
+        if score - next_.score(want)[0] < error:
+            said += ", as good as far as these images can tell"
     return said

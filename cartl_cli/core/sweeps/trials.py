@@ -192,12 +192,16 @@ def largest_class(bench: Bench, n: int) -> int:
 
 
 def k_search(
-    config: TransferConfig, source: Run, session: Session, between: Callable[[Task], None]
+    config: TransferConfig,
+    source: Run,
+    session: Session,
+    between: Callable[[Task], None],
+    tell: Callable[[Task, Trial], None],
 ) -> Outcome:
     """A search for k alone: the transfer as it is to be, at a few values of k.
 
-    It is the same on every machine but for rounding: no time decides. Raises UsageError, RunError
-    or DataError.
+    It is the same on every machine but for rounding: no time decides. ``between`` is that of the
+    ``Bench``; ``tell`` is called after each trial. Raises UsageError, RunError or DataError.
     """
     quiet = replace(session, say=lambda line: None)
     bench = replace(prepared(config, source, quiet), between=between)
@@ -205,5 +209,10 @@ def k_search(
     if config.method == "latent" and not isinstance(config.radius, float):
         bench = with_radii(bench, source, ks, session)
     own = {"method": config.method, "lr": config.lr, "epochs": config.epochs}
-    search = Search(math.inf, partial(carried_out, bench))
+
+    def carry_out(task: Task) -> Trial:
+        tell(task, trial := carried_out(bench, task))
+        return trial
+
+    search = Search(math.inf, carry_out)
     return search.run([Candidate({**own, "k": k}) for k in ks], K_RUNGS, "balanced")

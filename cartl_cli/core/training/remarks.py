@@ -68,7 +68,7 @@ def verdict(run: Run, measured: Split) -> list[str]:
             f"warning: clean accuracy {guessed}; always answering with the largest class gives "
             f"{largest:.1f} %"
         )
-    if few := too_few(round(results.clean_accuracy * results.n), results.n):
+    if few := too_few(results.n, round(results.clean_accuracy * results.n)):
         more = "; hold out more with --val-fraction, or make a test folder"
         found.append(few + more * (run.manifest.data.measured == "held-out"))
     if results.train_accuracy is not None and results.train_accuracy < LOW:
