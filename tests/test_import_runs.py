@@ -15,6 +15,7 @@ from torch import Tensor
 from cartl_cli import load_model
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs.reader import read_run
+from tests import tiny
 from tests.conftest import Command
 
 FOLDER = Path(os.environ.get("CARTL_TEST_DATA", ""))
@@ -449,19 +450,25 @@ def test_what_an_attack_found_comes_along(cartl: Command) -> None:
     """An export says what its attack left; an import tells it, and does not vouch for it."""
     shown = ("--classes", "disk,square", "--epochs", 1, "--arch", "wrn-10-1")
     assert cartl("pretrain", *shown, "--k", 3, "--name", "made").code == 0
-    attack = ("--eps", "4/255,8/255", "--pgd-steps", 2, "--limit", 20, "--checks", "off")
+    attack = ("--eps", "4/255,16/255", "--pgd-steps", 2, "--limit", 20, "--checks", "off")
     assert cartl("attack", "made", *attack).code == 0
     assert cartl("export", "made", "--format", "hub", "--out", "hub").code == 0
+    card = Path("hub/README.md").read_text()
+    assert "When it was made, it was measured on clean images" in card  # five times as many
+    assert 'name: "clean accuracy (n = 100)"' in card
+    assert "eps 16/255, n = 20)" in card
     results = read_run(Path("runs/002-attack")).attack_results
     left = 100 * results.by_eps[-1].robust_accuracy
     said = f"its maker measured {100 * results.clean_accuracy:.1f} % clean, {left:.1f} % under "
     for name, place in (("first", "hub"), ("second", "first-hub")):
         done = cartl("import", place, "--name", name)
         assert said in done.err.replace("\n", " "), done.err
-        original = read_run(Path("runs", name)).manifest.original
+        run = read_run(Path("runs", name))
+        assert run.manifest.config.model_dump()["threat"] == "linf 8/255"  # of its training
+        original = run.manifest.original
         assert original is not None
         assert original.claim.endswith(
-            "at eps 8/255 (20 images of shapes; checks of the attack: off)"
+            "at eps 16/255 (20 images of shapes; checks of the attack: off)"
         )
         assert cartl("export", name, "--format", "hub").code == 0
         card = Path(f"{name}-hub/README.md").read_text()
@@ -471,14 +478,22 @@ def test_what_an_attack_found_comes_along(cartl: Command) -> None:
     told = json.loads(Path("hub/config.json").read_text())
     for wrong, said in (
         ({"classes": "disk"}, "classes cannot be 'disk'"),
+        ({"classes": ["disk", "disk"]}, "classes cannot be ['disk', 'disk']; get the folder again"),
+        ({"classes": ["disk", " "]}, "classes.1 cannot be ' '"),
+        ({"classes": ["disk"]}, "1 names of classes stand beside weights with 2 outputs"),
         ({"attack": told["attack"] | {"n": -1}}, "attack.n cannot be -1"),
     ):
         Path("hub/config.json").write_text(json.dumps(told | wrong))
         done = cartl("import", "hub", "--name", "other")
         assert (done.code, said in done.err) == (1, True), done.err
-    Path("hub/config.json").write_text(json.dumps(told | {"classes": ["disk", "disk"]}))
+    Path("hub/config.json").write_text("[]")
     done = cartl("import", "hub", "--name", "other")
+    assert (done.code, "holds no JSON object" in done.err) == (1, True), done.err
+    Path("hub/config.json").write_text(json.dumps(told))
+    tiny.make_images(Path("images"))
+    done = cartl("import", "hub", "--dataset", "images", "--pgd-steps", 1, "--name", "other")
     assert "note: the 2 names of classes beside the weights do not name its outputs" in done.err
+    assert read_run(Path("runs/other")).manifest.model.classes == ("dark", "light")
 
 
 def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
