@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from cartl_cli.core.config.values import PACKAGED
 from cartl_cli.core.runs.command_line import command_of
 from cartl_cli.core.runs.reader import read_run
 from tests.conftest import Command
@@ -167,6 +168,18 @@ def test_an_imported_model_has_a_page(cartl: Command) -> None:
     assert "did not keep its answers" in page
 
 
+def test_the_page_of_what_was_imported_without_images_keeps_apart_what_is_claimed(
+    cartl: Command,
+) -> None:
+    assert cartl("import", PACKAGED, "--name", "theirs").code == 0
+    page = html.unescape(cartl("report", "theirs", "--format", "html").out)
+    assert "77.6 % clean, 44.3 % under pgd-20" in page
+    assert "Nothing was measured here." in page
+    assert "what their maker found was not checked" in page
+    assert "nobody knows" not in page
+    assert "cartl attack theirs --dataset FOLDER" in page
+
+
 def test_images_that_cannot_be_shown_are_told(cartl: Command, place: Path) -> None:
     shutil.copytree(place / "runs", "runs")
     Path("runs/attack/adversarial.safetensors").unlink()
@@ -210,10 +223,10 @@ def test_an_attack_that_failed_an_invariant_has_no_number(cartl: Command, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("target", "is a model, which has one page: --format html alone"),
-        ("target --format html,csv --out x", "--format html alone; tables are made of attacks"),
+        ("target", "is a model; for its page give --format html --out FOLDER"),
+        ("target --format html,csv --out x", "and nothing more; tables are made of attacks"),
         ("target --format html --baseline vanilla", "those on it: attack"),
-        ("target --format html --plot k --out x", "--format html alone"),
+        ("target --format html --plot k --out x", "and nothing more"),
     ],
 )
 def test_what_does_not_go_with_a_model_is_refused(

@@ -150,8 +150,8 @@ def _check_alone(model: Run, wanted: list[str], others: list[str | None]) -> Non
         return
     attacks = ", ".join(attack.name for attack in attacks_on(model)) or "none yet"
     raise UsageError(
-        f"RUN: {model.name!r} is a model, which has one page: --format html alone; tables are made "
-        f"of attacks, those on it: {attacks}"
+        f"RUN: {model.name!r} is a model; for its page give --format html --out FOLDER, and "
+        f"nothing more; tables are made of attacks, those on it: {attacks}"
     )
 
 

@@ -68,8 +68,9 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def sheet_html(sheet: Sheet, level: int = 2) -> str:
-    """A table under its title, with its notes."""
-    return "\n".join([heading(sheet.title, level), table(sheet), *map(note, sheet.notes)])
+    """A table under its title, with its notes; the notes alone where it has no rows."""
+    shown = [table(sheet)] if sheet.rows else []
+    return "\n".join([heading(sheet.title, level), *shown, *map(note, sheet.notes)])
 
 
 def table(sheet: Sheet) -> str:

@@ -85,6 +85,8 @@ def accuracy_sheet(model: OneModel) -> Sheet:
         if original is not None and original.claim:
             known = "what their maker found was not checked"
         notes.append(f"No attack was made on these weights: {known}.")
+    if not rows:
+        notes = ["Nothing was measured here.", notes[-1]]
     return Sheet("Accuracy", heads, (False, True, True, True, True, False, False), rows, (*notes,))
 
 
