@@ -33,6 +33,7 @@ def test_without_a_source_it_is_named(cartl: Command) -> None:
     for words, expected in (
         ((), said),
         (("--source", "cifar10-robst"), f"'runs': none; {PACKAGED} comes with cartl"),
+        (("--source", "cifar10-robst"), f"(did you mean {PACKAGED!r}?)"),
     ):
         done = cartl("transfer", *words)
         assert done.code == 2

@@ -11,6 +11,7 @@ An attack is a run too: ``003-attack/`` has ``outcomes.safetensors``, one verdic
 Reading them loads no torch; ``weights`` does.
 """
 
+import difflib
 import os
 import re
 import stat
@@ -150,10 +151,14 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
     for folder in (runs_dir / selector, Path(os.path.expanduser(selector))):
         if folder.is_dir():
             return read_run(folder)
-    names = ", ".join(run.name for run in list_runs(runs_dir)) or "none"
-    packaged = f"; {PACKAGED} comes with cartl" if flag == "--source" else ""
+    known = [run.name for run in list_runs(runs_dir)]
+    names = ", ".join(known) or "none"
+    with_cartl = [PACKAGED] if flag == "--source" else []
+    packaged = f"; {PACKAGED} comes with cartl" if with_cartl else ""
+    close = difflib.get_close_matches(selector, [*known, *with_cartl], n=1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
     raise UsageError(
-        f"{flag}: no such run: {selector!r}; runs in {str(runs_dir)!r}: {names}{packaged}"
+        f"{flag}: no such run: {selector!r}{meant}; runs in {str(runs_dir)!r}: {names}{packaged}"
     )
 
 
