@@ -202,7 +202,7 @@ def _unknown(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
         yield "- Nobody has stated a licence for it."
     if known["source_licence"]:
         terms = _told(known["source_licence"])
-        yield f"- Its source model has the licence {terms}. What follows from that is yours to say."
+        yield f"- Its source model has the licence {terms}: see what that asks of this one."
 
 
 def _use(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
