@@ -10,6 +10,7 @@ from cartl_cli.commands.session import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import at_own_eps, check_same, configure
 from cartl_cli.core.config.presets import SETTINGS_FOLDER
+from cartl_cli.core.config.told import told_settings
 from cartl_cli.core.config.values import shown_pixels, write_list
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.runs.command_line import command_line
@@ -163,3 +164,14 @@ def test_help_says_what_fast_does_with_the_steps() -> None:
     about = TransferConfig.model_fields["pgd_steps"].description
     assert about is not None
     assert "fast takes one step, and these only after it was found to overfit" in about
+
+
+def test_settings_without_effect_are_not_told() -> None:
+    def told(**settings: Any) -> dict[str, str]:
+        return {one.name: one.value for one in told_settings(TransferConfig(**settings))}
+
+    plain = told(k=6)
+    assert {"seed": "0", "k": "6"}.items() <= plain.items()
+    assert not {"ema", "awp_gamma", "eps_warmup", "milestones", "warmup_epochs"} & plain.keys()
+    other = told(schedule="step", milestones=(10, 20), method="at", ema=0.99)
+    assert {"milestones": "10,20", "warmup_epochs": "1.0", "ema": "0.99"}.items() <= other.items()

@@ -255,6 +255,8 @@ def test_a_card_tells_how_the_model_and_its_source_were_made(place: Path) -> Non
     assert "| fdm_lambda | 0.005 | Weight of feature distance minimization" in text
     assert "| neft_beta | 0.4 | NEFT: spectral norm of every tuned weight |" in text
     assert text.count("| seed | 0 |") == 2
+    for idle in ("ema", "awp_gamma", "milestones", "warmup_epochs"):
+        assert f"| {idle} |" not in text  # it was off, or of a schedule that was not taken
 
 
 def test_a_card_of_an_imported_model_tells_what_is_claimed(place: Path) -> None:

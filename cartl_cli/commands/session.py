@@ -201,15 +201,10 @@ def _with_source(
         run = taken_run(config.source, runs_dir, "--source", SOURCE_KINDS, say, tunable)
         config = config.model_copy(update={"source": selector_of(run, runs_dir)})
         return at_own_batch_size(config, run.manifest.model.image_size), run
-    fits = anything if config.dataset else has_images
+    fits = None if config.dataset else has_images
     run = taken_run(config.run, runs_dir, "RUN", ATTACKED_KINDS, say, fits)
     config = config.model_copy(update={"run": selector_of(run, runs_dir)})
     return at_own_eps(config, config.dataset or run.making.dataset or ""), run
-
-
-def anything(run: "Run") -> bool:
-    """Every run will do."""
-    return True
 
 
 def tunable(run: "Run") -> bool:
@@ -228,7 +223,7 @@ def taken_run(
     flag: str,
     kinds: tuple[Kind, ...],
     say: Callable[[str], None],
-    fits: "Callable[[Run], bool]" = anything,
+    fits: "Callable[[Run], bool] | None" = None,
 ) -> "Run":
     """The run whose model is taken: the one named, else the newest finished one, which is said.
 

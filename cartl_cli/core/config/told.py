@@ -12,6 +12,8 @@ UNTOLD = {
     *("dataset", "source", "checkpoint", "origin", "licence", "threat"),  # told in sentences
     *("arch", "classes", "device", "save_every"),
 }
+OF_STEPS = {"milestones", "warmup_epochs"}
+"""What only ``--schedule step`` looks at."""
 
 
 class Told(NamedTuple):
@@ -23,10 +25,14 @@ class Told(NamedTuple):
 
 
 def told_settings(config: BaseModel) -> Iterator[Told]:
-    """Each setting that has a value, without those told elsewhere (``UNTOLD``)."""
+    """Each setting that had an effect, without those told elsewhere (``UNTOLD``).
+
+    A part, weight or decay of 0 had none.
+    """
+    untold = UNTOLD if getattr(config, "schedule", "step") == "step" else UNTOLD | OF_STEPS
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if name in UNTOLD or value is None or value is False or value in ((), ""):
+        if name in untold or (not value and type(value) is not int):  # 0 is a seed too
             continue
         shown = write_list(value) if isinstance(value, tuple) else f"{value}"
         if name in ("eps", "step_size"):

@@ -167,7 +167,7 @@ def newest_run(
     kinds: tuple[Kind, ...],
     flag: str,
     passed_over: Collection[str] = (),
-    fits: Callable[[Run], bool] = lambda run: True,
+    fits: Callable[[Run], bool] | None = None,
 ) -> Run:
     """The finished run with the highest number that ``fits``, else the one with the highest.
 
