@@ -4,7 +4,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cartl_cli.core.config.tune_settings import Want
-from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
 from cartl_cli.core.sweeps.halving import Outcome, front
 from cartl_cli.display.attack_plots import RED, plain, rendered, style
 
@@ -25,7 +24,7 @@ def front_plot(outcome: Outcome, want: Want, dataset: str) -> bytes:
         )
         labelled: set[str] = set()
         for one in drawn:
-            look = TRANSFER_METHODS[one.candidate.settings["method"]].look
+            look = one.candidate.look
             clean, robust = 100 * one.clean, 100 * one.robust
             label = look.label if look.label not in labelled else None
             labelled.add(look.label)

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.config.tune_settings import ADDED
-from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
+from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS, Look, symbols
 
 Settings = Mapping[str, Any]
 
@@ -25,6 +26,11 @@ class Candidate:
         """Blocks that are tuned."""
         found: int = self.settings["k"]
         return found
+
+    @property
+    def look(self) -> Look:
+        """How it is called and drawn, as from a source model without FDM."""
+        return TransferConfig(**self.settings).look(None)
 
 
 def blocks_grid(blocks: int) -> tuple[int, ...]:
@@ -91,11 +97,11 @@ def _rounded(number: float) -> float:
 
 def described(candidate: Candidate, trained: int | None = None) -> str:
     """``latent, k 4, radius 0.012, lr 0.05, 20 epochs``, or ``7 of 20 epochs`` if fewer are run."""
-    named = {"neft_beta": "NEFT β", "keep_lambda": "keep λ"}
-    words = [str(candidate.settings["method"]), f"k {candidate.k}"]
+    symbol = symbols()
+    words = [candidate.look.label, f"k {candidate.k}"]
     for name, value in candidate.settings.items():
         if name not in ("method", "k", "epochs"):
-            words.append(f"{named.get(name, name)} {value:g}")
+            words.append(f"{symbol.get(name, name)} {value:g}")
     epochs = candidate.settings["epochs"]
     part = f"{trained} of " if trained not in (None, epochs) else ""
     return ", ".join([*words, f"{part}{epochs} epochs"])

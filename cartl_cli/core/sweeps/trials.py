@@ -208,7 +208,8 @@ def k_search(
     ks = blocks_grid(len(bench.original.blocks))
     if config.method == "latent" and not isinstance(config.radius, float):
         bench = with_radii(bench, source, ks, session)
-    own = {"method": config.method, "lr": config.lr, "epochs": config.epochs}
+    added = {one.setting: getattr(config, one.setting) for one in config.additions}
+    own = {"method": config.method, **added, "lr": config.lr, "epochs": config.epochs}
 
     def carry_out(task: Task) -> Trial:
         tell(task, trial := carried_out(bench, task))
