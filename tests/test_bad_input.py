@@ -1060,7 +1060,7 @@ ACCEPTED = [
     row("A13", run_fine("--attack", "apgd-t"), 0, "with fewer than 4 classes apgd-t aims with"),
     row("A04-curve", run_fine("--eps", "0,8/255"), 0, "eps 0/255"),
     row("A04-l2", run_fine("--norm", "l2", "--eps", "8/255"), 0, "so small in ℓ₂ that hardly"),
-    row("A10", run_fine(), 0, "warning: with 12 images the 95 % interval is "),
+    row("A10", run_fine(), 0, "warning: with n = 12 the 95 % interval is "),
     row("A15", attack_tensors(at_chance), 0, "warning: clean accuracy is at chance"),
     row("A34", run_fine("--eps", "77/255"), 0, "note: eps 77/255 is unusual for images of this"),
 ]

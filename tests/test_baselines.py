@@ -72,13 +72,12 @@ def test_few_images_held_out_are_told_with_the_flag_that_holds_out_more(
     pictures = image_folder(test=0)
     done = cartl("transfer", "--source", "source", "--dataset", pictures, "--epochs", 1)
     assert (
-        "warning: with 2 images the 95 % interval is 97 points wide; hold out more with "
-        in done.err
+        "warning: with n = 2 the 95 % interval is 97 points wide; hold out more with " in done.err
     )
     with_test = image_folder(name="tested")
     done = cartl("transfer", "--source", "source", "--dataset", with_test, "--epochs", 1)
     assert "points wide; hold out more" not in done.err
-    assert "warning: with 4 images" in done.err
+    assert "warning: with n = 4 " in done.err
 
 
 def _robust(run: Run) -> float:

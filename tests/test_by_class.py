@@ -119,8 +119,12 @@ def test_an_attack_tells_each_class_and_json_has_them(attacked: Run, cartl: Comm
         if (mistaken := left.mistaken_for(name)) is not None:
             assert cells[5] == f"{mistaken[0]} ({mistaken[1]})"
     line = " ".join(told.split())
-    assert f"worst class: clean {clean.worst} (" in line
-    assert f"under attack {left.worst} (" in line
+    assert f"worst class: clean {clean.worst_named} (" in line
+    assert f"under attack {left.worst_named} (" in line
+    for one in (clean, left):
+        lowest = min(map(one.accuracy, one.labels))
+        others = sum(one.accuracy(label) == lowest for label in one.labels) - 1
+        assert one.worst_named == (f"{one.worst} and {others} more" if others else one.worst)
     means = [f"{100 * one.balanced_accuracy:.1f} %" for one in (clean, left)]
     assert f"the mean of the classes: clean {means[0]}, under attack {means[1]}" in line
     assert json.loads(cartl("attack", *where, "--json").out)["by_class"] == by_class((clean, left))
@@ -248,6 +252,12 @@ def test_seeds_of_which_one_does_not_tell_have_none(cartl: Command, tmp_path: Pa
     found = json.loads(cartl("report", "--json").out)["results"]
     assert [one["by_class"]["balanced_clean"] for one in found].count(None) == 1
     assert "–: an attack that did not keep its answers." in cartl("report").out
+
+
+def test_classes_that_are_equally_low_are_counted() -> None:
+    split = Split(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2]))
+    told = class_by_class(torch.tensor([True, False, False]), split, ("one", "two", "three"))
+    assert told.startswith("worst class: two and 1 more (0.0 %);")
 
 
 def test_a_training_tells_its_worst_class() -> None:

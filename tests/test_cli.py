@@ -119,6 +119,20 @@ def test_more_restarts_never_raise_robust_accuracy(cartl: Command, runs_dir: Pat
     assert accuracies[1] <= accuracies[0]
 
 
+def test_settings_without_effect_are_told(cartl: Command, runs_dir: Path) -> None:
+    place = ("--runs-dir", runs_dir, "--limit", 20, "--checks", "off")
+    done = cartl("attack", "source", "--attack", "fgsm", "--pgd-steps", 3, "--queries", 5, *place)
+    for flag in ("--pgd-steps", "--queries"):
+        assert f"note: {flag} has no effect with --attack fgsm" in done.err
+    told = " ".join(done.out.split())
+    assert "3 steps" not in told
+    assert "restarts" not in told
+    queried = ("attack", "source", "--attack", "pgd,square", "--pgd-steps", 2, "--queries", 5)
+    assert "has no effect" not in cartl(*queried, *place).err
+    done = cartl("transfer", "--runs-dir", runs_dir, *TINY_TRANSFER.split(), "--milestones", 1)
+    assert "note: --milestones has no effect with --schedule onecycle" in done.err
+
+
 def test_own_images_go_the_whole_way(cartl: Command, image_folder: ImageFolder) -> None:
     folder = image_folder(("a", "b"), train=8, test=4, mode="L", size=(28, 28))
     tiny = ("--epochs", 1, "--batch-size", 8)

@@ -55,7 +55,8 @@ def place(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     attacked, and ``EXPORTS`` of them.
     """
     folder = tmp_path_factory.mktemp("exported")
-    shutil.copytree(runs_dir, folder / "runs")
+    for name in ("source", "target"):  # and no attack of other tests
+        shutil.copytree(runs_dir / name, folder / "runs" / name)
     lines = [
         [*IMPORT.split(), "--origin", "a | friend", "--licence", "CC 4: ask", "--threat", "l2"],
         [*ATTACK.split(), "--checks", "fast", "--name", "attacked"],
@@ -248,7 +249,7 @@ def test_a_card_has_the_figures_of_the_attack(place: Path) -> None:
 
 def test_a_card_tells_how_the_model_and_its_source_were_made(place: Path) -> None:
     text = (place / "target-hub" / "README.md").read_text()
-    assert "The last 3 blocks of the source model source were fine-tuned on clean images" in text
+    assert "It is the source model source, the last 3 blocks fine-tuned on clean images" in text
     assert "(method: CARTL)" in text
     assert "trained on 180 images of shapes-target" in text
     assert "### Its source model, source" in text
@@ -345,9 +346,53 @@ def test_a_card_has_the_newest_attack_on_the_same_weights(scene: Path) -> None:
     edited(scene / "unfinished", lambda manifest: manifest.update(number=92, status="interrupted"))
     text = card_of(scene / "target")
     assert "The attack is the run later (" in text
-    assert "The newest attack is shown. Older ones on the same weights: attacked." in text
+    assert "One attack is shown. Others on the same weights: attacked." in text
     assert "of-others" not in text
     assert "unfinished" not in text
+
+
+@pytest.mark.parametrize(
+    "weaker",
+    [
+        {"results": {"n": 20}},
+        {"data": {"measured": "train"}, "results": {"n": 180}},
+        {
+            "results": {
+                "n": 200,
+                "trust": [{"id": "K5", "verdict": "fail", "value": None, "text": "…"}],
+            }
+        },
+    ],
+    ids=["fewer images", "training images", "a failed check"],
+)
+def test_a_newer_attack_that_tells_less_takes_no_attacks_place(
+    scene: Path, weaker: dict[str, Any]
+) -> None:
+    shutil.copytree(scene / "attacked", scene / "later")
+
+    def weaken(manifest: Any) -> None:
+        manifest["number"] = 90
+        manifest["results"]["trust"] = []
+        for part, content in weaker.items():
+            manifest[part].update(content)
+
+    edited(scene / "attacked", lambda manifest: manifest["results"].update(trust=[]))
+    edited(scene / "later", weaken)
+    text = card_of(scene / "target")
+    assert "The attack is the run attacked (" in text
+    assert "Others on the same weights: later." in text
+
+
+def test_a_card_cites_no_figures_of_training_images(scene: Path) -> None:
+    edited(scene / "attacked", lambda manifest: manifest["data"].update(measured="train"))
+    text = card_of(scene / "target")
+    target = read_run(scene / "target")
+    (cited,) = huggingface_hub.ModelCard(text).data.eval_results
+    assert (cited.dataset_split, cited.metric_name) == (
+        target.manifest.data.measured,
+        f"clean accuracy (n = {target.seen.n})",
+    )
+    assert "When it was made, it was measured on clean images" in text
 
 
 # The command
@@ -388,6 +433,7 @@ def test_what_cannot_be_exported_is_refused(cartl: Command, scene: Path) -> None
         ("target --out taken", 2, "--out: 'taken' exists; give another --out"),
         ("target --out no/where.pt2", 2, "--out: no folder 'no'; make it first"),
         ("target --format tflite", 2, "--format"),
+        ("target --format onnx --out a.pt2", 2, "--out: .pt2 is of --format torch; give another"),
     ):
         done = cartl("export", *arguments.split())
         assert done.code == code, arguments

@@ -192,6 +192,15 @@ def test_another_image_size_is_the_hint() -> None:
         match(like | {"pos_embed": torch.zeros(1, 577, 8)}, like)
 
 
+def test_other_names_in_the_same_order_are_the_hint() -> None:
+    like = {"0.weight": torch.ones(3, 3), "2.weight": torch.ones(2, 3)}
+    theirs = {"first.weight": torch.ones(3, 3), "last.weight": torch.ones(2, 3)}
+    with pytest.raises(DataError, match="only the names differ, and the order is the same"):
+        match(theirs, like)
+    with pytest.raises(DataError, match="give --arch the architecture"):
+        match({"last.weight": torch.ones(2, 3), "first.weight": torch.ones(3, 3)}, like)
+
+
 def test_an_unknown_network_is_said_to_be_one() -> None:
     assert refusal({"encoder.weight": torch.ones(3, 3)}).endswith(
         "give --arch the architecture of the file, or write its network in a file of your own"

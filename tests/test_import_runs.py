@@ -152,7 +152,7 @@ def read_names(cartl: Command) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ((), 2, "--arch: name the network, as --arch wrn-28-10-relu"),
+        ((), 2, "--arch: name the network; the file seems to be wrn-10-1"),
         (("--arch", "wrn-10-1", "--mean", "0.5", "--std", "1"), 2, "give three numbers, as R,G,B"),
         (("--arch", "wrn-16-1"), 1, "the file does not fit: "),
         (("--arch", "wrn-10-1", "--mean", "0.5,0.5,0.5"), 2, "goes with --std; give both"),
@@ -169,6 +169,7 @@ def read_names(cartl: Command) -> tuple[str, ...]:
             ("--arch", "wrn-10-1", "--resize", "squash", "--shorter-side", 40),
             *(2, "goes with --resize crop"),
         ),
+        (("--arch", "wrn-10-1", "--k", 9), 2, "--k: 9, but wrn-10-1 has 5 blocks; use 1..5"),
     ],
 )
 def test_an_import_that_cannot_be_is_refused(

@@ -12,6 +12,9 @@ SMALL = {"transfer": TINY_TRANSFER, "attack": "--pgd-steps 1 --limit 20 --attack
 """What makes a command small; everything else of it is as it was said."""
 
 
+TINY = "--arch wrn-10-1 --k 3 --epochs 1 --pgd-steps 1"
+
+
 def said(done: Finished) -> list[str]:
     """The words of the one line that says what is next, the last that is said."""
     assert done.code == 0, done.err
@@ -81,3 +84,13 @@ def test_after_a_sweep_its_report_is_next(cartl: Command) -> None:
     done = cartl("sweep", "small.toml")
     assert said(done) == ["report", "small"]
     assert follow(cartl, done, "report").code == 0
+
+
+def test_a_model_of_another_size_wants_a_folder(cartl: Command, image_folder: ImageFolder) -> None:
+    photos = image_folder()
+    size = ("--image-size", 28, "--dataset", photos)
+    words = said(cartl("pretrain", *TINY.split(), *size))
+    assert words[-2:] == ["--dataset", "IMAGES"]
+    done = cartl("transfer", *words[1:-1], "shapes-target")
+    assert done.code == 2
+    assert "shapes-target is drawn at 32 pixels, and the model takes 28; give a folder" in done.err

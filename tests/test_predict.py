@@ -566,7 +566,7 @@ def test_an_accuracy_on_training_images_is_told(
 ) -> None:
     own = image_folder(name="own")
     cartl("transfer", "--source", "source", "--dataset", own, "--epochs", 1, "--name", "mine")
-    warned = "of these images are where run mine found its training images"
+    warned = "of these images lie where run mine found its training images"
     assert f"warning: 8 {warned}" in cartl("predict", "mine", own).err
     assert f"warning: 8 {warned}" in cartl("predict", "mine", own / "train").err
     assert "training images" not in cartl("predict", "mine", own / "test").err

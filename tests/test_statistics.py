@@ -41,9 +41,9 @@ def test_few_images_are_told_with_the_width_that_they_leave() -> None:
     """One of two, exactly (Clopper-Pearson): the ends x solve x² and (1 − x)² = 2.5 %."""
     width = 1 - 2 * (1 - 0.975**0.5)
     assert too_few(2, 1) == (
-        f"warning: with 2 images the 95 % interval is {100 * width:.0f} points wide"
+        f"warning: with n = 2 the 95 % interval is {100 * width:.0f} points wide"
     )
-    assert "with 99 images" in too_few(99, 50)
+    assert "with n = 99 " in too_few(99, 50)
     assert too_few(100, 50) == ""
 
 
@@ -136,7 +136,7 @@ def test_paired_difference_at_the_ends() -> None:
     ("right", "largest", "said"),
     [
         (140, 100, ""),  # two classes alike, 70 %: more than 1.5 times a half is not needed
-        (107, 100, "may be at chance: 200 images are too few to tell"),  # 53.5 %: a coin may do it
+        (107, 100, "may be at chance: n = 200 is too few to tell"),  # 53.5 %: a coin may do it
         (194, 194, "is at chance"),  # always the class of 97 %
         (100, 194, "is at chance"),
         (30, 20, ""),  # ten classes

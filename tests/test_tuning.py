@@ -155,7 +155,7 @@ def test_the_choice_is_what_was_wanted_and_says_why() -> None:
     # sqrt(.6 · .4 / 100) = 4.9 points
     assert "60.0 %, the highest of 3, on 100 training images" in said
     assert "about 4.9 points" in said
-    assert said.endswith("next: vanilla, k 2, lr 0.02, 60 epochs, 55.0 %")
+    assert said.endswith("second: vanilla, k 2, lr 0.02, 60 epochs, 55.0 %")
     close = [standing(4, 0.7, 0.5), standing(2, 0.6, 0.52)]
     near = reason(Outcome([close], 12.0, False), "balanced")
     assert near.endswith("56.0 %, as good as far as these images can tell")

@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from cartl_cli.core.config.fields import BUILT_IN_SIDE
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import attacks_on, selector_of
 from cartl_cli.core.sweeps.points import Sweep
@@ -12,8 +13,11 @@ from cartl_cli.display.terminal import say
 
 def after_source(run: Run, runs_dir: Path) -> None:
     """Say how to transfer a source model."""
-    words = ["transfer", "--source", selector_of(run, runs_dir), "--method", "fast"]
-    _next([*words, "--dataset", "shapes-target"], runs_dir, " (or with a folder of your images)")
+    words = ["transfer", "--source", selector_of(run, runs_dir), "--method", "fast", "--dataset"]
+    if run.manifest.model.image_size == BUILT_IN_SIDE:
+        _next([*words, "shapes-target"], runs_dir, " (or with a folder of your images)")
+    else:
+        _next([*words, "IMAGES"], runs_dir, " (with a folder of your images for IMAGES)")
 
 
 def after_model(run: Run, runs_dir: Path, done: str = "") -> None:

@@ -142,8 +142,8 @@ def show(asked: "Asking", run: "Run", kept: "list[Answer]", tally: "Tally") -> N
         beside(matrix)
     if tally.learned:
         say(
-            f"warning: {tally.learned:,} of these images are where run {run.name} found its "
-            "training images: an accuracy on those says nothing of new ones"
+            f"warning: {tally.learned:,} of these images lie where run {run.name} found its "
+            "training images, and it may have seen them: their accuracy says nothing of new ones"
         )
 
 

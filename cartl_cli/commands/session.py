@@ -17,8 +17,10 @@ from cartl_cli.core.config.configure import (
     check_same,
     configure,
     fitting,
+    flag,
 )
 from cartl_cli.core.config.fields import BUILT_IN_DATA, PUBLIC_DATA
+from cartl_cli.core.config.idle import idle
 from cartl_cli.core.config.presets import read_preset
 from cartl_cli.core.config.values import ADDRESS, decoded
 from cartl_cli.core.errors import RunError, UsageError
@@ -150,6 +152,9 @@ def open_session(
     config, source = _with_source(config, runs_dir, say)
     session = Session(runs_dir, request.name, place, say, stored, current())
     if stored is None:
+        for name, why in idle(config).items():
+            if any(name in layer for layer in given):
+                say(f"note: {flag(name)} has no effect with {why}")
         return Opened(config, session, source, None)
     check_same(stored.manifest.config, config, extend)
     same_length = stored.manifest.config.model_dump().get("epochs") == config.model_dump().get(

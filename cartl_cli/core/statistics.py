@@ -50,9 +50,9 @@ def chance(right: int, n: int, largest: int) -> str:
     """The same in words, which end what begins with "clean accuracy"; none if more is shown."""
     if not at_chance(right, n, largest):
         return ""
-    if right <= largest:
+    if right <= largest < n:
         return "is at chance"
-    return f"may be at chance: {n} images are too few to tell"
+    return f"may be at chance: n = {n} is too few to tell"
 
 
 def too_few(n: int, right: int | None = None) -> str:
@@ -64,7 +64,7 @@ def too_few(n: int, right: int | None = None) -> str:
         return ""
     low, high = accuracy_interval(n // 2 if right is None else right, n)
     wide = f"{'up to ' * (right is None)}{100 * (high - low):.0f} points"
-    return f"warning: with {n} images the 95 % interval is {wide} wide"
+    return f"warning: with n = {n} the 95 % interval is {wide} wide"
 
 
 def mcnemar(b: int, c: int) -> float:

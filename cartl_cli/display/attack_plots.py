@@ -171,9 +171,10 @@ def _figure(run: "Run", conditions: str) -> tuple[Figure, Axes]:
     config, results = run.attack, run.attack_results
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes: Axes = figure.subplots()
+    steps = f", {config.effort['steps']} steps" if "steps" in config.effort else ""
     lines = [
         f"{plain(run.name)}: attack on {plain(run.source.run)}",
-        f"{conditions}, {NORM_SIGNS[config.norm]}, {config.pgd_steps} steps, seed {config.seed}",
+        f"{conditions}, {NORM_SIGNS[config.norm]}{steps}, seed {config.seed}",
     ]
     if (trusted := headline(results.trust)) != "ok":
         lines.append(trusted)

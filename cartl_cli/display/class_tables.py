@@ -44,7 +44,10 @@ def in_a_line(clean: Confusion, attacked: Confusion, invalid: bool) -> str:
     worst, balanced = (
         [f"{name} {value}" for name, value in zip(("clean", "under attack"), values, strict=True)]
         for values in (
-            [f"{one.worst} ({percent(one.accuracy(one.worst))})" for one in (clean, attacked)],
+            [
+                f"{one.worst_named} ({percent(one.accuracy(one.worst))})"
+                for one in (clean, attacked)
+            ],
             [percent(one.balanced_accuracy) for one in (clean, attacked)],
         )
     )

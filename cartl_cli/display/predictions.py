@@ -111,7 +111,7 @@ def accuracy_table(name: str, confusion: Confusion) -> Table:
     low, high = accuracy_interval(confusion.right, confusion.n)
     caption = (
         f"n = {confusion.n:,} images in a folder named like a class; 95 % interval of the accuracy "
-        f"{100 * low:.1f}–{100 * high:.1f}; worst class: {confusion.worst}"
+        f"{100 * low:.1f}–{100 * high:.1f}; worst class: {confusion.worst_named}"
     )
     title = f"{name}: the answers, against the names of the folders"
     table = titled(cell(title), cell(caption), ("class",), ("images", "right", "accuracy"))

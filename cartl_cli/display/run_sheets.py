@@ -3,11 +3,10 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from cartl_cli.core.choices import NORM_SIGNS
-from cartl_cli.core.config import AttackConfig, ImportConfig, PretrainConfig, TransferConfig
-from cartl_cli.core.config.told import told_settings
+from cartl_cli.core.config import ImportConfig, PretrainConfig, TransferConfig
+from cartl_cli.core.config.told import last_blocks, told_settings
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.evaluation.confusion import Confusion
-from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.reports.one_model import OneModel
 from cartl_cli.core.runs.manifest import Run
@@ -51,7 +50,7 @@ def _method(run: Run) -> Iterator[Fact]:
         yield "kind", "source model, trained from scratch"
         yield "method", f"{config.method}: {TRAINING_ATTACKS[config.method].about}"
     elif isinstance(config, TransferConfig):
-        yield "kind", f"target model: the last {run.manifest.k} blocks of a source model fine-tuned"
+        yield "kind", f"target model: {last_blocks(run.manifest.k)} of a source model fine-tuned"
         yield "method", f"{tables.method(run)}: {config.tuning.about}"
         yield "source model", run.source.run
     else:
@@ -132,21 +131,16 @@ def _interval(accuracy: float, n: int) -> Cell:
 def conditions(attack: Run) -> str:
     """How an attack was made, in a sentence."""
     config, results, data = attack.attack, attack.attack_results, attack.manifest.data
-    counts = ", ".join(f"{count:,} {name}" for name, count in _effort(config))
+    counts = ", ".join(
+        f"{count:,} {name.removesuffix('s') if count == 1 else name}"
+        for name, count in config.effort.items()
+    )
+    effort = f" ({counts})" if counts else ""
     return (
-        f"{', '.join(config.attacks)} in {NORM_SIGNS[config.norm]} balls ({counts}) on "
+        f"{', '.join(config.attacks)} in {NORM_SIGNS[config.norm]} balls{effort} on "
         f"{results.n:,} {data.measured} images of {data.name}; seed {config.seed}; "
         f"{results.seconds:,.0f} s."
     )
-
-
-def _effort(config: AttackConfig) -> Iterator[tuple[str, int]]:
-    takes = {EVALUATION_ATTACKS[name].takes for name in config.attacks}
-    if "steps" in takes:
-        yield "steps", config.pgd_steps
-    if "queries" in takes:
-        yield "queries", config.queries
-    yield ("restart" if config.restarts == 1 else "restarts"), config.restarts
 
 
 def added_sheet(attack: Run) -> Sheet:

@@ -196,12 +196,15 @@ def attack_table(run: "Run") -> Table:
     config, results, data = run.attack, run.attack_results, run.manifest.data
     norm = NORM_SIGNS[config.norm]
     half = f"half have fallen at eps {results.half_eps:.4f}; " if results.half_eps else ""
+    effort = config.effort
+    restarts = f"restarts {effort['restarts']}; " if effort else ""
     caption = (
-        f"n = {results.n} {data.measured} images of {data.name}; restarts {config.restarts}; seed "
-        f"{config.seed}; {half}{results.seconds:.0f} s; robust accuracies are upper bounds under "
-        "these attacks; 95 % intervals"
+        f"n = {results.n} {data.measured} images of {data.name}; {restarts}seed {config.seed}; "
+        f"{half}{results.seconds:.0f} s; robust accuracies are upper bounds under these attacks; "
+        "95 % intervals"
     )
-    title = f"{run.source.run}: {norm}, {config.pgd_steps} steps"
+    steps = f", {effort['steps']} steps" if "steps" in effort else ""
+    title = f"{run.source.run}: {norm}{steps}"
     if (trusted := headline(results.trust)) != "ok":
         title += f" ({_loud(trusted)})"
     headings = ("alone", "fell", "accuracy left", "95 %")

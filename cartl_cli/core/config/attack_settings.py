@@ -97,6 +97,14 @@ class AttackConfig(BaseModel):
         spelled = [a for name in self.attack for a in (STRONG if name == "strong" else (name,))]
         return tuple(dict.fromkeys(spelled))
 
+    @property
+    def effort(self) -> dict[str, int]:
+        """Those of steps, queries and restarts that its attacks take."""
+        takes = {EVALUATION_ATTACKS[name].takes for name in self.attacks}
+        counts = {"steps": self.pgd_steps, "queries": self.queries}
+        found = {name: count for name, count in counts.items() if name in takes}
+        return found | {"restarts": self.restarts} if found else {}
+
     def step(self, eps: float) -> float:
         """Step size at one eps: a quarter of it unless set."""
         return eps / 4 if self.step_size is None else self.step_size

@@ -14,6 +14,8 @@ from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
 
 BUILT_IN_DATA = ("shapes", "shapes-target")
+BUILT_IN_SIDE = 32
+"""Pixels of a side of the images of those."""
 PUBLIC_DATA = ("cifar10", "cifar100", "svhn", "gtsrb", "mnist", "fashion-mnist", "stl10")
 
 
@@ -45,7 +47,7 @@ Source = Annotated[
     str,
     Field(
         description=f"Source run: name, number or path, or {values.ADDRESSES}, which is imported "
-        "first (default: the newest run, sweeps aside)."
+        "first (default: the newest finished source run, sweeps aside)."
     ),
 ]
 Dataset = Annotated[

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from cartl_cli.core.config.idle import idle
 from cartl_cli.core.config.values import shown_pixels, write_list
 
 UNTOLD = {
     *("dataset", "source", "checkpoint", "origin", "licence", "threat"),  # told in sentences
     *("arch", "classes", "device", "save_every"),
 }
-OF_STEPS = {"milestones", "warmup_epochs"}
-"""What only ``--schedule step`` looks at."""
 
 
 class Told(NamedTuple):
@@ -24,12 +23,17 @@ class Told(NamedTuple):
     meaning: str
 
 
+def last_blocks(k: int) -> str:
+    """``the last 3 blocks``, or ``the last block``."""
+    return "the last block" if k == 1 else f"the last {k} blocks"
+
+
 def told_settings(config: BaseModel) -> Iterator[Told]:
     """Each setting that had an effect, without those told elsewhere (``UNTOLD``).
 
     A part, weight or decay of 0 had none.
     """
-    untold = UNTOLD if getattr(config, "schedule", "step") == "step" else UNTOLD | OF_STEPS
+    untold = UNTOLD | idle(config).keys()
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if name in untold or (not value and type(value) is not int):  # 0 is a seed too

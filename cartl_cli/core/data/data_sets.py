@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cartl_cli.core.config import TrainingConfig
-from cartl_cli.core.config.fields import BUILT_IN_DATA
+from cartl_cli.core.config.fields import BUILT_IN_DATA, BUILT_IN_SIDE
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.downloads import NOWHERE, Place
 from cartl_cli.core.data.folders import Measured, image_folder
@@ -69,9 +69,10 @@ def load_data_set(
     check_name(name)
     if name in BUILT_IN:
         data = _chosen(BUILT_IN[name](), classes)
-        if preprocessing.image_size != data.train.images.shape[-1]:
+        if preprocessing.image_size != BUILT_IN_SIDE:
             raise UsageError(
-                f"--image-size: {name} is drawn at 32 pixels, got {preprocessing.image_size}"
+                f"--dataset: {name} is drawn at {BUILT_IN_SIDE} pixels, and the model takes "
+                f"{preprocessing.image_size}; give a folder of images"
             )
     elif name in PUBLIC:
         choose_classes(PUBLIC[name].classes, classes)  # before anything is downloaded

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cartl_cli.core.config.fields import BUILT_IN_SIDE as SIDE
 from cartl_cli.core.data.split import DataSet, Split
 from cartl_cli.core.runtime.randomness import generator
 
-SIDE = 32
 PATTERN = 4 / 255
 TILE = 8
 NOISE = 0.02

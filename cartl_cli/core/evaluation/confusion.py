@@ -71,11 +71,22 @@ class Confusion:
         """The class of the lowest accuracy, the first of several."""
         return min(self.labels, key=self.accuracy)
 
+    @property
+    def worst_named(self) -> str:
+        """The same for people, with how many others are as low."""
+        lowest = self.accuracy(self.worst)
+        return and_more(self.worst, sum(self.accuracy(label) == lowest for label in self.labels))
+
     def mistaken_for(self, label: str) -> tuple[str, int] | None:
         """The wrong answer that a label's images get most often, and how many do."""
         wrong = [(name, self.counts[label, name]) for name in self.met if name != label]
         best = max(wrong, key=lambda pair: pair[1], default=(label, 0))
         return best if best[1] else None
+
+
+def and_more(first: str, count: int) -> str:
+    """``ring``, or ``ring and 2 more`` where it is the first of three."""
+    return first if count == 1 else f"{first} and {count - 1} more"
 
 
 def confusions(run: Run) -> tuple[Confusion, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from cartl_cli import __version__
 from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config import ImportConfig, PretrainConfig
-from cartl_cli.core.config.told import told_settings
+from cartl_cli.core.config.told import last_blocks, told_settings
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.exports.graphs import METADATA
 from cartl_cli.core.exports.subject import Subject, described, threat
@@ -55,7 +55,8 @@ def _front_matter(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
     yield "pipeline_tag: image-classification"
     yield "tags: [cartl, image-classification, adversarial-robustness]"
     attack, measured = known["attack"], known["measured"]
-    found = attack if attack and attack["checks"] != "invalid" else measured
+    cited = attack and attack["checks"] != "invalid" and attack["split"] != "train"
+    found = attack if cited else measured
     if found is None:
         return
     yield "model-index:"
@@ -66,12 +67,18 @@ def _front_matter(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
     yield f"    dataset: {{name: {name}, type: {name}, split: {split}}}"
     yield "    metrics:"
     clean, *robust = ((line, found["n"]) for line in _lines(found))
-    if measured is not None and measured["n"] > found["n"]:
+    if measured is not None and _on_more(measured, found):
         clean = next(_lines(measured)), measured["n"]
     for line, n in (clean, *robust):
         told = [*([line["conditions"]] if line["conditions"] else []), f"n = {n}"]
         shown = _quoted(f"{line['name']} ({', '.join(told)})")
         yield f"    - {{type: accuracy, value: {line['accuracy']:.4f}, name: {shown}}}"
+
+
+def _on_more(found: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether one was measured on more images of the same split of the same data."""
+    same = all(found[key] == other[key] for key in ("data", "split"))
+    return same and bool(found["n"] > other["n"])
 
 
 def _lines(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -103,7 +110,7 @@ def _robustness(known: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{_effort(attack)} {_meaning(attack['checks'])}"
         yield from _not_passed(attack)
-        if measured is not None and measured["n"] > attack["n"]:
+        if measured is not None and (attack["split"] == "train" or _on_more(measured, attack)):
             yield ""
             yield from _when_made(known)
         return
@@ -167,12 +174,11 @@ def _classes(attack: dict[str, Any]) -> Iterator[str]:
 
 
 def _effort(attack: dict[str, Any]) -> str:
-    takes = {EVALUATION_ATTACKS[name].takes for name in attack["attacks"]}
-    counts = [what for what in ("steps", "queries") if what in takes] + ["restarts"]
+    counts = [what for what in ("steps", "queries", "restarts") if what in attack]
     effort = ", ".join(f"{what}: {attack[what]}" for what in counts)
     return (
-        f"The attack is the run {_told(attack['run'])} ({effort}). An image counts as robust if it "
-        "withstood all attacks of its line."
+        f"The attack is the run {_told(attack['run'])}{f' ({effort})' if effort else ''}. An image "
+        "counts as robust if it withstood all attacks of its line."
     )
 
 
@@ -195,8 +201,8 @@ def _unknown(subject: Subject, known: dict[str, Any]) -> Iterator[str]:
         others = [norm for name, norm in NORM_SIGNS.items() if name != attack["norm"]]
         yield f"- Other radii were not tried, nor the {others[0]} norm."
     if len(subject.attacks) > 1:
-        older = ", ".join(_told(run.name) for run in subject.attacks[1:])
-        yield f"- The newest attack is shown. Older ones on the same weights: {older}."
+        rest = ", ".join(_told(run.name) for run in subject.attacks[1:])
+        yield f"- One attack is shown. Others on the same weights: {rest}."
     yield "- Other changes of images (blur, weather, patches, other cameras) were not tried."
     if not known["licence"]:
         yield "- Nobody has stated a licence for it."
@@ -278,9 +284,9 @@ def _method(run: Run) -> Iterator[str]:
     else:
         record = run.source
         yield (
-            f"The last {manifest.k} blocks of the source model {_told(record.run)} were "
-            f"fine-tuned {config.tuning.about} (method: "
-            f"{config.look(record.fdm_lambda).label}). The blocks before them are the source's."
+            f"It is the source model {_told(record.run)}, {last_blocks(manifest.k)} fine-tuned "
+            f"{config.tuning.about} (method: {config.look(record.fdm_lambda).label}). All before "
+            "is as in the source model."
         )
     yield f"It was trained on {manifest.data.train_images} images of {_told(manifest.data.name)}."
     yield f"Augmentation: {', '.join(manifest.data.augment) or 'none'}."

@@ -25,6 +25,9 @@ def export(run: Run, form: Form, out: Path) -> int:
     changed, CartlError for a network that cannot be exported or answers otherwise afterwards.
     """
     _refuse_existing(out)
+    others = [other for other, ending in ENDINGS.items() if other != form and out.suffix == ending]
+    if others:
+        raise UsageError(f"--out: {out.suffix} is of --format {others[0]}; give another --out")
     subject = read_subject(run)
     if form == "hub":
         contents = _hub_files(subject)

@@ -21,8 +21,8 @@ class Subject:
     """A finished run, its network, and the runs beside it that tell more.
 
     ``model`` is in evaluation mode on the CPU and takes no gradients. ``attacks``: the finished
-    attacks on exactly these weights, the newest first. ``source``: the run whose model this one
-    started from, None where that is not beside it.
+    attacks on exactly these weights, the most telling first. ``source``: the run whose model this
+    one started from, None where that is not beside it.
     """
 
     run: Run
@@ -51,7 +51,15 @@ def read_subject(run: Run) -> Subject:
     model, attacks = read_model(run), attacks_on(run)
     for one in (run, *attacks):
         check_seal(one)
-    return Subject(run, model.requires_grad_(False), attacks, source_beside(run))
+    telling = sorted(attacks, key=_telling, reverse=True)  # stable: of equal ones the newest first
+    return Subject(run, model.requires_grad_(False), tuple(telling), source_beside(run))
+
+
+def _telling(attack: Run) -> tuple[bool, bool, bool, int]:
+    """How much an attack tells: rather on unseen images, with no failed check, and on many."""
+    results, checks = attack.attack_results, checked(attack.attack_results.trust)
+    unseen = attack.manifest.data.measured != "train"
+    return unseen, checks != "invalid", checks in ("ok", "off"), results.n
 
 
 def licence(run: Run | None) -> str:
@@ -159,9 +167,7 @@ def attacked(attack: Run) -> dict[str, Any]:
         "part": config.limit is not None,
         "attacks": [*config.attacks],
         "norm": config.norm,
-        "steps": config.pgd_steps,
-        "restarts": config.restarts,
-        "queries": config.queries,
+        **config.effort,
         "clean_accuracy": results.clean_accuracy,
         "clean_interval": [*results.clean_interval],
         "by_eps": [

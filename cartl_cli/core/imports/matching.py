@@ -164,6 +164,10 @@ def _hint(
         return "the file is for images of another size: give --image-size"
     if arch := recognise(found):
         return f"the file seems to be {arch}"
+    if missing and [ours[name].shape for name in missing] == [
+        found[name].shape for name in surplus
+    ]:
+        return "only the names differ, and the order is the same: rename the keys of the file"
     return "give --arch the architecture of the file, or write its network in a file of your own"
 
 

@@ -18,6 +18,7 @@ from cartl_cli.core.evaluation.any_model import outputs
 from cartl_cli.core.imports.checkpoint_files import Checkpoint, read_checkpoint
 from cartl_cli.core.imports.matching import MEAN, guess_classes, match
 from cartl_cli.core.imports.published import obtained
+from cartl_cli.core.imports.recognition import recognise
 from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.models.blocks import BlockModel, make_convex
@@ -73,6 +74,7 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         path, told = obtained(config.checkpoint, session.place.store)
         checkpoint = read_checkpoint(path, config.member)
         config = completed(config, told)
+        check_named(config, checkpoint)
         check_told(path, checkpoint, told)
         found = checkpoint.normalization or told.normalization
         checkpoint = replace(checkpoint, normalization=found)
@@ -81,6 +83,7 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         check_outputs(data, outputs)
         classes = classes_of(config, told, outputs, data)
         model, remarks = fitted(config, checkpoint, told, len(classes))
+        check_k(config, len(model.blocks))
         original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks), told.claim)
         known = (config.mean, found, checkpoint.tensors.get(MEAN))
         normalized = any(one is not None for one in known)
@@ -116,6 +119,20 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         versions=versions(device, resolve_precision(config.precision, device), 1, False),
     )
     return Import(config, laid_out(model.to(device)), draft, data, device, normalized, told.moved)
+
+
+def check_named(config: ImportConfig, checkpoint: Checkpoint) -> None:
+    """Refuse weights whose network is not named, with what it seems to be. Raises UsageError."""
+    if not config.arch:
+        seems = recognise(checkpoint.tensors)
+        how = f"the file seems to be {seems}" if seems else "as --arch wrn-28-10-relu"
+        raise UsageError(f"--arch: name the network; {how}")
+
+
+def check_k(config: ImportConfig, blocks: int) -> None:
+    """Refuse a k that was given and is larger than the network has blocks. Raises UsageError."""
+    if "k" in config.model_fields_set and config.k > blocks:
+        raise UsageError(f"--k: {config.k}, but {config.arch} has {blocks} blocks; use 1..{blocks}")
 
 
 def weights_of(config: ImportConfig, session: Session) -> tuple[Path, Checkpoint] | None:

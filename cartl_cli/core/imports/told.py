@@ -11,8 +11,9 @@ from cartl_cli.core.config import ImportConfig
 from cartl_cli.core.config.configure import configure
 from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.config.values import shown_pixels
-from cartl_cli.core.errors import DataError, UsageError
+from cartl_cli.core.errors import DataError
 from cartl_cli.core.imports.unwrapping import Normalization
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import read_json
 from cartl_cli.core.runs.reader import MANIFEST, read_run
@@ -43,14 +44,11 @@ class Told:
 
 
 def completed(config: ImportConfig, told: Told) -> ImportConfig:
-    """The settings with what is told where nothing was given. Raises UsageError without --arch."""
+    """The settings with what is told where nothing was given. Raises UsageError."""
     given, settings = config.model_dump(exclude_unset=True), dict(told.settings)
     if given.keys() & {"image_size", "resize", "shorter_side"}:
         settings.pop("shorter_side", None)
-    found = configure(ImportConfig, settings, given)
-    if not found.arch:
-        raise UsageError("--arch: name the network, as --arch wrn-28-10-relu")
-    return found
+    return configure(ImportConfig, settings, given)
 
 
 def told_beside(path: Path) -> Told:
@@ -113,7 +111,11 @@ class _Measured(_Foreign):
         """In words."""
         found = f"{100 * self.clean_accuracy:.1f} % clean"
         if self.robust_accuracy is not None:
-            attacks = ", ".join(f"{attack}-{self.steps}" for attack in self.attacks)
+            stepping = {name for name, one in EVALUATION_ATTACKS.items() if one.takes == "steps"}
+            attacks = ", ".join(
+                f"{attack}-{self.steps}" if attack in stepping else attack
+                for attack in self.attacks
+            )
             eps = shown_pixels(self.eps)
             found += f", {100 * self.robust_accuracy:.1f} % under {attacks} at eps {eps}"
         checks = f"; checks of the attack: {self.checks}" if self.checks else ""

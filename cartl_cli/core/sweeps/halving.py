@@ -286,7 +286,7 @@ def reason(outcome: Outcome, want: Want) -> str:
     others = [one for one in outcome.finalists if one is not best]
     if others:
         next_ = max(others, key=lambda one: one.score(want))
-        said += f"; next: {described(next_.candidate)}, {100 * next_.score(want)[0]:.1f} %"
+        said += f"; second: {described(next_.candidate)}, {100 * next_.score(want)[0]:.1f} %"
         if score - next_.score(want)[0] < error:
             said += ", as good as far as these images can tell"
     return said

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.data.split import Split
+from cartl_cli.core.evaluation.confusion import and_more
 from cartl_cli.core.runs.baselines import baselines
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.results import TrainingResults
@@ -46,8 +47,9 @@ def class_by_class(right: Tensor, measured: Split, classes: Sequence[str]) -> st
     met = images.nonzero().squeeze(1)
     shares = labels[right.cpu()].bincount(minlength=len(classes))[met] / images[met]
     worst = int(shares.argmin())
+    named = and_more(classes[int(met[worst])], int((shares == shares[worst]).sum()))
     return (
-        f"worst class: {classes[int(met[worst])]} ({100 * float(shares[worst]):.1f} %); balanced "
+        f"worst class: {named} ({100 * float(shares[worst]):.1f} %); balanced "
         f"accuracy, the mean of the classes: {100 * float(shares.mean()):.1f} %"
     )
 

@@ -1,0 +1,16 @@
+"""Settings that have no effect beside the others."""
+
+from pydantic import BaseModel
+
+from cartl_cli.core.config.attack_settings import AttackConfig
+
+
+def idle(config: BaseModel) -> dict[str, str]:
+    """What nothing looks at, each with the flag that makes it so: ``--schedule onecycle``."""
+    if isinstance(config, AttackConfig):
+        counts = {"pgd_steps": "steps", "queries": "queries", "restarts": "restarts"}
+        unused = [name for name, count in counts.items() if count not in config.effort]
+        return dict.fromkeys(unused, f"--attack {','.join(config.attack)}")
+    if getattr(config, "schedule", None) == "onecycle":
+        return dict.fromkeys(("milestones", "warmup_epochs"), "--schedule onecycle")
+    return {}
