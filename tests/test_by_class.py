@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cartl_cli import load_model
+from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.data.split import Split
 from cartl_cli.core.errors import RunError
-from cartl_cli.core.evaluation.comparison import read_outcomes
+from cartl_cli.core.evaluation.comparison import beside_a_constant, read_outcomes
 from cartl_cli.core.evaluation.confusion import Confusion, by_class, confusions
 from cartl_cli.core.evaluation.verdicts import likeliest_other
 from cartl_cli.core.runs.manifest import Run
@@ -128,6 +129,22 @@ def test_an_attack_tells_each_class_and_json_has_them(attacked: Run, cartl: Comm
     means = [f"{100 * one.balanced_accuracy:.1f} %" for one in (clean, left)]
     assert f"the mean of the classes: clean {means[0]}, under attack {means[1]}" in line
     assert json.loads(cartl("attack", *where, "--json").out)["by_class"] == by_class((clean, left))
+
+
+def test_that_a_constant_answer_withstands_more_is_told(cartl: Command, attacked: Run) -> None:
+    place = ("--runs-dir", attacked.folder.parent, "--attack", "fgsm", "--checks", "off")
+    said = cartl("attack", "source", *place, "--eps", "0,1/255,60/255", "--name", "curve").err
+    curve = read_run(attacked.folder.parent / "curve")
+    labels = read_outcomes(curve)["labels"]
+    constant = int(labels.bincount().max()) / len(labels)
+    low = [one for one in curve.attack_results.by_eps if one.robust_accuracy < constant]
+    assert low  # of 60/255 nothing is left
+    (note,) = [line for line in said.splitlines() if "a model that always answers" in line]
+    assert f"from eps {shown_pixels(low[0].eps)} on" in note
+    assert (
+        f"{100 * constant:.1f} %, where this one has {100 * low[0].robust_accuracy:.1f} %" in note
+    )
+    assert beside_a_constant(curve) == [note.removeprefix("cartl: ")]
 
 
 def test_of_many_classes_the_worst_are_told(

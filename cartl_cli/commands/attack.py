@@ -71,7 +71,7 @@ def attack(
     opened = open_session(request, AttackConfig, "attack")
     from cartl_cli.commands.attack_pictures import draw_grid, draw_plots
     from cartl_cli.core.evaluation.attack_run import attack_model
-    from cartl_cli.core.evaluation.comparison import beside_baselines
+    from cartl_cli.core.evaluation.comparison import beside_a_constant, beside_baselines
     from cartl_cli.core.evaluation.comparison import compare as compare_runs
     from cartl_cli.core.runs.reader import find_run
     from cartl_cli.display.progress import attack_progress
@@ -93,7 +93,7 @@ def attack(
         print(json.dumps(as_object(run, attacked, other, differences)))
     else:
         show(run, other, differences)
-    for note in beside_baselines(run, attacked):
+    for note in (*beside_a_constant(run), *beside_baselines(run, attacked)):
         say(note)
     if chosen.save_adversarial:
         draw_grid(run, attacked, opened.session)

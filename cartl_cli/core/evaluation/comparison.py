@@ -6,10 +6,12 @@ from torch import Tensor
 from cartl_cli.core.config import AttackConfig
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.evaluation.confusion import confusions
 from cartl_cli.core.runs.baselines import baselines
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.reader import attacks_on
 from cartl_cli.core.runs.recorded import read_recorded
+from cartl_cli.core.runs.results import headline
 from cartl_cli.core.runs.weights import from_bytes
 from cartl_cli.core.statistics import Difference, paired_difference
 
@@ -58,6 +60,27 @@ def beside_baselines(attack: Run, attacked: Run) -> list[str]:
             )
             break
     return found
+
+
+def beside_a_constant(attack: Run) -> list[str]:
+    """From which eps on the answer that is always the largest class withstands more, if any.
+
+    Nothing changes that answer. Nothing is said of an attack that is invalid, or did not keep its
+    answers.
+    """
+    if headline(attack.attack_results.trust) == "invalid":
+        return []
+    for clean in confusions(attack)[:1]:
+        largest = max(clean.labels, key=clean.images)
+        constant = clean.images(largest) / clean.n
+        for found in attack.attack_results.by_eps:
+            if found.robust_accuracy < constant:
+                return [
+                    f"note: from eps {shown_pixels(found.eps)} on, a model that always answers "
+                    f"{largest!r} withstands more: {100 * constant:.1f} %, where this one has "
+                    f"{100 * found.robust_accuracy:.1f} %"
+                ]
+    return []
 
 
 def check_comparable(ours: Manifest, indices: Tensor, theirs: Run) -> None:
