@@ -101,7 +101,7 @@ def test_a_search_shows_what_it_tries_and_the_time_that_is_spent(
     few = ("--methods", "natural", "--k", "1", "--budget", "1s")
     assert cartl("sweep", "tune", *shown, *few).code == 0
     heads = dict.fromkeys(head for head, _, _ in told)
-    assert next(iter(heads)) == "natural, k 1, lr 0.02, 20 of 60 epochs"
+    assert next(iter(heads)) == "vanilla, k 1, lr 0.02, 20 of 60 epochs"
     assert {total for _, _, total in told} == {1}
     seconds = [done for _, done, _ in told]
     assert seconds == sorted(seconds)
@@ -109,7 +109,7 @@ def test_a_search_shows_what_it_tries_and_the_time_that_is_spent(
     told.clear()
     auto = ("--k", "auto", "--epochs", "3", "--name", "chosen")
     assert cartl("transfer", *shown, *auto).code == 0
-    assert told[0] == ("natural, k 2, lr 0.02, 1 of 3 epochs", 0, None)
+    assert told[0] == ("vanilla, k 2, lr 0.02, 1 of 3 epochs", 0, None)
 
 
 @pytest.mark.parametrize("columns", [60, 80])
