@@ -196,6 +196,23 @@ def test_help_and_version_load_no_torch() -> None:
         assert "cartl" in done.stdout
 
 
+def test_an_attack_loads_little_beside_torch(runs_dir: Path) -> None:
+    code = (
+        "import sys, torch, cartl_cli.app as a\n"
+        "torchs = set(sys.modules)\n"
+        "sys.argv = ['cartl', *sys.argv[1:]]\n"
+        "try: a.main()\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "print('LOADED', *sorted(set(sys.modules) - torchs))"
+    )
+    wanted = "attack target --attack fgsm --limit 8 --checks off --force --runs-dir"
+    command = [sys.executable, "-c", code, *wanted.split(), str(runs_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split("LOADED ")[1].split()
+    assert "cartl_cli.core.attacks.judged_pgd" in loaded
+    assert not {"torchvision", "torch._dynamo", "torch.export", "sympy", "matplotlib"} & {*loaded}
+
+
 def test_version_and_module_entry() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cartl_cli", "--version"], capture_output=True, text=True, check=True

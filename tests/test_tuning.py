@@ -37,6 +37,7 @@ from cartl_cli.core.sweeps.halving import (
     Standing,
     Task,
     front,
+    least_left,
     predicted,
     promoted,
     reason,
@@ -241,6 +242,17 @@ def test_without_time_a_few_still_get_through() -> None:
     assert outcome.cut
 
 
+def test_what_a_short_search_takes_is_foretold_after_each_trial() -> None:
+    everything = candidates((4, 6, 2, 8), RECIPES, RADII)
+    outcome = Search(0.001, tried := Pretended()).run(everything, TUNE_RUNGS, "clean")
+    trials: list[Trial] = []
+    for task in tried.tasks:
+        trials.append(Pretended()(task))
+        spent = sum(one.seconds for one in trials)
+        assert spent + least_left(everything, TUNE_RUNGS, trials) == outcome.seconds
+    assert least_left(everything, TUNE_RUNGS, trials) == 0
+
+
 @pytest.mark.parametrize("budget", [1500.0, math.inf])
 @pytest.mark.parametrize("done", [1, 7, 40])
 def test_a_search_goes_on_where_it_stopped(budget: float, done: int) -> None:
@@ -361,12 +373,13 @@ def test_a_search_ends_with_a_choice_whose_commands_run(here: Command) -> None:
     assert f"cartl attack {found['search']}-robust" in shown.out
 
 
-def test_a_budget_that_is_spent_is_told_once_and_at_once(here: Command) -> None:
+def test_a_budget_that_is_short_is_told_once_and_at_once(here: Command) -> None:
     short = [word if word != "30m" else "0.01s" for word in NARROW]
     told = here(*short).err.splitlines()
-    (spent,) = (number for number, line in enumerate(told) if "the budget is spent" in line)
+    (note,) = (number for number, line in enumerate(told) if "--budget 0.01s is short" in line)
+    assert re.search(r"which takes about \d+ s in all$", told[note])
     trials_told = [number for number, line in enumerate(told) if " of fold " in line]
-    assert trials_told[0] < spent < trials_told[1]
+    assert trials_told[0] < note < trials_told[1]
     (cut,) = (line for line in told if line.startswith("not all was tried in --budget 0.01s"))
     assert re.search(r"; \d+ candidates were left out, the first [a-z]+, k \d, lr ", cut), cut
 

@@ -10,7 +10,7 @@ from cartl_cli.commands.next_step import after_model
 from cartl_cli.commands.options import AsJson, RunsDir
 from cartl_cli.commands.panels import panelled
 from cartl_cli.commands.session import ATTACKED_KINDS, taken_run
-from cartl_cli.core.choices import Form
+from cartl_cli.core.choices import FORM_ENDINGS, Form
 from cartl_cli.core.runtime.requirements import check_onnx, check_torch
 
 LOADING = {
@@ -53,7 +53,7 @@ def export(
     from cartl_cli.display.terminal import say
 
     found = taken_run(run, runs_dir, "RUN", ATTACKED_KINDS, say)
-    path = out.expanduser() if out else Path(found.name + files.ENDINGS[form])
+    path = out.expanduser() if out else Path(found.name + FORM_ENDINGS[form])
     size = files.export(found, form, path)
     load = LOADING[form].format(path=str(path / "model.pt2" if form == "hub" else path))
     if as_json:

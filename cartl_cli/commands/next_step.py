@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from cartl_cli.core.choices import FORM_ENDINGS
 from cartl_cli.core.config.fields import BUILT_IN_SIDE
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import attacks_on, selector_of
@@ -26,14 +27,14 @@ def after_model(run: Run, runs_dir: Path, done: str = "") -> None:
     One that came without images cannot be attacked as it is. ``done``: the command that was just
     done with it, wherever it left what it made.
     """
-    from cartl_cli.core.exports.files import ENDINGS
-
     name, page = selector_of(run, runs_dir), f"{run.name}-page"
     if run.making.dataset is not None and done != "attack" and not attacks_on(run):
         words = ["attack", name]
     elif not os.path.lexists(page):
         words = ["report", name, "--format", "html", "--out", page]
-    elif done != "export" and not any(os.path.lexists(run.name + end) for end in ENDINGS.values()):
+    elif done != "export" and not any(
+        os.path.lexists(run.name + end) for end in FORM_ENDINGS.values()
+    ):
         words = ["export", name]
     else:
         words = ["report"]

@@ -20,7 +20,15 @@ from cartl_cli.core.runs.command_line import command_line
 from cartl_cli.core.runtime.stopping import Asked, stop_signals
 from cartl_cli.core.statistics import at_chance
 from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid, candidates, described
-from cartl_cli.core.sweeps.halving import TUNE_RUNGS, Outcome, Search, Task, front, reason
+from cartl_cli.core.sweeps.halving import (
+    TUNE_RUNGS,
+    Outcome,
+    Search,
+    Task,
+    front,
+    least_left,
+    reason,
+)
 from cartl_cli.core.sweeps.search_file import (
     SearchRecord,
     Trial,
@@ -74,7 +82,7 @@ def tune(
                 stop_if_asked(asked)
 
             carry_out = keeping(
-                replace(bench, between=between), folder, record, wanted.seconds, say
+                replace(bench, between=between), folder, record, wanted, everything, say
             )
             search = Search(wanted.seconds, carry_out, [*record.trials])
             outcome = search.run(everything, TUNE_RUNGS, wanted.want)
@@ -136,24 +144,35 @@ def made_ready(
 
 
 def keeping(
-    bench: "Bench", folder: Path, record: SearchRecord, budget: float, say: Callable[[str], None]
+    bench: "Bench",
+    folder: Path,
+    record: SearchRecord,
+    wanted: TuneConfig,
+    everything: Sequence[Candidate],
+    say: Callable[[str], None],
 ) -> Callable[[Task], Trial]:
-    """Makes a trial of a task, keeps it at once beside those before it, and tells it."""
+    """Makes a trial of a task, keeps it at once beside those before it, and tells it.
+
+    It also tells, once and as soon as it is foreseen, that the budget will not do.
+    """
     from cartl_cli.core.sweeps.trials import carried_out
     from cartl_cli.display.tuning_tables import line
 
     done = [*record.trials]
+    short = False
 
     def carry_out(task: Task) -> Trial:
+        nonlocal short
         done.append(trial := carried_out(bench, task))
         kept = record.model_copy(update={"trials": tuple(done)})
         write_search(folder, kept)
-        spent = kept.seconds
-        say(f"{line(task, trial)}; {spent:.0f} of {budget:.0f} s")
-        if spent > budget >= spent - trial.seconds:
+        say(f"{line(task, trial)}; {kept.seconds:.0f} of {wanted.seconds:.0f} s")
+        needed = kept.seconds + least_left(everything, TUNE_RUNGS, done)
+        if needed > wanted.seconds and not short:
+            short = True
             say(
-                "note: the budget is spent; what is left of two candidates is still tried, however "
-                "long that takes"
+                f"note: --budget {wanted.budget} is short: two candidates are tried to the end all "
+                f"the same, which takes about {needed:.0f} s in all"
             )
         return trial
 

@@ -1,5 +1,6 @@
 """Choices of one word that settings and tensors share; importing this loads no torch."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 Norm = Literal["linf", "l2"]
@@ -7,6 +8,7 @@ NORM_SIGNS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
 Form = Literal["torch", "onnx", "hub"]
 """As what a model is exported."""
+FORM_ENDINGS: Mapping[Form, str] = {"torch": ".pt2", "onnx": ".onnx", "hub": "-hub"}
 
 Precision = Literal["auto", "fp32", "bf16"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cartl_cli.core import storage
-from cartl_cli.core.choices import Form
+from cartl_cli.core.choices import FORM_ENDINGS, Form
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.exports.card import model_card
 from cartl_cli.core.exports.graphs import onnx_graph, torch_program
@@ -14,8 +14,6 @@ from cartl_cli.core.exports.subject import Subject, described, read_subject
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.reader import finished_weights
 from cartl_cli.core.runs.recorded import read_recorded
-
-ENDINGS: Mapping[Form, str] = {"torch": ".pt2", "onnx": ".onnx", "hub": "-hub"}
 
 
 def export(run: Run, form: Form, out: Path) -> int:
@@ -25,7 +23,9 @@ def export(run: Run, form: Form, out: Path) -> int:
     changed, CartlError for a network that cannot be exported or answers otherwise afterwards.
     """
     _refuse_existing(out)
-    others = [other for other, ending in ENDINGS.items() if other != form and out.suffix == ending]
+    others = [
+        other for other, ending in FORM_ENDINGS.items() if other != form and out.suffix == ending
+    ]
     if others:
         raise UsageError(f"--out: {out.suffix} is of --format {others[0]}; give another --out")
     subject = read_subject(run)

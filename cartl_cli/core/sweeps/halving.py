@@ -254,6 +254,22 @@ def predicted(task: Task, trials: Sequence[Trial]) -> float:
     return task.epochs * epoch + _mean(attacks)
 
 
+def least_left(
+    everything: Sequence[Candidate], rungs: Sequence[Rung], trials: list[Trial]
+) -> float:
+    """Seconds until the least number of candidates is through the first and the last rung.
+
+    Nothing but this is tried where the budget does not reach so far.
+    """
+    left = 0.0
+    for rung in (rungs[0], rungs[-1]):
+        asked = [task for one in everything for task in tasks(one, rung, rung.folds[:1])]
+        to_do = [task for task in asked if not any(task.done_by(trial) for trial in trials)]
+        missing = max(0, LEAST - (len(asked) - len(to_do)))
+        left += sum(predicted(task, trials) for task in to_do[:missing])
+    return left
+
+
 def _work(settings: Settings) -> tuple[object, frozenset[str]]:
     """What the time of an epoch depends on beside k."""
     return settings["method"], frozenset(settings)
