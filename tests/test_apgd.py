@@ -12,7 +12,7 @@ from cartl_cli.core.attacks.apgd import Climb, Round, apgd, apgd_t, apgd_targete
 from cartl_cli.core.attacks.contract import STANDS, AttackSetting, Batch, Outcome, Targets
 from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.choices import Norm
-from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, dlr, margin, targeted_dlr
+from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, margin, targeted_dlr
 from cartl_cli.core.method.norm_ball import scatter, sizes
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
@@ -43,6 +43,12 @@ def run(
 ) -> Outcome:
     start = begun(images, given.eps, given.norm)
     return apgd(model, images, labels, start, given, objective)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (B,), of 3 classes or more (Croce & Hein 2020, Eq. 6)."""
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
 def run_targeted(

@@ -71,7 +71,7 @@ def test_a_published_network_is_ours_by_other_names(arch: str) -> None:
         assert not any(type(module) is nn.BatchNorm2d for module in light.modules())
         features = ours.features_at(images, range(blocks))
         stops = range(blocks) if SIZES[arch] < 100 else (0, blocks // 2, blocks - 1)
-        embedded = ours.embed(images)
+        embedded = ours.stages(features[0], 0)[-1]
         assert embedded.shape == (1, ours.head.in_features)
         for stop in stops:
             found = features[stop]

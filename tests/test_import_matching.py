@@ -16,21 +16,12 @@ from cartl_cli.core.imports.checkpoint_files import read_checkpoint
 from cartl_cli.core.imports.matching import guess_classes, match
 from cartl_cli.core.imports.recognition import recognise
 from cartl_cli.core.imports.unwrapping import PREFIXES, Normalization
-from cartl_cli.core.registry.architectures import build_model
+from cartl_cli.core.registry.architectures import build_model, parse_architecture
 
 FOLDER = os.environ.get("CARTL_TEST_DATA", "")
 NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 FITTING = "no normalization is known: pixels go in as they are, in 0..1"
-RENAMES = (  # RobustBench's names of a wide ResNet with one block in each stage
-    (r"^conv1\.", "stem."),
-    (r"^block1\.layer\.0\.", "blocks.0."),
-    (r"^block2\.layer\.0\.", "blocks.1."),
-    (r"^block3\.layer\.0\.", "blocks.2."),
-    (r"^(blocks\.\d)\.bn(\d)\.", r"\1.norm_act\2.norm."),
-    (r"\.convShortcut\.", ".shortcut."),
-    (r"^bn1\.", "blocks.3.0."),
-    (r"^fc\.", "blocks.4.linear."),
-)
+RENAMES = parse_architecture("wrn-10-1").renames
 Weights = dict[str, Tensor]
 
 

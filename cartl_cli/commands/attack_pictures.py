@@ -48,6 +48,6 @@ def draw_grid(run: Run, attacked: Run, session: Session) -> None:
         say(f"note: no {GRID} without matplotlib: pip install 'cartl[plot]', then --resume")
         return
     try:
-        storage.write_whole(path, attack_grid(gallery(run, attacked, session)))
+        storage.write_whole(path, attack_grid(gallery(run, attacked, session.place)))
     except CartlError as error:  # the numbers are there: a missing picture is no reason to fail
         say(f"warning: no {GRID}: {error}")

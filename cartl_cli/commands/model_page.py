@@ -4,7 +4,7 @@ from cartl_cli.commands.session import data_place
 from cartl_cli.core.errors import CartlError
 from cartl_cli.core.reports.one_model import one_model
 from cartl_cli.core.runs.manifest import Run
-from cartl_cli.display.run_page import Example, Examples, run_page
+from cartl_cli.display.run_page import Examples, run_page
 
 
 def model_page(run: Run) -> str:
@@ -18,23 +18,8 @@ def examples(attack: Run, attacked: Run) -> Examples:
     if attack.manifest.adversarial is None:
         return "None were saved: attack with --save-adversarial."
     from cartl_cli.core.evaluation.gallery import gallery
-    from cartl_cli.core.evaluation.saved_images import eight_bits, png
-    from cartl_cli.core.runs.writer import Session
 
-    place = data_place(None, download=False)
-    session = Session(attack.folder.parent, None, place, lambda line: None)
     try:
-        found = gallery(attack, attacked, session)
+        return gallery(attack, attacked, data_place(None, download=False)).images
     except CartlError as error:  # the numbers are there: missing images are no reason to fail
         return f"They cannot be shown: {error}"
-    return [
-        Example(
-            f"image {one.index}",
-            png(eight_bits(one.clean)),
-            png(eight_bits(one.adversarial)),
-            one.label,
-            one.before,
-            one.after,
-        )
-        for one in found.images
-    ]

@@ -78,10 +78,7 @@ def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int 
 
     say("choosing k on folds of the training images; this takes a few trainings")
     with stop_signals() as asked, searching_progress() as report:
-
-        def between(task: Task) -> None:
-            report(described(task.candidate, task.epochs))
-            stop_if_asked(asked)
+        between = watched(report, asked, "stopped while k was chosen; nothing was begun")
 
         def tell(task: Task, trial: Trial) -> None:
             say(tuning_tables.line(task, trial))
@@ -93,7 +90,12 @@ def chosen_k(opened: Opened[TransferConfig], say: Callable[[str], None]) -> int 
     return best.candidate.k
 
 
-def stop_if_asked(asked: Asked) -> None:
-    """Raise StoppedError if a signal has come."""
-    if asked.signal is not None:
-        raise StoppedError("stopped while k was chosen; nothing was begun", asked.signal)
+def watched(report: Callable[[str], None], asked: Asked, stopped: str) -> Callable[[Task], None]:
+    """Shows what is tried; raises StoppedError, which says what ``stopped``, after a signal."""
+
+    def between(task: Task) -> None:
+        report(described(task.candidate, task.epochs))
+        if asked.signal is not None:
+            raise StoppedError(stopped, asked.signal)
+
+    return between

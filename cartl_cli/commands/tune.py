@@ -12,12 +12,14 @@ import typer
 from cartl_cli.commands.options import AsJson, DataDir, NoDownload, Request, RunsDir, flags_from
 from cartl_cli.commands.session import Opened, open_session
 from cartl_cli.commands.sweep import sweeps_folder
+from cartl_cli.commands.transfer import watched
 from cartl_cli.core import storage
 from cartl_cli.core.config import TransferConfig, TuneConfig
 from cartl_cli.core.config.configure import configure
-from cartl_cli.core.errors import StoppedError, UsageError
+from cartl_cli.core.errors import UsageError
+from cartl_cli.core.registry.architectures import check_k
 from cartl_cli.core.runs.command_line import command_line
-from cartl_cli.core.runtime.stopping import Asked, stop_signals
+from cartl_cli.core.runtime.stopping import stop_signals
 from cartl_cli.core.statistics import at_chance
 from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid, candidates, described
 from cartl_cli.core.sweeps.halving import (
@@ -76,11 +78,11 @@ def tune(
             f"images; {record.seconds:.0f} of {wanted.seconds:.0f} s are spent"
         )
         with searching_progress(record.seconds, wanted.seconds) as report:
-
-            def between(task: Task) -> None:
-                report(described(task.candidate, task.epochs))
-                stop_if_asked(asked)
-
+            between = watched(
+                report,
+                asked,
+                "stopped: the trials that were finished are saved; the same command goes on",
+            )
             carry_out = keeping(
                 replace(bench, between=between), folder, record, wanted, everything, say
             )
@@ -130,9 +132,7 @@ def made_ready(
     bench = prepared(opened.config, opened.source, session)
     blocks = len(bench.original.blocks)
     ks = tuple(dict.fromkeys(wanted.k)) or blocks_grid(blocks)
-    if max(ks) > blocks:
-        arch = opened.source.manifest.model.arch
-        raise UsageError(f"--k: {max(ks)}, but {arch} has {blocks} blocks; use 1..{blocks}")
+    check_k(max(ks), opened.source.manifest.model.arch, blocks)
     if "latent" in wanted.methods:
         try:
             bench = with_radii(bench, opened.source, ks, session)
@@ -177,15 +177,6 @@ def keeping(
         return trial
 
     return carry_out
-
-
-def stop_if_asked(asked: Asked) -> None:
-    """Raise StoppedError if a signal has come; every finished trial is saved."""
-    if asked.signal is not None:
-        raise StoppedError(
-            "stopped: the trials that were finished are saved; the same command goes on",
-            asked.signal,
-        )
 
 
 def draw(outcome: Outcome, wanted: TuneConfig, folder: Path, say: Callable[[str], None]) -> None:

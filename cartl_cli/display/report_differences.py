@@ -10,7 +10,6 @@ from string import ascii_lowercase
 
 from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config.values import shown_pixels
-from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.registry.transfer_methods import symbols
 from cartl_cli.core.reports.provenance import GONE
 from cartl_cli.core.reports.rows import Row
@@ -214,14 +213,15 @@ def attack_parts(row: Row) -> Parts:
     """Which attacks with which budget, but for eps."""
     found = row.conditions
     parts = {"attacks": f"{NORM_SIGNS[found.norm]} {', '.join(found.attacks)}"}
-    taken = {EVALUATION_ATTACKS[name].takes for name in found.attacks}
-    if "steps" in taken:
-        parts["steps"] = f"{found.pgd_steps} steps"
+    effort = row.results[0].run.attack.effort
+    if "steps" in effort:
+        parts["steps"] = f"{effort['steps']} steps"
         if found.step_size is not None:
             parts["steps"] += f" of {shown_pixels(found.step_size)}"
-        parts["restarts"] = f"{found.restarts} restart{'s' * (found.restarts > 1)}"
-    if "queries" in taken:
-        parts["queries"] = f"{found.queries} queries"
+    if "restarts" in effort:
+        parts["restarts"] = f"{effort['restarts']} restart{'s' * (effort['restarts'] > 1)}"
+    if "queries" in effort:
+        parts["queries"] = f"{effort['queries']} queries"
     if len(found.eps) > 1:
         parts["from"] = f"up from eps {shown_pixels(found.eps[0])}"
     return parts

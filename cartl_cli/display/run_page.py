@@ -1,7 +1,7 @@
 """The page of one model: what it is, how it was trained, how robust it is, and how we know."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluation.confusion import confusions
@@ -12,22 +12,13 @@ from cartl_cli.display import page_parts as parts
 from cartl_cli.display import run_sheets as sheets
 from cartl_cli.display.page_parts import text
 
+if TYPE_CHECKING:
+    from cartl_cli.core.evaluation.gallery import Shown
+
 NO_PLOTS = "No curves without matplotlib: pip install 'cartl[plot]'."
 
 
-@dataclass(frozen=True)
-class Example:
-    """An image of an attack: clean and adversarial as PNG, its label, the answers to the two."""
-
-    name: str
-    clean: bytes
-    adversarial: bytes
-    label: str
-    before: str
-    after: str
-
-
-Examples = Sequence[Example] | str
+Examples = Sequence["Shown"] | str
 """Images of an attack, or why there are none."""
 
 
@@ -122,20 +113,23 @@ def _curve(title: str, svg: bytes) -> str:
     return f'<div class="curve">{parts.picture(title, svg, "svg+xml")}</div>'
 
 
-def _grid(examples: Sequence[Example]) -> str:
+def _grid(examples: Sequence["Shown"]) -> str:
     shown = "\n".join(map(_example, examples))
     legend = "Each image clean and adversarial, what the model answers to the two, and the truth."
     return f'<div class="grid">\n{shown}\n</div>\n{parts.note(legend)}'
 
 
-def _example(one: Example) -> str:
-    clean = parts.picture(f"{one.name}, clean", one.clean, "png")
-    adversarial = parts.picture(f"{one.name}, adversarial", one.adversarial, "png")
+def _example(one: "Shown") -> str:
+    from cartl_cli.core.evaluation.saved_images import eight_bits, png
+
+    name = f"image {one.index}"
+    clean = parts.picture(f"{name}, clean", png(eight_bits(one.clean)), "png")
+    adversarial = parts.picture(f"{name}, adversarial", png(eight_bits(one.adversarial)), "png")
     answers = "".join(
         f'<span class="{"held" if answer == one.label else "fell"}">{text(answer)}</span>'
         for answer in (one.before, one.after)
     )
-    truth = f"<small>truth: {text(one.label)}, {text(one.name)}</small>"
+    truth = f"<small>truth: {text(one.label)}, {name}</small>"
     caption = f"<figcaption>{answers}{truth}</figcaption>"
     return f"<figure>{clean}{adversarial}{caption}</figure>"
 

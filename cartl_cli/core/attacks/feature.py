@@ -13,8 +13,7 @@ from torch import Tensor
 from cartl_cli.core.attacks.contract import STANDS, AttackSetting, Batch, Outcome, by_batches
 from cartl_cli.core.attacks.judged_pgd import attack, confirm, correct, start
 from cartl_cli.core.method.losses import cross_entropy, distances
-from cartl_cli.core.method.norm_ball import project, uphill
-from cartl_cli.core.method.pgd import Budget, ascent
+from cartl_cli.core.method.pgd import Budget, ascent, pgd_step
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.models.folding import folded
 
@@ -60,8 +59,7 @@ def feature_attack(
                 )
             if len(rows) == 0:
                 return Outcome(found, fell_at, fell_at != STANDS)
-            moved = points + budget.step_size * uphill(gradient, budget.norm)
-            points = project(moved, images[rows], budget.eps, budget.norm)
+            points = pgd_step(points, gradient, images[rows], budget)
     rest = replace(budget, steps=budget.steps - away)
     outcome = attack(model, images[rows], labels[rows], best, rest, cross_entropy, False)
     found[rows] = outcome.adversarial

@@ -7,15 +7,14 @@ from torch import Tensor
 
 from cartl_cli.core.attacks.judged_pgd import predict
 from cartl_cli.core.choices import Norm
+from cartl_cli.core.data.downloads import Place
 from cartl_cli.core.data.split import stratified, to_pixels
 from cartl_cli.core.errors import DataError, RunError
 from cartl_cli.core.evaluation.comparison import read_outcomes
 from cartl_cli.core.evaluation.saved_images import read_saved
 from cartl_cli.core.evaluation.targets import load_targets
-from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Run
-from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import resolve_device
 
 ROWS = 8
@@ -46,7 +45,7 @@ class Gallery:
     images: tuple[Shown, ...]
 
 
-def gallery(run: Run, attacked: Run, session: Session) -> Gallery:
+def gallery(run: Run, attacked: Run, place: Place) -> Gallery:
     """Images of a finished attack that saved them: fallen ones first, spread over the classes.
 
     Raises DataError if the data changed since, RunError where a file is missing or damaged.
@@ -54,7 +53,7 @@ def gallery(run: Run, attacked: Run, session: Session) -> Gallery:
     manifest, config = run.manifest, run.attack
     if manifest.adversarial is None:
         raise RunError(f"attack {run.name!r} saved no images")
-    data = load_targets(config, attacked, session)
+    data = load_targets(config, attacked, place)
     if data.fingerprint() != manifest.data.fingerprint:
         raise DataError(f"the data changed since {run.name!r}")
     saved = read_saved(run, manifest.adversarial, run.attack_results.n)
@@ -63,8 +62,7 @@ def gallery(run: Run, attacked: Run, session: Session) -> Gallery:
     clean = to_pixels(data.evaluation.take(indices).images)
     device = resolve_device(config.device)
     model = weights.read_model(attacked).to(device)
-    with eval_mode(model):
-        predicted = predict(model, torch.cat([clean, adversarial]).to(device)).argmax(1).tolist()
+    predicted = predict(model, torch.cat([clean, adversarial]).to(device)).argmax(1).tolist()
     names = manifest.model.classes
     labels = saved["labels"][rows].tolist()
     return Gallery(

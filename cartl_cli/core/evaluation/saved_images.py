@@ -17,7 +17,7 @@ from cartl_cli.core.data.split import Split, to_pixels
 from cartl_cli.core.errors import StorageError
 from cartl_cli.core.evaluation.targets import AttackSetup
 from cartl_cli.core.evaluation.verdicts import Verdicts, share
-from cartl_cli.core.models.blocks import BlockModel, eval_mode
+from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Run
@@ -110,8 +110,7 @@ def png(image: Tensor) -> bytes:
 
 def right(model: BlockModel, batches: Iterable[Tensor], labels: Tensor) -> Tensor:
     """Which images, given in batches, the model gets right (N,), in float32."""
-    with eval_mode(model):
-        logits = [predict(model, b.to(memory_format=torch.channels_last)) for b in batches]
+    logits = [predict(model, b.to(memory_format=torch.channels_last)) for b in batches]
     return correct(torch.cat(logits), labels)
 
 

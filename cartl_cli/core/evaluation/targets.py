@@ -10,6 +10,7 @@ from torch import Tensor
 from cartl_cli.core.config import AttackConfig, ImportConfig, SplitName, own_eps
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.data.data_sets import DataChoice, choice_of, in_order, load_data_set
+from cartl_cli.core.data.downloads import Place
 from cartl_cli.core.data.split import DataSet, Split, stratified
 from cartl_cli.core.errors import DataError, UsageError
 from cartl_cli.core.evaluation.verdicts import Plan
@@ -69,7 +70,7 @@ def set_up(config: AttackConfig, attacked: Run, session: Session) -> AttackSetup
     writer.check_place(session)
     model = weights.read_model(attacked).to(device)
     with ranks.in_turn():
-        data = load_targets(config, attacked, session)
+        data = load_targets(config, attacked, session.place)
     indices = chosen_images(config, data.evaluation)
     return AttackSetup(
         attacked=attacked,
@@ -128,7 +129,7 @@ def changed(config: AttackConfig, attacked: Run, data: DataSet) -> list[str]:
     return [f"warning: {data.name} has changed since run {attacked.name!r} was made{held}"]
 
 
-def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataSet:
+def load_targets(config: AttackConfig, attacked: Run, place: Place) -> DataSet:
     """The attacked run's data, or those asked for; ``evaluation`` is the split to attack.
 
     ``--split test`` is the whole test split, whatever part of the training data a run held out.
@@ -146,7 +147,7 @@ def load_targets(config: AttackConfig, attacked: Run, session: Session) -> DataS
         skip_bad=own.skip_bad or config.skip_bad,
         measured=None if config.split == "train" else config.split,
     )
-    data = load_data_set(choice, attacked.manifest.model.preprocessing, session.place)
+    data = load_data_set(choice, attacked.manifest.model.preprocessing, place)
     classes = attacked.manifest.model.classes
     if attacked.manifest.kind == "import" and {*classes} == {*data.classes}:
         data = in_order(data, classes)  # their order is that of the outputs, whatever it is

@@ -10,6 +10,7 @@ from torch import Tensor
 from cartl_cli.core.errors import DataError
 from cartl_cli.core.imports.recognition import recognise
 from cartl_cli.core.imports.unwrapping import Normalization, shared_prefix
+from cartl_cli.core.registry.architectures import Renames, renamed
 
 LISTED = 10
 MEAN, STD = "normalize.mean", "normalize.std"
@@ -42,13 +43,13 @@ class Matched:
 def match(
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    renames: Sequence[tuple[str, str]] = (),
+    renames: Renames = (),
     normalization: Normalization | None = None,
     first_layer: bool = True,
 ) -> Matched:
     """The weights ``found`` in a file under the names of the network that ``expected`` describes.
 
-    ``renames`` are pairs (pattern, replacement), applied in this order to each published name. A
+    ``renames`` are pairs (pattern, replacement); the first that fits a published name counts. A
     wrapper's prefix that all names share counts for nothing on either side. ``expected`` may hold
     meta tensors. ``normalization`` fills the network's ``first_layer``, if it is one of ours.
 
@@ -107,14 +108,11 @@ def _unused(name: str) -> str | None:
     return next((what for pattern, what in UNUSED if pattern.fullmatch(name)), None)
 
 
-def _renamed(found: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> dict[str, str]:
+def _renamed(found: Mapping[str, Tensor], renames: Renames) -> dict[str, str]:
     """Our name of each published name; of two that become one, the first counts."""
     names: dict[str, str] = {}
     for published in found:
-        ours = published
-        for pattern, replacement in renames:
-            ours = re.sub(pattern, replacement, ours)
-        names.setdefault(ours, published)
+        names.setdefault(renamed(renames, published), published)
     return names
 
 

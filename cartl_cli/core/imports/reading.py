@@ -24,7 +24,12 @@ from cartl_cli.core.imports.unwrapping import Normalization
 from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.models.own_network import check_function, digest_of
 from cartl_cli.core.models.whole import Whole, laid_out
-from cartl_cli.core.registry.architectures import build_model, own_network, parse_architecture
+from cartl_cli.core.registry.architectures import (
+    build_model,
+    check_k,
+    own_network,
+    parse_architecture,
+)
 from cartl_cli.core.runs import writer
 from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Original, data_record
 from cartl_cli.core.runs.results import Distances
@@ -83,7 +88,8 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         check_outputs(data, outputs)
         classes = classes_of(config, told, outputs, data)
         model, remarks = fitted(config, checkpoint, told, len(classes))
-        check_k(config, len(model.blocks))
+        if "k" in config.model_fields_set:
+            check_k(config.k, config.arch, len(model.blocks))
         original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks), told.claim)
         known = (config.mean, found, checkpoint.tensors.get(MEAN))
         normalized = any(one is not None for one in known)
@@ -127,12 +133,6 @@ def check_named(config: ImportConfig, checkpoint: Checkpoint) -> None:
         seems = recognise(checkpoint.tensors)
         how = f"the file seems to be {seems}" if seems else "as --arch wrn-28-10-relu"
         raise UsageError(f"--arch: name the network; {how}")
-
-
-def check_k(config: ImportConfig, blocks: int) -> None:
-    """Refuse a k that was given and is larger than the network has blocks. Raises UsageError."""
-    if "k" in config.model_fields_set and config.k > blocks:
-        raise UsageError(f"--k: {config.k}, but {config.arch} has {blocks} blocks; use 1..{blocks}")
 
 
 def weights_of(config: ImportConfig, session: Session) -> tuple[Path, Checkpoint] | None:

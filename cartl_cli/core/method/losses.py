@@ -80,35 +80,20 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - own.squeeze(1)
 
 
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020, Eq. 6) of each image (B,).
-
-    (max_{j≠y} z_j − z_y) / (z_π1 − z_π3), π the classes in falling order of z. Unlike the margin it
-    does not change when the logits are shifted or scaled, as β scales them. Two classes have no
-    π3, and the margin over z_π1 − z_π2 would be ±1 everywhere: of them the margin itself.
-    """
-    if logits.shape[1] < 3:
-        return margin(logits, labels)
-    top = logits.topk(3, dim=1).values  # (B, 3)
-    return margin(logits, labels) / _denominator(top[:, 0] - top[:, 2])
-
-
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """DLR towards class ``targets`` (B,) (Croce & Hein 2020, Eq. 7) of each image (B,).
 
-    −(z_y − z_t) / (z_π1 − (z_π3 + z_π4)/2). Fewer than four classes have no π4, and over
-    z_π1 − z_π3 the ratio would be −1 wherever y is first and t third: of them z_t − z_y itself.
+    −(z_y − z_t) / (z_π1 − (z_π3 + z_π4)/2), π the classes in falling order of z. Unlike the margin
+    it does not change when the logits are shifted or scaled, as β scales them. Fewer than four
+    classes have no π4, and over z_π1 − z_π3 the ratio would be −1 wherever y is first and t third:
+    of them z_t − z_y itself.
     """
     own, wanted = (logits.gather(1, which[:, None]).squeeze(1) for which in (labels, targets))
     if logits.shape[1] < 4:
         return wanted - own
     top = logits.topk(4, dim=1).values  # (B, 4)
-    return (wanted - own) / _denominator(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
-
-
-def _denominator(difference: Tensor) -> Tensor:
-    """A difference that is never negative (B,), kept away from zero, where logits are tied."""
-    return difference.clamp_min(1e-12)
+    span = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return (wanted - own) / span.clamp_min(1e-12)  # it is 0 where logits are tied
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:

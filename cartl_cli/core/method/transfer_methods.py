@@ -6,7 +6,6 @@ NEFT, the distance to the source's features, and a phase of the classifier alone
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -65,13 +64,12 @@ class Tuned:
 
     ``objective``: the loss on images. ``on_features``: the same on features at block L−k, if the
     extractor gives the same ones in every step; None if the method needs the images.
-    ``finish``, if any, is called after the last step. ``convex_blocks``: how many of the last
-    blocks have residual means instead of sums. ``phase``: see ``TrainingPlan``.
+    ``convex_blocks``: how many of the last blocks have residual means instead of sums, and weights
+    of norm β (NEFT). ``phase``: see ``TrainingPlan``.
     """
 
     objective: Objective
     on_features: Objective | None = None
-    finish: Callable[[], None] | None = None
     convex_blocks: int = 0
     phase: Callable[[int], Hashable] = lambda step: None
 
@@ -112,14 +110,14 @@ def prepare(
         tuned = replace(tuned, on_features=None)
     tuned = extracted_in_pieces(tuning, head_first(tuning, tuned, kept_near(tuning, tuned)))
     if beta is not None:
-        tuned = replace(tuned, finish=partial(bake, model, k), convex_blocks=k)
+        tuned = replace(tuned, convex_blocks=k)
     return tuned
 
 
 def finish(model: BlockModel, tuned: Tuned, k: int) -> dict[str, float]:
     """End the tuning; the spectral norm of each weight of the last k blocks, by its name."""
-    if tuned.finish is not None:
-        tuned.finish()
+    if tuned.convex_blocks:
+        bake(model, k)
     return spectral_norms(model, k)
 
 

@@ -144,11 +144,6 @@ class BlockModel(nn.Module):
             found.append(activations)
         return found
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] → what enters the classifier ``head``, (B, d)."""
-        last = cast(nn.Sequential, self.blocks[-1])
-        return cast(Tensor, last[:-1](self.features(images, len(self.blocks) - 1)))
-
     def stages(self, features: Tensor, start: int) -> list[Tensor]:
         """What left block ``start`` → what leaves each block behind it; of the last block L what
         enters the classifier, (B, d), in the place of the logits.

@@ -219,6 +219,12 @@ def build_model(arch: str, num_classes: int) -> Any:
     return resolve_name(architecture.code)(*architecture.arguments, num_classes)
 
 
+def check_k(k: int, arch: str, blocks: int) -> None:
+    """Refuse a k above the number of blocks. Raises UsageError."""
+    if k > blocks:
+        raise UsageError(f"--k: {k}, but {arch} has {blocks} blocks; use 1..{blocks}")
+
+
 def renamed(renames: Renames, name: str) -> str:
     """The name that a tensor has here, from its published one; ours stay as they are."""
     for pattern, replacement in renames:

@@ -26,7 +26,7 @@ class TransferMethod:
     ``code`` names the function ``Tuning`` → ``Tuned`` of ``method.transfer_methods``. ``takes``:
     settings of this method, and of others that name them, but not of all. ``epochs`` and ``lr``
     are its defaults. ``single_step``: may overfit catastrophically, so that training looks out for
-    it. ``one_process``: not for torchrun. ``seen``: the predictions that its training counts.
+    it. ``one_process``: not for torchrun.
     """
 
     name: str

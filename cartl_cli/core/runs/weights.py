@@ -17,7 +17,7 @@ from cartl_cli.core.models.whole import laid_out
 from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.runs.manifest import Run
 from cartl_cli.core.runs.parsing import parse_json
-from cartl_cli.core.runs.reader import MANIFEST, finished_weights, list_runs
+from cartl_cli.core.runs.reader import MANIFEST, finished_weights, source_beside
 from cartl_cli.core.runs.recorded import read_recorded
 
 MAX_HEADER = 1_000_000
@@ -59,12 +59,9 @@ def read_model(run: Run) -> BlockModel:
 
 def read_source(run: Run) -> BlockModel | None:
     """The model that a target model started from, if its run is still beside it, byte for byte."""
-    record = run.manifest.source
-    for found in list_runs(run.folder.parent) if record else []:
-        weights = found.manifest.weights
-        if weights and record and (found.name, weights.sha256) == (record.run, record.sha256):
-            with suppress(CartlError):
-                return read_model(found)
+    if run.manifest.source and (source := source_beside(run)):
+        with suppress(CartlError):
+            return read_model(source)
     return None
 
 

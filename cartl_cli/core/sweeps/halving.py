@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import get_args
 
 from cartl_cli.core.config.tune_settings import Want
@@ -246,12 +247,12 @@ def predicted(task: Task, trials: Sequence[Trial]) -> float:
         return 0.0
     alike = [trial for trial in trials if _work(trial.settings) == _work(task.settings)] or trials
     nearest = _k(min(alike, key=lambda trial: abs(_k(trial) - task.candidate.k)))
-    epoch = _mean(t.training_seconds / t.epochs for t in alike if _k(t) == nearest)
+    epoch = fmean(t.training_seconds / t.epochs for t in alike if _k(t) == nearest)
     epoch *= max(1.0, task.candidate.k / nearest)
     attacks = [t.attack_seconds for t in trials if t.attack == task.attack] or [
         t.attack_seconds * WORK[task.attack] / WORK[t.attack] for t in trials
     ]
-    return task.epochs * epoch + _mean(attacks)
+    return task.epochs * epoch + fmean(attacks)
 
 
 def least_left(
@@ -277,11 +278,6 @@ def _work(settings: Settings) -> tuple[object, frozenset[str]]:
 
 def _k(trial: Trial) -> int:
     return int(trial.settings["k"])
-
-
-def _mean(numbers: Iterable[float]) -> float:
-    found = list(numbers)
-    return sum(found) / len(found)
 
 
 def reason(outcome: Outcome, want: Want) -> str:

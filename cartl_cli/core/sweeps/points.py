@@ -132,7 +132,12 @@ def point_id(kind: Kind, config: RunConfig, taken: str | None) -> str:
         dumped["head_epochs"] = dumped.pop("head_first")
     added = {"compile": None, **ADDED.get(kind, {})}
     settings = {name: v for name, v in dumped.items() if name not in added or v != added[name]}
-    content = json.dumps([kind, settings, taken], sort_keys=True, separators=(",", ":"))
+    return identity_of(kind, settings, taken)
+
+
+def identity_of(*what: object) -> str:
+    """12 hex digits that are the same wherever the same is asked for."""
+    content = json.dumps(what, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

@@ -4,8 +4,6 @@ runs/sweeps/tune-0a1b2c3d/search.json   the trials
 runs/sweeps/tune-0a1b2c3d/front.png     clean against robust accuracy
 """
 
-import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -79,12 +77,6 @@ class SearchRecord(BaseModel):
     def seconds(self) -> float:
         """Of all trials, in whatever session they were made."""
         return sum(trial.seconds for trial in self.trials)
-
-
-def identity_of(*what: object) -> str:
-    """12 hex digits that are the same wherever the same is searched."""
-    content = json.dumps(what, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def check_name(name: str) -> None:

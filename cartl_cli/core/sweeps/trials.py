@@ -22,7 +22,8 @@ from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import resolve_compile
 from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid
 from cartl_cli.core.sweeps.halving import FOLDS, K_RUNGS, Outcome, Search, Task
-from cartl_cli.core.sweeps.search_file import Strength, Trial, identity_of
+from cartl_cli.core.sweeps.points import identity_of
+from cartl_cli.core.sweeps.search_file import Strength, Trial
 from cartl_cli.core.training import radius
 from cartl_cli.core.training.loop import count_steps
 from cartl_cli.core.training.target_model import begin, source_model, tune

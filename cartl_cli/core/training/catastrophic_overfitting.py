@@ -14,7 +14,6 @@ from cartl_cli.core.data.split import Split, stratified, to_pixels
 from cartl_cli.core.method.norm_ball import uniform_start
 from cartl_cli.core.method.pgd import Budget, pgd
 from cartl_cli.core.method.training_attacks import Growing
-from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.runtime.randomness import generator
 from cartl_cli.core.training.training_plan import TrainingSetup
 
@@ -103,6 +102,5 @@ def look(
         for budget, start in starts.items():
             with autocast:
                 adversarial = pgd(model, clean, labels, start, budget)
-            with eval_mode(model):
-                right[budget] += int(correct(predict(model, adversarial), labels).sum())
+            right[budget] += int(correct(predict(model, adversarial), labels).sum())
     return Sign(right[one_step], right[many], len(images))

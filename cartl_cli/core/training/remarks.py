@@ -25,8 +25,8 @@ def remarks(config: TransferConfig, source: Run, k: int, blocks: int) -> list[st
             f"source {source.name}: its feature distance was minimised for "
             f"k={','.join(map(str, fdm_ks))}, you use k={k}"
         )
-    all_blocks = config.lwf_lambda is not None or config.method in ("fast", "at", "trades")
-    if k == blocks and not all_blocks:
+    robust_at_all = "eps" in config.tuning.takes or any(one.all_blocks for one in config.additions)
+    if k == blocks and not robust_at_all:
         found.append(f"k={k} tunes every block: no robust block is kept")
     seen, classes = source.seen, len(manifest.model.classes)
     clean = seen.clean_accuracy

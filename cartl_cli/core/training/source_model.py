@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pkgutil import resolve_name
 
 import torch
@@ -145,12 +146,16 @@ def plan_of(
         delta = torch.zeros(shape, device=setup.device)
         objective = FreeTraining(outer_loss(model, config, weights), budget, delta)
         plan = TrainingPlan(objective, {DELTA: delta}, phase=budget.steps)
-    elif attack.single_step:
-        plan = guarded(model, config, setup, budget, weights, say)
     elif attack.code is not None:
+        collapsed = torch.tensor(0)
+        looked_at = collapsed if attack.single_step else None
         plan = TrainingPlan(
-            adversarial_training(model, config, budget, weights=weights), phase=budget.steps
+            adversarial_training(model, config, budget, looked_at, weights),
+            phase=lambda step: (budget.steps(step), int(collapsed)),
         )
+        if attack.single_step:
+            epoch_done = guard(model, setup, budget, collapsed, say)
+            plan = replace(plan, state={COLLAPSED: collapsed}, epoch_done=epoch_done)
     return weight_average.averaged(plan, model, config.ema)
 
 
@@ -188,24 +193,4 @@ def adversarial_training(
         show_clean=config.method == "at" and config.fdm_lambda == 0,
         fallback=pgd_attack(model) if collapsed is not None else None,
         collapsed=collapsed,
-    )
-
-
-def guarded(
-    model: BlockModel,
-    config: PretrainConfig,
-    setup: TrainingSetup,
-    budget: Growing,
-    weights: torch.Tensor | None,
-    say: Callable[[str], None],
-) -> TrainingPlan:
-    """Training with N-FGSM, with a look now and then at whether it overfits."""
-    collapsed = torch.tensor(0)
-    epoch_done = guard(model, setup, budget, collapsed, say)
-    objective = adversarial_training(model, config, budget, collapsed, weights)
-    return TrainingPlan(
-        objective,
-        {COLLAPSED: collapsed},
-        epoch_done=epoch_done,
-        phase=lambda step: (budget.steps(step), int(collapsed)),
     )

@@ -18,7 +18,7 @@ from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.method.training_attacks import Growing
 from cartl_cli.core.method.transfer_methods import Tuned, Tuning
 from cartl_cli.core.models.blocks import BlockModel
-from cartl_cli.core.registry.architectures import WHOLE
+from cartl_cli.core.registry.architectures import WHOLE, check_k
 from cartl_cli.core.runs import weights
 from cartl_cli.core.runs.manifest import Position, Run
 from cartl_cli.core.runs.results import TrainingResults
@@ -123,10 +123,7 @@ def blocks_to_tune(config: TransferConfig, source: Run, original: BlockModel) ->
         raise UsageError("--k: auto is chosen before the training begins; give a number")
     blocks = len(original.blocks)
     k = config.blocks_to_tune(source.manifest.k, blocks)
-    if k > blocks:
-        raise UsageError(
-            f"--k: {k}, but {source.manifest.model.arch} has {blocks} blocks; use 1..{blocks}"
-        )
+    check_k(k, source.manifest.model.arch, blocks)
     return k
 
 

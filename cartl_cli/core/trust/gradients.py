@@ -81,8 +81,7 @@ def determinism(probe: Probe) -> Check:
 
     5B passes.
     """
-    with eval_mode(probe.model):
-        logits = torch.stack([predict(probe.model, probe.images) for _ in range(PASSES)])
+    logits = torch.stack([predict(probe.model, probe.images) for _ in range(PASSES)])
     largest = logits.abs().amax().clamp_min(1e-30)
     change = ((logits - logits[0]).abs().amax() / largest).item()
     text = f"Logits of the same images differ by {change:.1e} between {PASSES} passes, relatively."
@@ -94,8 +93,7 @@ def output_shape(probe: Probe) -> Check:
 
     B passes.
     """
-    with eval_mode(probe.model):
-        logits = predict(probe.model, probe.images)
+    logits = predict(probe.model, probe.images)
     one_class = logits.argmax(1).bincount().max().item() / probe.count
     text = f"The most frequent class is {100 * one_class:.1f} % of the predictions."
     check = limited("K15", one_class, text, fail=0.95)
@@ -112,12 +110,11 @@ def unstable_neighbours(probe: Probe) -> Check:
     Indicator 2 of Pintor et al. 2022: the mean over the images, at most 1 of each. 101·B passes.
     """
     budget = probe.budget
-    with eval_mode(probe.model):
-        before = _loss(probe.model, probe.images, probe.labels)
-        total = torch.zeros_like(before)
-        for i in range(NEIGHBOURS):
-            near = scatter(probe.images, noise(probe, "neighbour", i), budget.eps / 2, budget.norm)
-            total += (_loss(probe.model, near, probe.labels) - before).abs()
+    before = _loss(probe.model, probe.images, probe.labels)
+    total = torch.zeros_like(before)
+    for i in range(NEIGHBOURS):
+        near = scatter(probe.images, noise(probe, "neighbour", i), budget.eps / 2, budget.norm)
+        total += (_loss(probe.model, near, probe.labels) - before).abs()
     relative = total / NEIGHBOURS / torch.where(before == 0, 1, before)
     value = relative.clamp_max(1).mean().item()
     text = f"Random noise of eps/2 changes the loss by {100 * value:.1f} % on average."

@@ -158,8 +158,7 @@ def verified_again(probe: Probe, model: BlockModel) -> Check:
     A robust image that is misclassified fails, a fallen one that is not warns: it stays fallen.
     """
     batches = probe.adversarial.chunk(3)
-    with eval_mode(model):
-        logits = torch.cat([predict(model, batch) for batch in batches])
+    logits = torch.cat([predict(model, batch) for batch in batches])
     wrong = ~correct(logits, probe.labels)
     missed, recovered = int((wrong & ~probe.fallen).sum()), int((~wrong & probe.fallen).sum())
     text = (
@@ -218,8 +217,7 @@ def precision(probe: Probe) -> Check:
 
 def shapes(probe: Probe, classes: int) -> Check:
     """V12: logits are (B, classes), at least two, and labels name one of them."""
-    with eval_mode(probe.model):
-        found = tuple(predict(probe.model, probe.images[:1]).shape)
+    found = tuple(predict(probe.model, probe.images[:1]).shape)
     labels = probe.labels
     named = bool((labels >= 0).all() and (labels < classes).all())
     text = f"Logits have {found[-1]} classes of {classes}, labels {int(labels.max()) + 1}."
@@ -228,5 +226,4 @@ def shapes(probe: Probe, classes: int) -> Check:
 
 def _clean(probe: Probe) -> Tensor:
     """Which images (B,) are right without an attack."""
-    with eval_mode(probe.model):
-        return correct(predict(probe.model, probe.images), probe.labels)
+    return correct(predict(probe.model, probe.images), probe.labels)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from cartl_cli.core.attacks.judged_pgd import attack, predict
 from cartl_cli.core.method.losses import cross_entropy
 from cartl_cli.core.method.norm_ball import scatter
-from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.runs.results import Check
 from cartl_cli.core.trust.checks import limited
 from cartl_cli.core.trust.probe import Probe, corner, noise, share, short
@@ -138,9 +137,8 @@ def _fitted(probe: Probe, features: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         for i in range(INNER)
     ]
     planted = scatter(images, corner(noise(probe, "planted")), eps, norm)
-    with eval_mode(features):
-        inner = torch.stack([predict(features, points).cpu().double() for points in clean], dim=1)
-        wanted = predict(features, planted).cpu().double()  # (B, d)
+    inner = torch.stack([predict(features, points).cpu().double() for points in clean], dim=1)
+    wanted = predict(features, planted).cpu().double()  # (B, d)
     centre = inner.mean(1)
     spread, toward = inner - centre[:, None], wanted - centre  # (B, 1 + INNER, d), (B, d)
     gram = spread @ spread.mT

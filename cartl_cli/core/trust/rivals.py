@@ -16,8 +16,8 @@ from cartl_cli.core.attacks.feature import feature_attack
 from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.attacks.square import counted_draws, square
 from cartl_cli.core.method.losses import cross_entropy
-from cartl_cli.core.method.norm_ball import project, scatter, uphill
-from cartl_cli.core.method.pgd import ascent, pgd
+from cartl_cli.core.method.norm_ball import scatter
+from cartl_cli.core.method.pgd import ascent, pgd, pgd_step
 from cartl_cli.core.models.blocks import BlockModel, eval_mode
 from cartl_cli.core.runs.results import Check
 from cartl_cli.core.trust.checks import limited
@@ -31,15 +31,14 @@ def random_noise(probe: Probe, draws: int) -> Check:
     """
     images, labels, budget = probe.images, probe.labels, probe.budget
     broken = torch.zeros_like(probe.fallen)
-    with eval_mode(probe.model):
-        for number in range(draws):
-            rows = (~probe.fallen & ~broken).nonzero().squeeze(1)
-            if len(rows) == 0:
-                break
-            drawn = noise(probe, "noise", number)
-            drawn = corner(drawn) if number % 2 == 0 else drawn
-            points = scatter(images, drawn, budget.eps, budget.norm)[rows]
-            broken[rows] = ~correct(predict(probe.model, points), labels[rows])
+    for number in range(draws):
+        rows = (~probe.fallen & ~broken).nonzero().squeeze(1)
+        if len(rows) == 0:
+            break
+        drawn = noise(probe, "noise", number)
+        drawn = corner(drawn) if number % 2 == 0 else drawn
+        points = scatter(images, drawn, budget.eps, budget.norm)[rows]
+        broken[rows] = ~correct(predict(probe.model, points), labels[rows])
     text = f"{draws} draws of noise break {int(broken.sum())} images that the attack did not."
     return limited("K5", share(broken), text, fail=0)
 
@@ -66,10 +65,10 @@ def single_step(probe: Probe) -> Check:
     """
 
     def stepped(rows: Tensor) -> Tensor:
-        images, (eps, norm) = probe.images[rows], (probe.budget.eps, probe.budget.norm)
+        images, whole = probe.images[rows], replace(probe.budget, step_size=probe.budget.eps)
         with eval_mode(probe.model), probe.autocast:
             _, gradient = ascent(probe.model, images, probe.labels[rows], cross_entropy)
-        return project(images + eps * uphill(gradient, norm), images, eps, norm)
+        return pgd_step(images, gradient, images, whole)
 
     broken = _broken(probe, stepped)
     text = f"One step (FGSM) breaks {int(broken.sum())} images that the attack did not."
@@ -86,8 +85,7 @@ def transfer(probe: Probe, source: BlockModel) -> Check:
     def transferred(rows: Tensor) -> Tensor:
         images, budget = probe.images[rows], short(probe.budget)
         start = scatter(probe.images, noise(probe, "transfer"), budget.eps, budget.norm)[rows]
-        with eval_mode(source):
-            labels = predict(source, images).argmax(1)
+        labels = predict(source, images).argmax(1)
         with probe.autocast:
             return pgd(source, images, labels, start, budget)
 
@@ -126,6 +124,5 @@ def _broken(probe: Probe, moved: Callable[[Tensor], Tensor]) -> Tensor:
     """Which images (B,) stand against the real attack and fall where ``moved(rows)`` puts them."""
     broken, rows = torch.zeros_like(probe.fallen), probe.standing
     if len(rows) > 0:
-        with eval_mode(probe.model):
-            broken[rows] = ~correct(predict(probe.model, moved(rows)), probe.labels[rows])
+        broken[rows] = ~correct(predict(probe.model, moved(rows)), probe.labels[rows])
     return broken

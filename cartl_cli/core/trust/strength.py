@@ -7,8 +7,7 @@ from torch import Tensor
 
 from cartl_cli.core.attacks.judged_pgd import correct, predict
 from cartl_cli.core.method.losses import PerImageLoss
-from cartl_cli.core.method.norm_ball import project, uphill
-from cartl_cli.core.method.pgd import ascent
+from cartl_cli.core.method.pgd import ascent, pgd_step
 from cartl_cli.core.models.blocks import eval_mode
 from cartl_cli.core.runs.results import Check
 from cartl_cli.core.statistics import accuracy_interval
@@ -131,8 +130,7 @@ def logit_scale(probe: Probe) -> Check:
 
 def plausible(probe: Probe) -> Check:
     """K18: robust accuracy above clean accuracy fails, above the known ceiling warns. B passes."""
-    with eval_mode(probe.model):
-        clean = share(correct(predict(probe.model, probe.images), probe.labels))
+    clean = share(correct(predict(probe.model, probe.images), probe.labels))
     robust = share(~probe.fallen)
     text = f"Robust accuracy is {100 * robust:.1f} %, clean accuracy {100 * clean:.1f} %."
     if probe.ceiling is None:
@@ -143,9 +141,8 @@ def plausible(probe: Probe) -> Check:
 
 def eight_bits(probe: Probe) -> Check:
     """K19: accuracy on the adversarial images rounded to 8 bits, for the record. B passes."""
-    with eval_mode(probe.model):
-        rounded = (probe.adversarial * 255).round() / 255
-        value = share(correct(predict(probe.model, rounded), probe.labels))
+    rounded = (probe.adversarial * 255).round() / 255
+    value = share(correct(predict(probe.model, rounded), probe.labels))
     text = (
         f"Accuracy is {100 * value:.1f} % on adversarial images rounded to 8 bits, "
         f"{100 * share(~probe.fallen):.1f} % on those as found."
@@ -162,8 +159,7 @@ def _losses(probe: Probe, rows: Tensor) -> Tensor:
         for _ in range(budget.steps):
             logits, gradient = ascent(probe.model, points, labels, probe.losses[0])
             losses.append(probe.losses[0](logits, labels))
-            points = points + budget.step_size * uphill(gradient, budget.norm)
-            points = project(points, images, budget.eps, budget.norm)
+            points = pgd_step(points, gradient, images, budget)
     return torch.stack(losses)
 
 
