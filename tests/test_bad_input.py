@@ -447,6 +447,7 @@ REFUSED = [
     row("C28", [*PRETRAIN, "--name", "source"], 2, "already holds a run"),
     row("C28-above", [*PRETRAIN, "--name", "../x"], 2, "is not a run name"),
     row("C28-below", [*PRETRAIN, "--name", "sub/x"], 2, "is not a run name"),
+    row("C28-number", [*PRETRAIN, "--name", "1"], 2, "would be taken for the number of a run"),
     row("C28-root", [*PRETRAIN, "--name", "/tmp/x"], 2, "--runs-dir for another folder"),
     row("C29", busy_run, 1, "run 'source' is in use by another cartl process"),
     row("C30", [*PRETRAIN, "--runs-dir", "/dev/null"], 2, "is a file, not a folder"),
@@ -596,7 +597,9 @@ REFUSED = [
         "is a tar archive",
     ),
     row("R25", [*ATTACK, "model.pt"], 2, "pickle can run code"),
-    row("R25-magic", attack_weights(lambda data: b"\x80\x02" + data[2:]), 1, "is a pickle file"),
+    row(
+        "R25-magic", attack_weights(lambda data: b"\x80\x02}q\0." + data[6:]), 1, "is a pickle file"
+    ),
     row("R26-overlap", attack_stranger(header_with([0, 10])), 1, "damaged header"),
     row("R26-negative", attack_stranger(header_with([-4, 0])), 1, "damaged header"),
     row("R26-text", attack_stranger(lambda d: d[:8] + b"!" + d[9:]), 1, "damaged header"),

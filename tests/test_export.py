@@ -416,6 +416,15 @@ def test_the_command_says_what_it_made_and_how_to_load_it(cartl: Command, scene:
     )
 
 
+def test_a_run_given_as_the_folder_one_is_in_has_its_name(
+    cartl: Command, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene / "target")
+    done = cartl("export", ".", "--json")
+    assert json.loads(done.out)["path"] == "target.pt2"
+    assert (scene / "target" / "target.pt2").is_file()
+
+
 def test_what_cannot_be_exported_is_refused(cartl: Command, scene: Path) -> None:
     (scene.parent / "taken").mkdir()
     weights = scene / "source" / "model.safetensors"

@@ -185,13 +185,20 @@ def test_t24_a_completed_run_stays_as_it_is(folder: Path) -> None:
 
 
 def test_t26_extend_trains_longer_and_shows_the_schedule(folder: Path) -> None:
+    before = contents(folder / "runs" / "source")
     code, said = call(["pretrain", "--resume", "source", "--epochs", "4", "--extend"], folder)
     assert code == 0, said
+    assert "the model after epoch 2 stays: runs/source/epochs-2" in said
+    kept = contents(folder / "runs" / "source" / "epochs-2")
+    assert kept.keys() == {"manifest.json", "metrics.jsonl", "model.safetensors"}
+    assert kept.items() <= before.items()
     assert "going on after step 6 of 12, learning rate 0.0" in said
     manifest = json.loads((folder / "runs" / "source" / "manifest.json").read_text())
     assert (manifest["status"], manifest["config"]["epochs"]) == ("completed", 4)
     lines = (folder / "runs" / "source" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    code, said = call(["attack", "runs/source/epochs-2", "--pgd-steps", "1"], folder)
+    assert code == 0, said
 
 
 def test_t27_t28_other_versions_are_said(folder: Path) -> None:

@@ -109,6 +109,16 @@ def test_z26_means_over_seeds_and_no_plus_minus_from_one(cartl: Command, tmp_pat
     assert "one seed" in one.out
 
 
+def test_seeds_of_targets_from_one_source_are_listed(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    for seed in (1, 2, 3):
+        target = runs.transfer(source, f"target-{seed}", seed=seed)
+        runs.attack(target, f"attack-{seed}", 900, 300)
+    done = cartl("report")
+    assert done.code == 0, done.err
+    assert "0/1, 0/2, 0/3" in done.out
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -377,6 +387,17 @@ def test_z09_a_stale_attack_is_refused(cartl: Command, runs: Runs) -> None:
     assert [row["runs"] for row in value["results"]] == [["other-attack"]]
 
 
+def test_a_run_of_the_same_name_here_is_not_taken_for_the_attacked_one(
+    cartl: Command, runs: Runs, tmp_path: Path
+) -> None:
+    there = Runs(tmp_path / "there")
+    target = there.transfer(there.pretrain("source", seed=3), "target", seed=3)
+    runs.transfer(runs.pretrain("source"), "target")
+    runs.attack(target, "attack", 900, 300, run=str(there.folder / "target"))
+    (row,) = report(cartl)["results"]
+    assert row["seeds"] == ["3"]
+
+
 def test_an_attack_whose_run_is_gone_is_left_out(cartl: Command, runs: Runs) -> None:
     pair(runs)
     shutil.rmtree(runs.folder / "target")
@@ -622,8 +643,10 @@ def test_commands_make_the_same_settings(runs_dir: Path, tmp_path: Path, cartl: 
     runs = Runs(tmp_path / "odd")
     trained: Json = {"dataset": "a 'b' $c", "classes": ("x", "y"), "eps": 0.1 / 3, "augment": ()}
     trained |= {"milestones": (1, 2), "step_size": 2 / 255, "lr": 0.1}
+    trained |= {"fdm_at": "2,4,6", "fdm_lambda": 0.005}
     source = runs.pretrain("source", **trained)
-    target = runs.transfer(source, "target", lwf_lambda=0.01, head_first=3, seed=4)
+    odd: Json = {"dataset": 'pictures, "new"', "seed": 4}
+    target = runs.transfer(source, "target", lwf_lambda=0.01, head_first=3, **odd)
     made: Json = {"eps": [0.01, 8 / 255], "norm": "l2", "attack": ["pgd", "square"], "limit": 10}
     attacked = runs.attack(target, "attack", 9, (5, 3), n=10, diagnose=True, **made)
     real = [read_run(runs_dir / name) for name in ("source", "target")]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
@@ -23,7 +24,8 @@ from cartl_cli.core.errors import (
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.parsing import parse_manifest
-from cartl_cli.core.runs.reader import find_run, list_runs, newest_run, read_run, state
+from cartl_cli.core.runs.reader import find_run, list_runs, newest_run, next_number, read_run, state
+from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.results import TrainingResults
 from cartl_cli.core.runs.weights import read_model, to_bytes
 from cartl_cli.core.runs.writer import Session, check_place, finish_model, written
@@ -58,6 +60,21 @@ def test_weights_survive_the_round_trip(source: Run, runs_dir: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(loaded(images), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [b"\x80\x02", b"\x80\x04"])
+def test_a_file_may_begin_like_a_pickle_by_the_length_of_its_header(
+    tmp_path: Path, first: bytes
+) -> None:
+    length = int.from_bytes(first, "little")
+    for filling in range(length):
+        data = save({"weight": torch.ones(2)}, {"filling": "x" * filling})
+        if data.startswith(first):
+            break
+    else:
+        raise AssertionError("no such length")
+    (tmp_path / "weights").write_bytes(data)
+    assert read_recorded(tmp_path, storage.describe("weights", data)) == data
 
 
 def test_a_loaded_model_is_what_other_libraries_expect(runs_dir: Path) -> None:
@@ -167,6 +184,11 @@ def test_numbers_rise_and_names_are_taken_once(draft: Manifest, tmp_path: Path) 
     ):
         pass
     assert [run.manifest.number for run in list_runs(tmp_path)] == [1, 2]
+    for folder in ("2024-05-01-signs", "2024-backup", "002-pretrain-old"):
+        (tmp_path / folder).mkdir()
+    assert next_number(tmp_path) == 3
+    (tmp_path / "007-attack").mkdir()
+    assert next_number(tmp_path) == 8
 
 
 def fail_in_run(runs: Path, draft: Manifest, error: BaseException) -> None:

@@ -365,6 +365,8 @@ def test_a_search_ends_with_a_choice_whose_commands_run(here: Command) -> None:
     config = run.training
     assert {name: getattr(config, name) for name in found["chosen"]} == found["chosen"]
     assert run.manifest.data.train_images == 12
+    again = json.loads(here(*NARROW).out)["commands"]
+    assert all(f" {run.name}-2" in line for line in again)  # the first name is taken
 
     shown = here(*[word for word in NARROW if word != "--json"], "--want", "robust")
     assert shown.code == 0

@@ -19,6 +19,7 @@ from cartl_cli.core.config.configure import configure
 from cartl_cli.core.errors import UsageError
 from cartl_cli.core.registry.architectures import check_k
 from cartl_cli.core.runs.command_line import command_line
+from cartl_cli.core.runs.reader import free_name
 from cartl_cli.core.runtime.stopping import stop_signals
 from cartl_cli.core.statistics import at_chance
 from cartl_cli.core.sweeps.candidates import Candidate, blocks_grid, candidates, described
@@ -108,7 +109,8 @@ def tune(
                 f"{tables.percent(best.clean)} clean accuracy, the largest class alone gives "
                 f"{tables.percent(largest / best.n)}; give more images or another --source"
             )
-    commands = command_lines(bench, outcome, wanted, f"{name}-{wanted.want}", request)
+    target = free_name(runs_dir, f"{name}-{wanted.want}")
+    commands = command_lines(bench, outcome, wanted, target, request)
     if as_json:
         print(json.dumps(summary(outcome, wanted, name, folder, commands)))
     else:

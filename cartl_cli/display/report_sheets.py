@@ -110,7 +110,7 @@ def _seeds(row: Row) -> Cell:
     """``0–4`` for five in a row."""
     seeds = row.seeds
     numbers = [int(seed) for seed in seeds if seed.isdecimal()]
-    if len(seeds) > 2 and numbers == list(range(numbers[0], numbers[0] + len(seeds))):
+    if 2 < len(seeds) == len(numbers) and numbers == [*range(numbers[0], numbers[0] + len(seeds))]:
         return Cell(f"{seeds[0]}–{seeds[-1]}", value=len(seeds))
     return Cell(short(", ".join(seeds)), value=len(seeds))
 

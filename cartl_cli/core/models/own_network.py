@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -115,7 +115,7 @@ def _asks(factory: Callable[..., Any]) -> bool:
 
 def _made(path: str, function: str, factory: Callable[..., Any], *told: int) -> nn.Module:
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu"), redirect_stdout(sys.stderr):
             network = copy.deepcopy(factory(*told))  # and to give the same one again
     except Exception as error:
         shown = ", ".join(map(str, told))
@@ -146,7 +146,8 @@ def _loaded(path: str, naming: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look for it there
     try:
-        with torch.device("cpu"):  # a file is free to compute, where only shapes are asked for too
+        # a file is free to compute, where only shapes are asked for too, and to print
+        with torch.device("cpu"), redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]

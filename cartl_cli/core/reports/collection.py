@@ -10,7 +10,7 @@ from cartl_cli.core.config import Kind, TransferConfig
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.evaluation.confusion import confusions
 from cartl_cli.core.reports.provenance import Result, conditions_of, setting_of
-from cartl_cli.core.runs.manifest import Run
+from cartl_cli.core.runs.manifest import Run, SourceRecord
 from cartl_cli.core.runs.reader import MANIFEST, find_run, place, read_run, state
 from cartl_cli.core.runs.results import headline
 from cartl_cli.core.sweeps.points import read_sweep, sweep_path
@@ -150,7 +150,7 @@ def check_possible(run: Run) -> None:
 
 def _joined(run: Run, runs: dict[Path, Run]) -> Result:
     origin = run.source
-    attacked = _beside(run, run.attack.run, origin.run, runs)
+    attacked = _beside(run, run.attack.run, origin, runs)
     if attacked is None:
         raise RunError(f"the run that it attacked is gone: {origin.run!r}")
     if attacked.manifest.weights is None or attacked.manifest.weights.sha256 != origin.sha256:
@@ -158,7 +158,7 @@ def _joined(run: Run, runs: dict[Path, Run]) -> Result:
     trainings: tuple[Run, ...] = (attacked,)
     if (record := attacked.manifest.source) is not None:
         assert isinstance(attacked.manifest.config, TransferConfig)
-        source = _beside(attacked, attacked.manifest.config.source, record.run, runs)
+        source = _beside(attacked, attacked.manifest.config.source, record, runs)
         weights = source.manifest.weights if source else None
         if source is not None and weights is not None and weights.sha256 == record.sha256:
             trainings = (source, attacked)
@@ -166,12 +166,19 @@ def _joined(run: Run, runs: dict[Path, Run]) -> Result:
     return Result(run, trainings, setting_of(trainings), conditions_of(run), "/".join(seeds))
 
 
-def _beside(run: Run, selector: str, name: str, runs: dict[Path, Run]) -> Run | None:
-    """The run whose model another took: beside it, else where its settings say."""
-    for folder in (run.folder.parent / name, Path(os.path.expanduser(selector or name))):
-        if folder in runs:
-            return runs[folder]
-        if os.path.lexists(folder / MANIFEST):
+def _beside(run: Run, selector: str, taken: SourceRecord, runs: dict[Path, Run]) -> Run | None:
+    """The run whose model another took: beside it, or where its settings say.
+
+    Of two that have its name, the one that has the weights that were taken.
+    """
+    found = []
+    for folder in (run.folder.parent / taken.run, Path(os.path.expanduser(selector or taken.run))):
+        if folder not in runs and os.path.lexists(folder / MANIFEST):
             runs[folder] = read_run(folder)
-            return runs[folder]
-    return None
+        if folder in runs:
+            found.append(runs[folder])
+    for one in found:
+        weights = one.manifest.weights
+        if weights is not None and weights.sha256 == taken.sha256:
+            return one
+    return found[0] if found else None

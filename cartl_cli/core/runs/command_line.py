@@ -44,9 +44,11 @@ def _words(name: str, value: object) -> Iterator[str]:
         yield flag(name) if value else flag("no_" + name)
         return
     yield flag(name)
-    values = value if isinstance(value, tuple) else (value,)
     text = _pixels if name in PIXELS else _text
-    yield write_list(text(one) for one in values) or "none"
+    if isinstance(value, tuple):
+        yield write_list(map(text, value)) or "none"
+    else:
+        yield text(value)
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ Reading them loads no torch; ``weights`` does.
 """
 
 import difflib
+import itertools
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from cartl_cli import __version__
 from cartl_cli.core import storage
-from cartl_cli.core.config import ImportConfig, Kind
+from cartl_cli.core.config import CONFIGS, ImportConfig, Kind
 from cartl_cli.core.config.values import ADDRESS, PACKAGED
 from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.command_line import resuming
@@ -97,12 +98,18 @@ def same_runs(runs_dir: Path, draft: Manifest) -> list[Run]:
 
 
 def next_number(runs_dir: Path) -> int:
-    """One more than any run here has, or any folder's name begins with."""
+    """One more than any run here has, or any folder whose name is like that of a run."""
     numbers = [run.manifest.number for run in list_runs(runs_dir)]
     for folder in runs_dir.iterdir():
-        if match := re.match(r"(\d{3,9})-", folder.name):
+        if match := re.fullmatch(rf"(\d{{3,9}})-({'|'.join(CONFIGS)})", folder.name):
             numbers.append(int(match[1]))
     return max(numbers, default=0) + 1
+
+
+def free_name(place: Path, name: str) -> str:
+    """The name, or if a folder has it the first of ``name-2``, ``name-3``, … that is free."""
+    names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+    return next(one for one in names if not os.path.lexists(place / one))
 
 
 def find_run(selector: str, runs_dir: Path, flag: str, kinds: tuple[Kind, ...]) -> Run:
@@ -150,7 +157,8 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
             return runs[0]
     for folder in (runs_dir / selector, Path(os.path.expanduser(selector))):
         if folder.is_dir():
-            return read_run(folder)
+            nameless = folder.name in ("", "..")
+            return read_run(Path(os.path.abspath(folder)) if nameless else folder)
     known = [run.name for run in list_runs(runs_dir)]
     names = ", ".join(known) or "none"
     with_cartl = [PACKAGED] if flag == "--source" else []

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, deserialize
 from cartl_cli.core.errors import RunError
 from cartl_cli.core.storage import FileRecord, read
 
+SAFETENSORS = b"\0\0\0{"
+"""Bytes 5 to 8: the end of the header's length, whose first bytes may be any, and its beginning."""
 FOREIGN = (
     (b"version https://git-lfs", "a git-lfs pointer"),
     (b"<!doctype html", "an HTML page"),
@@ -31,7 +33,7 @@ def read_recorded(folder: Path, record: FileRecord) -> bytes:
         return data
     if size == 0:
         raise RunError(f"checkpoint is empty: {path}")
-    for prefix, name in FOREIGN:
+    for prefix, name in FOREIGN if data[5:9] != SAFETENSORS else ():
         if data[: len(prefix)].lower() == prefix.lower():
             raise RunError(f"checkpoint is {name}, not safetensors: {path}")
     if data[257:262] == b"ustar":

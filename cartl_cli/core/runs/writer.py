@@ -26,7 +26,7 @@ from cartl_cli.core.runs.command_line import resuming
 from cartl_cli.core.runs.manifest import Manifest, Run
 from cartl_cli.core.runs.metrics import METRICS
 from cartl_cli.core.runs.parsing import parse_manifest
-from cartl_cli.core.runs.reader import MANIFEST, next_number, read_run, same_runs, state
+from cartl_cli.core.runs.reader import MANIFEST, free_name, next_number, read_run, same_runs, state
 from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.results import AttackResults, ImportResults, TrainingResults
 from cartl_cli.core.runs.seal import sealed
@@ -176,9 +176,27 @@ def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     ]
     if other:
         session.say(f"note: not bit-exact here: {', '.join(other)}")
+    if ours.weights is not None:
+        _keep_shorter(session, stored, ours.weights)
     storage.sweep(stored.folder)
     nothing = dict.fromkeys(("weights", "outcomes", "adversarial", "results"))
     return _write(stored, status="running", config=draft.config, **nothing)
+
+
+def _keep_shorter(session: Session, finished: Run, record: storage.FileRecord) -> None:
+    """Put a finished run that is to be trained longer in a folder of its own, inside its folder.
+
+    So its model stays, whatever comes of the longer training.
+    """
+    epochs, metrics = finished.training.epochs, finished.folder / METRICS
+    files = {
+        MANIFEST: _text(finished.manifest),
+        WEIGHTS: read_recorded(finished.folder, record),
+        **({METRICS: metrics.read_bytes()} if metrics.exists() else {}),
+    }
+    kept = finished.folder / free_name(finished.folder, f"epochs-{epochs}")
+    storage.commit_folder(kept, files)
+    session.say(f"the model after epoch {epochs} stays: {kept}")
 
 
 def _check_free(runs_dir: Path, name: str) -> None:
@@ -191,6 +209,8 @@ def _check_free(runs_dir: Path, name: str) -> None:
             f"--name: {name!r} is not a run name; use letters, digits, '.', '_' and '-', and "
             "--runs-dir for another folder"
         )
+    if name.isdecimal():
+        raise UsageError(f"--name: {name!r} would be taken for the number of a run; add a letter")
     folder = runs_dir / name
     if not os.path.lexists(folder):
         return
