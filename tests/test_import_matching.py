@@ -235,7 +235,8 @@ def small_resnet(shortcut_norm: bool) -> Weights:
         (state_of("resnext50_32x4d"), None),
         (state_of("vgg16_bn"), None),
         (small_resnet(shortcut_norm=True), "resnet-18"),
-        (small_resnet(shortcut_norm=False), "preact-resnet-18"),
+        (small_resnet(shortcut_norm=False), "preact-resnet-18-raw"),
+        (small_resnet(shortcut_norm=False) | {"bn.weight": torch.ones(512)}, "preact-resnet-18"),
         (
             foreign("init_conv.weight", "logits.weight"),
             "DeepMind's wide ResNet (SiLU), for which there is no --arch by name",

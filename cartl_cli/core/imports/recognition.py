@@ -47,7 +47,9 @@ def _resnet(found: Mapping[str, Tensor]) -> str | None:
         }
         return names.get((depths, bottleneck))
     if depths == (2, 2, 2, 2) and not bottleneck and stem.shape[-1] == 3:
-        return "resnet-18" if "layer2.0.shortcut.1.weight" in found else "preact-resnet-18"
+        if "layer2.0.shortcut.1.weight" in found:
+            return "resnet-18"
+        return "preact-resnet-18" if "bn.weight" in found else "preact-resnet-18-raw"
     if bottleneck and stem.shape[-1] == 3:
         return "a ResNet with bottlenecks for small images, for which there is no --arch by name"
     return None
