@@ -169,6 +169,14 @@ def test_every_check_runs_on_a_network_that_nobody_cut(monkeypatch: pytest.Monke
     assert ids == invariants | {f"K{number}" for number in range(1, 20) if number != 10}
 
 
+def test_images_may_have_any_number_of_channels() -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), torch.rand(12, 1, 8, 8)
+    found = cartl_cli.attack(model, images, model(images).argmax(1), pgd_steps=2, eps=0.1)
+    assert found.adversarial.shape == images.shape
+    assert found.clean_accuracy == 1
+
+
 def test_a_network_taken_whole_gives_what_it_gives() -> None:
     model, images, _ = strange()
     model.eval()

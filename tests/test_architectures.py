@@ -1,6 +1,7 @@
 """Networks of others: equal to theirs, cut into blocks, folded, tuned, and what is refused."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,23 @@ def factory(n):
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert obstacle(model, 4) is None
     assert sum(isinstance(module, ResidualSum) for module in model.modules()) == 3
+
+
+def test_a_block_may_be_a_single_layer(cartl: Command) -> None:
+    Path("my.py").write_text(
+        "from torch import nn\n"
+        "def factory(classes):\n"
+        "    first = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()\n"
+        "    second = nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()\n"
+        "    last = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)\n"
+        "    return nn.Sequential(*first, *second, *last)\n"
+    )
+    small = ("--epochs", 1, "--classes", "disk,square")
+    done = cartl("pretrain", "--arch", "my.py:factory", "--method", "natural", "--k", 2, *small)
+    assert done.code == 0, done.err
+    done = cartl("transfer", "--k", 3, "--epochs", 1, "--classes", "ring,tee", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["spectral_norms"].keys() == {"blocks.1", "blocks.3.linear"}
 
 
 def test_preact_resnet_trains_by_the_command(

@@ -71,6 +71,16 @@ def test_eps_zero_gives_clean_accuracy(model: BlockModel, data: DataSet) -> None
     assert torch.equal(measured.last[0], measured.clean)
 
 
+def test_an_image_whose_logits_are_no_numbers_is_wrong_and_its_margin_can_be_kept(
+    model: BlockModel, data: DataSet
+) -> None:
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    found = unattacked(model, data.evaluation, plan("pgd"))
+    assert not found.clean.any()
+    assert found.margin.isfinite().all()
+
+
 def test_the_last_iterate_is_pgds_and_asking_for_it_changes_no_verdict(source: Run) -> None:
     model, split = read_model(source), measured_split()
     without, asked = (

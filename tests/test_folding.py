@@ -110,6 +110,25 @@ def test_folding_leaves_the_model_as_it_is(images: Tensor) -> None:
     assert relative(predict(light, images), predict(model.eval(), images)) < 1e-5
 
 
+def test_an_activation_that_occurs_twice_is_not_passed_over(images: Tensor) -> None:
+    torch.manual_seed(0)
+    activation = nn.ReLU()
+    convolutions = [nn.Conv2d(channels, 4, 3, padding=1) for channels in (3, 4)]
+    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    first = nn.Sequential(
+        *(convolutions[0], activation, norms[0], convolutions[1], activation, norms[1])
+    )
+    last = nn.Sequential()
+    last.add_module("flat", nn.Flatten())
+    last.add_module("linear", nn.Linear(4 * 32 * 32, 5))
+    model = BlockModel(nn.Identity(), [first, last])
+    for norm in norms:
+        nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+        nn.init.normal_(norm.bias)
+    model.eval()
+    assert relative(predict(folded(model), images), predict(model, images)) < 1e-5
+
+
 def test_a_parametrized_convolution_keeps_its_weight(images: Tensor) -> None:
     model = lived_in("wrn-10-1")
     convolution = model.blocks[1].conv1

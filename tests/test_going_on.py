@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from cartl_cli.core import storage
+from cartl_cli.core.config import PretrainConfig, TransferConfig
 from cartl_cli.core.runs import checkpoints
+from cartl_cli.core.training.training_run import attack_grown
 from tests import tiny
 from tests.crashes import call
 from tests.processes import Sabotage, finish, run, start
@@ -380,3 +382,13 @@ def test_an_old_checkpoint_stays_until_the_new_one_reads_back(folder: Path) -> N
     assert "sha256 differs" in said.splitlines()[-1]
     assert before <= {path.name for path in (folder / "runs" / "pretrain").glob("ckpt-*")}
     assert call(PRETRAIN, folder)[0] == 0
+
+
+def test_what_the_attack_has_grown_to_is_that_of_the_longer_training() -> None:
+    trained = PretrainConfig(eps_warmup=0.5)
+    assert attack_grown(trained, 6, 12) == 1
+    assert attack_grown(trained, 6, 24) == pytest.approx(7 / 12)
+    assert attack_grown(trained.model_copy(update={"method": "natural"}), 0, 24) == 1
+    for method, part in (("natural", 1), ("latent", 7 / 12), ("fast", 7 / 12)):
+        tuned = TransferConfig.model_construct(method=method, eps_warmup=0.5)
+        assert attack_grown(tuned, 6, 24) == pytest.approx(part)

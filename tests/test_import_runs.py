@@ -516,6 +516,12 @@ def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
         assert (model.convex_blocks, model.classes) == (3, ("ring", "frame"))
         with torch.no_grad():
             assert torch.equal(load_model(f"runs/{name}")(images), expected)
+    done = cartl("transfer", "--source", "run", "--classes", "tee,grid", "--epochs", 1)
+    assert done.code == 0, done.err
+    tuned = read_run(Path("runs/006-transfer"))
+    assert tuned.manifest.model.convex_blocks == 3
+    done = cartl("attack", "6", "--attack", "fgsm", "--pgd-steps", 1)  # it is what was measured
+    assert done.code == 0, done.err
 
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(weights.read_bytes())

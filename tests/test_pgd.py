@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cartl_cli.core.attacks.judged_pgd import attack, correct, predict, walk
 from cartl_cli.core.choices import Norm
 from cartl_cli.core.method.losses import PerImageLoss, cross_entropy, margin
-from cartl_cli.core.method.norm_ball import scatter, sizes, uniform_start, uphill
+from cartl_cli.core.method.norm_ball import project, scatter, sizes, uniform_start, uphill
 from cartl_cli.core.method.pgd import Budget, pgd
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.runtime.randomness import counted_noise
@@ -34,6 +34,16 @@ def test_attack_stays_in_the_ball_and_in_the_pixel_range(
     assert delta.abs().flatten(1).amax(1).min() > 0.9 * EPS  # the budget is used
     assert outcome.adversarial.min() >= 0
     assert outcome.adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("eps", [0.5, 1.0, 3.0, 5.0])
+def test_rounding_leads_no_large_image_out_of_the_ball(eps: float) -> None:
+    images = torch.full((4, 3, 224, 224), 0.5)
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
+    points = project(images + (2 * noise - 1) / 10, images, eps, "l2")
+    moved = sizes(points - images, "l2")
+    assert moved.max() <= eps
+    assert moved.min() > 0.99999 * eps
 
 
 def test_training_attack_stays_in_the_ball_and_raises_the_loss(

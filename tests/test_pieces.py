@@ -12,7 +12,9 @@ from cartl_cli.core.config import TransferConfig
 from cartl_cli.core.config.configure import at_own_batch_size, configure
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.method.losses import cross_entropy, kl_divergence
+from cartl_cli.core.method.objective import StepLoss
 from cartl_cli.core.method.pgd import ascent
+from cartl_cli.core.method.transfer_methods import OnImages
 from cartl_cli.core.models import pieces
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.models.pieces import at_once, in_pieces
@@ -87,6 +89,24 @@ def test_what_is_learned_is_what_whole_batches_teach(
         ends.append(target.state_dict())
     for name, tensor in ends[0].items():
         assert torch.allclose(ends[1][name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_batch_norm_that_learns_sees_the_whole_batch(
+    small: None, model: BlockModel, data: DataSet
+) -> None:
+    images = data.train.images[:8].float() / 255
+    other, taken = copy.deepcopy(model).train(), list[Tensor]()
+    with torch.no_grad():
+        expected = other.features(images, len(other.blocks) - 2)
+
+    def on_features(features: Tensor, *rest: object) -> StepLoss:
+        taken.append(features)
+        return StepLoss(features.sum(), {})
+
+    OnImages(model.train(), 2, on_features)(images, data.train.labels[:8], 0)
+    torch.testing.assert_close(taken[0], expected)
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor)
 
 
 def test_features_are_taken_in_pieces(small: None, model: BlockModel, data: DataSet) -> None:

@@ -2,17 +2,19 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cartl_cli.core.attacks.contract import STANDS
+from cartl_cli.core.attacks.contract import STANDS, Batch, Outcome, by_batches
 from cartl_cli.core.attacks.judged_pgd import predict
 from cartl_cli.core.evaluation import attack_run, trust_checks
 from cartl_cli.core.evaluation.trust_checks import allowed
 from cartl_cli.core.evaluation.verdicts import Plan, Verdicts, robustness
 from cartl_cli.core.method.pgd import Budget
+from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runs.results import Check
 from cartl_cli.core.runs.weights import read_model, read_source
@@ -135,6 +137,40 @@ def test_several_eps_are_each_a_budget_of_its_own() -> None:
         torch.empty(0, 3, 8, 8),
     )
     assert allowed(plan, verdicts).tolist() == pytest.approx([0.0, 0.1, 0.3, 0.3])
+
+
+@by_batches
+def only_half(model: object, batch: Batch, budget: Budget, setting: object) -> Outcome:
+    """An attack of a package: what it has of an image that stands is the image itself."""
+    fallen = batch.indices % 2 == 0
+    moved = torch.where(batch.images < 0.5, batch.images + budget.eps, batch.images - budget.eps)
+    found = torch.where(fallen.view(-1, 1, 1, 1), moved, batch.images)
+    return Outcome(found, torch.where(fallen, 0, STANDS), fallen)
+
+
+def test_images_of_which_an_attack_tells_nothing_are_not_taken_for_unmoved(
+    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Probe] = []
+
+    def spied(probe: Probe, *rest: object) -> list[Check]:
+        seen.append(probe)
+        return invariants(probe, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trust_checks, "invariants", spied)
+    theirs = replace(EVALUATION_ATTACKS["autoattack"], code="tests.test_trusting:only_half")
+    monkeypatch.setitem(EVALUATION_ATTACKS, "autoattack", theirs)
+    for attacks in ("autoattack", "pgd-margin,autoattack"):
+        done = cartl("attack", "source", "--attack", attacks, "--pgd-steps", 2, "--json")
+        (verdict,) = [c["verdict"] for c in json.loads(done.out)["trust"] if c["id"] == "V3"]
+        assert verdict == "pass", attacks
+    alone, after_pgd = seen
+    assert alone.allowed is not None
+    right = alone.allowed[alone.standing]
+    assert len(right) > 0
+    assert not right.any()
+    moved = (after_pgd.adversarial - after_pgd.images).abs().amax((1, 2, 3))
+    assert (moved[after_pgd.standing] > 0).all()
 
 
 def test_images_of_a_list_of_eps_are_checked_by_the_eps_they_fell_at(

@@ -18,6 +18,7 @@ from cartl_cli.core.evaluation.summary import summary
 from cartl_cli.core.evaluation.targets import plan_of
 from cartl_cli.core.evaluation.trust_checks import in_order, made, probe_of
 from cartl_cli.core.evaluation.verdicts import robustness, unattacked
+from cartl_cli.core.models.blocks import Normalize
 from cartl_cli.core.models.whole import whole
 from cartl_cli.core.registry.evaluation_attacks import EVALUATION_ATTACKS
 from cartl_cli.core.runs.results import AttackResults, Headline, Interval, headline
@@ -89,8 +90,8 @@ def attack_any(
     began = time.monotonic()
     device = next((tensor.device for tensor in model.parameters()), images.device)
     network = whole(model)
-    network.normalize.to(device)
-    split = Split(images.detach(), labels.long()).to(device)
+    network.normalize = Normalize(images.shape[1]).to(device)
+    split = Split(images.detach().to(device), labels.long().to(device))
     classes = outputs(model, split.images[:1])
     if int(labels.max()) >= classes:
         raise UsageError(f"labels: the largest is {int(labels.max())}, the model has {classes}")

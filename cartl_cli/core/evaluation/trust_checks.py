@@ -110,8 +110,10 @@ def in_order(checks: Iterable[Check]) -> list[Check]:
 
 
 def allowed(plan: Plan, verdicts: Verdicts) -> Tensor:
-    """The eps at which each image (N,) fell, or the largest."""
+    """The eps at which each image (N,) fell, or the largest; 0 if no attack says what it tried."""
     fell = (verdicts.fell_at >= 0).any(1)  # (E, N)
     first = torch.where(fell.any(0), fell.int().argmax(0), len(fell) - 1)
-    radii = torch.tensor([budget.eps for budget in plan.budgets], device=first.device)
-    return radii[first]
+    radii = torch.tensor([budget.eps for budget in plan.budgets], device=first.device)[first]
+    if all(EVALUATION_ATTACKS[name].iterates is None for name in plan.attacks):
+        radii = torch.where(fell.any(0), radii, 0)
+    return radii

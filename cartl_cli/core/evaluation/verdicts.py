@@ -146,7 +146,8 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
     elif plan.probe > 0:
         kept = probe_images(split.labels, plan)
     adversarial = to_pixels(split.take(kept).images)
-    return Verdicts(clean, -margin(logits, split.labels), fell_at, last, answers, kept, adversarial)
+    margins = -margin(logits, split.labels).nan_to_num()
+    return Verdicts(clean, margins, fell_at, last, answers, kept, adversarial)
 
 
 def clean_correct(model: nn.Module, split: Split, batch_size: int, device: torch.device) -> Tensor:
@@ -224,7 +225,8 @@ def _attacked(
             if (part := next(found, None)) is None:
                 return
         some, outcome = part
-        verdicts.keep(some, outcome.adversarial)
+        told = outcome.fallen if attack.iterates is None else torch.ones_like(outcome.fallen)
+        verdicts.keep(some[told], outcome.adversarial[told])
         first = outcome.fallen & ~verdicts.fallen[some]
         if first.any():
             logits, labels = predict(model, outcome.adversarial[first]), split.labels[some[first]]

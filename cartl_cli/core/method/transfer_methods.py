@@ -195,7 +195,10 @@ class OnImages:
         """See ``Objective``."""
         cut = len(self.model.blocks) - self.k
         with torch.no_grad():
-            features = in_pieces(lambda some: self.model.features(some, cut), images)
+            if settled(self.model, self.k):
+                features = in_pieces(lambda some: self.model.features(some, cut), images)
+            else:  # batch norm is to see the whole batch
+                features = self.model.features(images, cut)
         return self.on_features(features, labels, step, part)
 
 

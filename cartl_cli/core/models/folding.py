@@ -111,5 +111,5 @@ def _followed(module: nn.Module) -> Sequence[tuple[str, str]] | None:
     A block tells them as its ``FOLLOWED``. None: not known.
     """
     if type(module) is nn.Sequential:
-        return list(itertools.pairwise(name for name, _ in module.named_children()))
+        return list(itertools.pairwise(module._modules))  # with one that occurs twice
     return getattr(module, "FOLLOWED", None)

@@ -21,7 +21,8 @@ class EvaluationAttack:
     can walk on with fallen images, for ``--final-iterate``.
 
     ``takes``: which of steps and queries it uses. ``iterates``: (steps, queries) → how many
-    iterates its curve has; None if it does not say at which iterate an image falls. ``counted``:
+    iterates its curve has; None if it says neither at which iterate an image falls nor where it led
+    one that stands. ``counted``:
     what they count, where that needs words. ``package``: what must be installed, and the extra that
     has it. ``few_classes``: what is different with fewer than 4 classes. The line of its plots has
     a colour, a marker and dashes.

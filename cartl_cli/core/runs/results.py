@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from cartl_cli.core.config import SETTINGS
 
 Count = Annotated[int, Field(ge=0, lt=10**12)]
-LayerName = Annotated[str, Field(pattern=r"^blocks\.\d{1,3}(\.\w+)+$")]
+LayerName = Annotated[str, Field(pattern=r"^blocks\.\d{1,3}(\.[^.\x00-\x1f]+)*$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
 Distance = Annotated[float, Field(ge=0, strict=True)]

@@ -76,7 +76,8 @@ def transfer(
     target = begin(config, original, k, setup, radius, session.say)
     del original  # what still needs it has it
     model, tuned, plan = target.model, target.tuned, target.plan
-    spec = spec.model_copy(update={"classes": data.classes, "convex_blocks": tuned.convex_blocks})
+    convex = max(spec.convex_blocks, tuned.convex_blocks)  # an imported source may have some
+    spec = spec.model_copy(update={"classes": data.classes, "convex_blocks": convex})
     with begun(session, setup, model, plan, spec, k, source, radius) as training:
         images = setup.split
         setup, plan = with_features(target, setup, session.say)

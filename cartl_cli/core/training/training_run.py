@@ -18,6 +18,7 @@ from cartl_cli.core.data.split import DataSet, Split, fraction_of
 from cartl_cli.core.errors import CartlError, RunError, UsageError
 from cartl_cli.core.method.losses import class_weights
 from cartl_cli.core.method.objective import Objective
+from cartl_cli.core.method.training_attacks import ramp
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.training_attacks import TRAINING_ATTACKS, TrainingAttack
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS, TransferMethod
@@ -252,9 +253,21 @@ class TrainingRun:
             metrics = state.restore(self.run, position, files)
             if position.step < total:
                 rate = learning_rate(config, position.step, total // config.epochs)
-                say(f"going on after step {position.step} of {total}, learning rate {rate:.3g}")
+                part = attack_grown(config, position.step, total)
+                attack = "" if part == 1 else f", the attack at {100 * part:.0f} % of its full size"
+                step = f"{position.step} of {total}"
+                say(f"going on after step {step}, learning rate {rate:.3g}{attack}")
         setup.ranks.share(state.tensors)
         return checkpoints.shared(position, setup.ranks), metrics
+
+
+def attack_grown(config: TrainingConfig, step: int, total: int) -> float:
+    """The part (0..1] of its full size that eps, or the radius, has at a step of the training."""
+    if isinstance(config, TransferConfig):
+        attacked = "eps_warmup" in config.tuning.takes
+    else:
+        attacked = config.method != "natural"
+    return ramp(step, total, config.eps_warmup) if attacked else 1.0
 
 
 def training_of(
