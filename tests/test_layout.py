@@ -1,7 +1,9 @@
 """Strangers' folders and zips: how they are laid out, named and filled."""
 
+import errno
 import io
 import os
+import shutil
 import struct
 import unicodedata
 import zipfile
@@ -21,9 +23,11 @@ from cartl_cli.core.data import layout
 from cartl_cli.core.data.data_sets import DataChoice, load_data_set
 from cartl_cli.core.data.decoding import decode_image
 from cartl_cli.core.data.downloads import NOWHERE, Place
+from cartl_cli.core.data.listings import listed
 from cartl_cli.core.data.split import DataSet
 from cartl_cli.core.errors import DataError
 from cartl_cli.core.runs.reader import read_run
+from cartl_cli.core.storage import allocate
 from tests.conftest import Command
 
 SQUARE = Preprocessing(image_size=32)
@@ -127,6 +131,50 @@ def test_d39_a_layout_that_is_not_clear_is_refused_with_its_names(
         assert says in refused(folder)
     else:  # only one of the two has images
         assert load(folder, val_fraction=0.5).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("test", [{"test": 3}, {"test/unknown": 3}, {"test/a": 0}])
+def test_what_is_not_measured_on_need_not_be_clear(tmp_path: Path, test: dict[str, int]) -> None:
+    folder = filled(tmp_path / "pets", {"train/a": 4, "train/b": 4, **test})
+    assert refused(folder)
+    data = load(folder, val_fraction=0.5)
+    assert (len(data.train), len(data.evaluation), data.measured) == (4, 4, "held-out")
+
+
+def test_a_folder_whose_name_is_no_text_can_be_told_in_a_manifest(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "pets", {"train/a": 2, "train/b": 2})
+    shutil.copytree(folder / "train" / "a", folder / os.fsdecode(b"Zubeh\xf6r"))
+    (note,) = (note for note in load(folder, val_fraction=0.5).notes if "Zubeh" in note)
+    assert note.encode() == rb"2 images in Zubeh\udcf6r belong to no split, left out"
+
+
+def test_a_cache_that_has_no_room_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def partly(descriptor: int, offset: int, size: int) -> None:
+        os.ftruncate(descriptor, size // 2)  # as some file systems do
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "posix_fallocate", partly)
+    with pytest.raises(OSError, match="no space"):
+        allocate(tmp_path / "pixels", 10_000)
+    assert (tmp_path / "pixels").stat().st_size == 0
+
+
+def test_where_no_space_can_be_promised_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    assert not allocate(tmp_path / "pixels", 10_000)
+    assert allocate(tmp_path / "pixels", 10_000)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        allocate(tmp_path / "large", 2**60)
+
+
+def test_hidden_folders_are_not_looked_into(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "pets", {"train/a": 2, "train/b": 2, ".Trashes/a": 1})
+    with listed(folder) as listing:
+        assert all(parts[:1] == ("train",) for parts, _ in listing.entries)
 
 
 def test_d44_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -561,6 +561,25 @@ def test_mistakes_alone_are_shown_and_all_are_counted(
     assert f"source: {len(wrong)} mistakes" in cartl("predict", "photos", "--mistakes").out
 
 
+def test_mistakes_that_nobody_can_know_of_are_refused(
+    cartl: Command, runs: Path, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "disk", tmp_path / "unsorted")
+    done = cartl("predict", "unsorted", "--mistakes")
+    assert (done.code, done.out) == (1, "")
+    assert "--mistakes: no image is in a folder named like a class of the run" in done.err
+
+
+def test_a_folder_within_that_of_a_class_belongs_to_it(
+    cartl: Command, runs: Path, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "disk", tmp_path / "bar" / "disk" / "night")
+    within = {one["label"] for one in lines(cartl("predict", "bar", "--format", "jsonl"))}
+    assert within == {"disk"}  # the innermost that is a class
+    named = cartl("predict", "bar/disk/night", "--format", "jsonl")
+    assert {one["label"] for one in lines(named)} == {None}  # nothing above what was named
+
+
 def test_an_accuracy_on_training_images_is_told(
     cartl: Command, runs: Path, image_folder: ImageFolder, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from cartl_cli.core.trust.tiers import CHECKS
 from cartl_cli.display import progress
 from cartl_cli.display.progress import attack_progress, decoding_progress, fitting
 from cartl_cli.display.tables import print_fitted
+from cartl_cli.display.widths import widths
 from tests import tiny
 from tests.conftest import Command
 from tests.terminals import PATIENCE, on_terminal, read_until
@@ -157,6 +158,10 @@ def test_c64_a_table_keeps_its_numbers_whole(columns: int) -> None:
     words = {word for line in shown.splitlines() for word in re.split(r"[\s│┃]+", line)}
     assert {*CELLS["why"].split()} <= words
     assert "│" in shown
+
+
+def test_a_wide_script_is_not_folded_where_there_is_room() -> None:
+    assert widths([("class", False, ["停车让行标志", "🚸🚸🚸"]), ("n", True, ["1"])], 40) == [12, 1]
 
 
 @pytest.mark.parametrize("columns", [24, 40])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cartl_cli.core.runs.manifest import Run
 
 PICTURE = Path("confusion.png")
+UNLABELLED = "no image is in a folder named like a class of the run"
 
 
 @flags_from(PredictConfig)
@@ -89,6 +90,8 @@ def predict(
     if not tally.files:
         raise DataError("no images: standard input named none")
     show(asked, run, kept, tally)
+    if config.mistakes and not tally.confusion.n:
+        raise DataError(f"--mistakes: {UNLABELLED}")
     if plot:
         draw(run, tally.confusion)
     if bad := tally.unanswered:
@@ -131,7 +134,7 @@ def show(asked: "Asking", run: "Run", kept: "list[Answer]", tally: "Tally") -> N
     from cartl_cli.display.terminal import say
 
     if kept:
-        tables.show(predictions.answers_table(asked, run.name, kept))
+        tables.show(predictions.answers_table(asked, run.name, kept, tally))
     elif asked.budget is not None:
         say(predictions.survivors(asked, tally.answered, tally.survived))
     if not tally.confusion.n:
@@ -153,7 +156,7 @@ def draw(run: "Run", confusion: "Confusion") -> None:
     from cartl_cli.display.terminal import say
 
     if not confusion.n:
-        raise DataError("--plot: no image is in a folder named like a class of the run")
+        raise DataError(f"--plot: {UNLABELLED}")
     picture = confusion_plot(run.name, confusion)
     storage.write_whole(PICTURE, picture)
     say(f"drawn {PICTURE}")

@@ -168,10 +168,23 @@ def allocate(path: Path, size: int) -> bool:
         if os.fstat(descriptor).st_size == size:
             return True
         os.ftruncate(descriptor, 0)
-        os.posix_fallocate(descriptor, 0, size)
+        try:
+            _promise(path, descriptor, size)
+        except OSError:
+            os.ftruncate(descriptor, 0)  # a file system may keep what there was room for
+            raise
         return False
     finally:
         os.close(descriptor)
+
+
+def _promise(path: Path, descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    elif shutil.disk_usage(path.parent).free < size:  # macOS, which promises nothing
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    else:
+        os.ftruncate(descriptor, size)
 
 
 def flush(path: Path) -> None:

@@ -11,6 +11,7 @@ from cartl_cli.core.choices import NORM_SIGNS
 from cartl_cli.core.config.values import shown_pixels
 from cartl_cli.core.evaluation.confusion import Confusion
 from cartl_cli.core.predictions.answers import Answer, Asking
+from cartl_cli.core.predictions.tally import Tally
 from cartl_cli.core.statistics import accuracy_interval
 from cartl_cli.display.tables import cell, percent, titled
 
@@ -75,8 +76,8 @@ def survivors(asked: Asking, found: int, survived: int) -> str:
     )
 
 
-def answers_table(asked: Asking, name: str, found: Sequence[Answer]) -> Table:
-    """The answers of the run ``name`` for each file."""
+def answers_table(asked: Asking, name: str, found: Sequence[Answer], tally: Tally) -> Table:
+    """The answers of the run ``name`` for each file, and the ``tally`` of all that were asked."""
     what, plural = "mistake" if asked.config.mistakes else "image", "s" * (len(found) > 1)
     table = Table(title=cell(f"{name}: {len(found):,} {what}{plural}"))
     labelled = any(answer.label is not None for answer in found)
@@ -101,8 +102,7 @@ def answers_table(asked: Asking, name: str, found: Sequence[Answer]) -> Table:
             row.append("yes" if answer.survives else "no")
         table.add_row(*map(cell, row))
     if asked.budget is not None:
-        survived = sum(answer.survives is True for answer in found)
-        table.caption = cell(survivors(asked, len(found), survived))
+        table.caption = cell(survivors(asked, tally.answered, tally.survived))
     return table
 
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
-WORD = 16  # characters of a word that are folded only where the table is too wide without it
+WORD = 16  # cells; a longer word may be folded, a shorter one only where there is no other way
 NARROWEST = 8  # to which a column is made narrower before the table is given up
 Column = tuple[str, bool, Sequence[str]]
 """Head, whether numbers, the texts below it."""
@@ -21,9 +22,12 @@ def widths(columns: Sequence[Column], room: int) -> list[int] | None:
     least, most = [], []
     for head, numeric, texts in columns:
         words = [word for text in (head, *texts) for word in re.split(r"(?<=\S)\s+", text)]
-        unfolded = [*texts, *head.split()] if numeric else [word[:WORD] for word in words]
-        least.append(max(map(len, unfolded), default=0))
-        most.append(max(map(len, (head, *texts))))
+        if numeric:
+            unfolded = [cell_len(text) for text in (*texts, *head.split())]
+        else:
+            unfolded = [min(WORD, cell_len(word)) for word in words]
+        least.append(max(unfolded, default=0))
+        most.append(max(map(cell_len, (head, *texts))))
     spare = room - sum(least)
     while spare < 0:
         place = max(range(len(least)), key=lambda one: (not columns[one][1], least[one]))

@@ -79,7 +79,15 @@ def load_data_set(
         data = _chosen(public_data_set(name, PUBLIC[name], preprocessing, place), classes)
     else:
         path = Path(os.path.expanduser(name))
-        data = image_folder(path, classes, preprocessing, choice.measured, choice.skip_bad, place)
+        data = image_folder(
+            path,
+            classes,
+            preprocessing,
+            choice.measured,
+            choice.skip_bad,
+            place,
+            training_alone=choice.val_fraction > 0,
+        )
     if len(data.classes) < 2:
         found = ", ".join(map(repr, data.classes))
         raise DataError(f"{name}: need at least 2 classes, found {len(data.classes)}: {found}")

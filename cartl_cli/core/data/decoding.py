@@ -50,7 +50,7 @@ def decode_image(
 def pixels_of(preprocessing: Preprocessing, image: Image.Image | str | Path) -> Tensor:
     """What a model takes of a file, given by its path, or of Pillow's image: (3, S, S) in [0, 1].
 
-    Raises DataError for an image that is not taken, RunError for a file that cannot be read.
+    Raises DataError for an image that is not taken or a file that cannot be read.
     """
     if not isinstance(image, Image.Image):
         name = str(image)
@@ -79,7 +79,10 @@ def _refusing(name: str) -> Iterator[None]:
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(f"image too large: {name!r}; make it smaller") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise DataError(
+            f"image too large: {name!r} has more than {most} million pixels; make it smaller"
+        ) from None
     except UnidentifiedImageError:
         raise DataError(f"not an image: {name!r}") from None
     except Exception as error:  # a decoder may fail in any way on a damaged file

@@ -50,17 +50,18 @@ def image_folder(
     measured: Measured | None,
     skip_bad: bool,
     place: Place,
+    training_alone: bool = False,
 ) -> DataSet:
     """Read an image folder or zip as RGB squares.
 
     ``measured`` names the split that measures, if it is there; else it is ``test``, else ``val``.
-    Without any, ``evaluation`` is empty. What had to be changed in images is counted in ``notes``.
-    Raises DataError for a layout that is not clear, and for files that cannot be used, which
-    ``skip_bad`` leaves out.
+    Without any, and where the training split is wanted alone, ``evaluation`` is empty. What had to
+    be changed in images is counted in ``notes``. Raises DataError for a layout that is not clear,
+    and for files that cannot be used, which ``skip_bad`` leaves out.
     """
     with listed(path) as listing:
-        layout = layout_of(listing, str(path))
-        wanted = chosen(layout, classes, measured)
+        layout = layout_of(listing, str(path), training_alone)
+        wanted = chosen(layout, classes, measured, training_alone)
         pixels, state = _decoded(listing, wanted.entries, preprocessing, place)
     if state.bad and not skip_bad:
         raise DataError(_named(state.bad))
@@ -78,7 +79,12 @@ def image_folder(
     )
 
 
-def chosen(layout: Layout, classes: tuple[str, ...], measured: Measured | None) -> Wanted:
+def chosen(
+    layout: Layout,
+    classes: tuple[str, ...],
+    measured: Measured | None,
+    training_alone: bool = False,
+) -> Wanted:
     """The chosen classes of the training split and of the one that measures.
 
     Raises UsageError for an unknown class, DataError for one without images.
@@ -87,7 +93,7 @@ def chosen(layout: Layout, classes: tuple[str, ...], measured: Measured | None) 
     held = [split for split in ("test", "val") if split in layout.members]
     if measured in held:
         held = [measured]
-    splits = ("train", *held[:1])
+    splits = ("train", *(() if training_alone else held[:1]))
     members = {(s, name): layout.members[s].get(name, ()) for s in splits for name in kept}
     for (split, label), found in members.items():
         if not found:

@@ -41,8 +41,10 @@ class Layout:
     left: "LeftOut"
 
 
-def layout_of(listing: Listing, shown: str) -> Layout:
+def layout_of(listing: Listing, shown: str, training_alone: bool = False) -> Layout:
     """The layout of a folder or archive that is named ``shown``.
+
+    With ``training_alone`` nothing is asked of what lies in ``val`` and ``test``.
 
     ``train``, ``val`` and ``test`` are found by their usual names, in any case and at any depth. A
     folder of class folders without them is all training data. Raises DataError, with what to do,
@@ -87,7 +89,8 @@ def layout_of(listing: Listing, shown: str) -> Layout:
     if not members["train"]:
         raise DataError(f"no class folders in {shown!r}; expected train/<class>/<image>{left.said}")
     _check_names(members["train"])
-    _check_splits(members, splits, left, shown)
+    if not training_alone:
+        _check_splits(members, splits, left, shown)
     fixed = {
         split: {name: tuple(found) for name, found in classes.items()}
         for split, classes in members.items()
@@ -117,7 +120,8 @@ class LeftOut:
             found.append(f"warning: {count:,} images in {place} are in no class folder, left out")
         for place, count in sorted((+self.outside).items()):
             found.append(f"{count:,} images in {place} belong to no split, left out")
-        return tuple(found)
+        # a name that is no UTF-8 could not be written in a manifest
+        return tuple(note.encode("utf-8", "backslashreplace").decode() for note in found)
 
     @property
     def said(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from cartl_cli.core.errors import DataError
+from cartl_cli.core.errors import DataError, RunError
 from cartl_cli.core.storage import read
 
 MAX_BYTES = 200_000_000  # of one image file
@@ -69,9 +69,14 @@ def listed(path: Path) -> Iterator[Listing]:
 def read_image(path: Path, name: str) -> bytes:
     """The bytes of an image file that is named ``name``; no link is followed.
 
-    Raises RunError if it cannot be read, DataError if it is too large.
+    Raises DataError if it cannot be read or is too large.
     """
-    data, size = read(path, f"image {name!r}", MAX_BYTES)
+    if not os.path.lexists(path):
+        raise DataError(f"image {name!r} is missing")
+    try:
+        data, size = read(path, f"image {name!r}", MAX_BYTES)
+    except RunError as error:
+        raise DataError(str(error)) from None
     if size > MAX_BYTES:
         raise DataError(f"image too large: {name!r} has {size:,} bytes")
     return data
@@ -82,7 +87,7 @@ def list_folder(root: Path) -> Listing:
     entries, folders = [], []
     for folder, names, files in os.walk(root, onerror=_refuse_unreadable):
         parts = Path(folder).relative_to(root).parts
-        names.sort()
+        names[:] = sorted(name for name in names if not is_hidden((*parts, name)))
         folders.append(parts)
         for name in [*names, *files]:
             if Path(folder, name).is_symlink() and not is_hidden((*parts, name)):

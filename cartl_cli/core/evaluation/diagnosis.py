@@ -113,7 +113,7 @@ def _outputs(model: BlockModel, images: Tensor) -> Iterator[Tensor]:
 
 
 def _finite(values: Tensor, centre: Callable[..., Tensor], *part: float) -> float | None:
-    finite = values[values.isfinite()].double()
+    finite = values[values.isfinite()].cpu().double()
     return centre(finite, *part).item() if len(finite) > 0 else None
 
 

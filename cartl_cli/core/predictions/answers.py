@@ -116,7 +116,7 @@ def _told(asked: Asking, pixels: Tensor) -> Iterator[tuple[list[int], list[float
     logits = predict(asked.model, images)
     order = logits.argsort(dim=1, descending=True, stable=True)
     likeliest = order[:, : asked.config.top]
-    probabilities = logits.double().softmax(1).gather(1, likeliest)
+    probabilities = logits.cpu().double().softmax(1).gather(1, likeliest.cpu())  # not on MPS
     survives: Sequence[bool | None] = [None] * len(pixels)
     if asked.budget is not None:
         survives = _survives(asked, asked.budget, pixels, images, order[:, 0]).tolist()
@@ -159,5 +159,5 @@ def _answer(
     if not all(map(math.isfinite, probabilities)):
         return Bad(image.name, f"the model's logits are no finite numbers: {image.name!r}")
     names = [spec.classes[number] for number in likeliest]
-    label = folder if (folder := image.folder) in spec.classes else None
+    label = next((name for name in image.folders if name in spec.classes), None)
     return Answer(image.name, label, tuple(zip(names, probabilities, strict=True)), survives)

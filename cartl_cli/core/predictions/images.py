@@ -18,15 +18,15 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image by the name that is shown; ``read`` gives its bytes and raises CartlError."""
+    """An image by the name that is shown; ``read`` gives its bytes and raises CartlError.
+
+    ``folders``: the names of those that it lies in, as names of classes, the innermost first, up to
+    the one that was named.
+    """
 
     name: str
     read: Callable[[], bytes]
-
-    @property
-    def folder(self) -> str:
-        """The name of the folder that it lies in, as the name of a class."""
-        return class_name(Path(os.path.abspath(self.name)).parent.name)
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,16 @@ def _images(path: str, held: ExitStack) -> list[Found]:
     if not os.path.lexists(place):
         raise UsageError(f"no such file or folder: {path!r}")
     if not (place.is_dir() or ending(place.name) == ".zip"):
-        return [Found(path, partial(read_image, place.resolve(), path))]
+        folder = class_name(Path(os.path.abspath(place)).parent.name)
+        return [Found(path, partial(read_image, place.resolve(), path), (folder,))]
     listing = held.enter_context(listed(place))
+    outermost = Path(os.path.abspath(place)).name
     found = [
-        Found(os.path.join(path, *parts), partial(listing.read, parts))
+        Found(
+            os.path.join(path, *parts),
+            partial(listing.read, parts),
+            tuple(class_name(name) for name in (*reversed(parts[:-1]), outermost)),
+        )
         for parts, _ in listing.entries
         if ending(parts[-1]) in READ | UNREAD and not is_hidden(parts)
     ]
