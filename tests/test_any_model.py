@@ -169,6 +169,15 @@ def test_every_check_runs_on_a_network_that_nobody_cut(monkeypatch: pytest.Monke
     assert ids == invariants | {f"K{number}" for number in range(1, 20) if number != 10}
 
 
+def test_an_attack_without_gradients_is_refused() -> None:
+    model, images, labels = strange()
+    with (
+        torch.inference_mode(),
+        pytest.raises(UsageError, match=r"outside of torch\.inference_mode"),
+    ):
+        cartl_cli.attack(model, images, labels)
+
+
 def test_images_may_have_any_number_of_channels() -> None:
     torch.manual_seed(0)
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), torch.rand(12, 1, 8, 8)

@@ -17,6 +17,7 @@ from cartl_cli.core.method.neft import obstacle
 from cartl_cli.core.models.block_table import block_table
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum, extractor
 from cartl_cli.core.models.folding import folded
+from cartl_cli.core.models.timm_networks import _ClassToken
 from cartl_cli.core.registry.architectures import build_model, parse_architecture, renamed
 from cartl_cli.core.registry.transfer_methods import check_network
 from cartl_cli.core.runs.reader import list_runs, read_run
@@ -364,6 +365,21 @@ def factory(n):
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert obstacle(model, 4) is None
     assert sum(isinstance(module, ResidualSum) for module in model.modules()) == 3
+
+
+def test_what_lies_beside_a_file_is_not_found_by_itself(cartl: Command) -> None:
+    Path("sibling.py").write_text("from torch import nn\n")
+    Path("mine.py").write_text("from sibling import nn\n")
+    done = cartl("pretrain", "--describe", "--arch", "mine.py:factory")
+    assert (done.code, "as PYTHONPATH=FOLDER cartl" in done.err) == (2, True), done.err
+
+
+def test_tokens_with_a_class_token_are_exported_for_every_batch() -> None:
+    module = _ClassToken(nn.Parameter(torch.rand(1, 1, 4)), nn.ModuleList([nn.Linear(4, 4)]))
+    tokens = torch.rand(2, 3, 4)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, (tokens,), dynamic_shapes=({0: batch},)).module()
+    assert program(torch.rand(5, 3, 4)).shape == (5, 4, 4)
 
 
 def test_a_block_may_be_a_single_layer(cartl: Command) -> None:

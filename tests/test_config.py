@@ -9,6 +9,7 @@ from cartl_cli.commands.options import Request
 from cartl_cli.commands.session import layers
 from cartl_cli.core.config import AttackConfig, PretrainConfig, TransferConfig
 from cartl_cli.core.config.configure import at_own_eps, check_same, configure
+from cartl_cli.core.config.idle import idle
 from cartl_cli.core.config.presets import SETTINGS_FOLDER
 from cartl_cli.core.config.told import told_settings
 from cartl_cli.core.config.values import shown_pixels, write_list
@@ -149,6 +150,20 @@ def test_a_list_in_quotes_is_read_as_csv() -> None:
 def test_every_word_that_is_taken_is_named(config: Any, setting: str, words: str) -> None:
     with pytest.raises(UsageError, match=f"^--{setting}: .*{words}$"):
         configure(config, {setting: "nonsense"})
+
+
+def test_a_step_in_l2_may_be_longer_than_a_pixel_is_wide() -> None:
+    config = AttackConfig.model_validate({"norm": "l2", "eps": 5, "step_size": 1.25})
+    assert config.step(5) == 1.25 == AttackConfig(norm="l2", eps=(5,)).step(5)
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [("natural", {"pgd_steps", "eps_warmup"}), ("free", {"pgd_steps"}), ("at", set[str]())],
+)
+def test_settings_that_a_training_does_not_look_at_are_idle(method: str, unused: set[str]) -> None:
+    config = PretrainConfig.model_validate({"method": method})
+    assert idle(config).keys() - {"milestones", "warmup_epochs"} == unused
 
 
 def test_a_refusal_to_extend_names_no_change_that_is_permitted() -> None:

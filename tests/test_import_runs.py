@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cartl_cli import load_model
@@ -536,3 +536,42 @@ def test_sums_that_are_means_stay_means(cartl: Command, tmp_path: Path) -> None:
     changed.write_bytes(Path("runs/source/model.safetensors").read_bytes())
     done = cartl("import", "hub")
     assert (done.code, "is not the file that is described beside it" in done.err) == (1, True)
+
+
+def test_what_no_command_could_use_is_not_imported(cartl: Command, runs_dir: Path) -> None:
+    own = load_file(runs_dir / "source" / "model.safetensors")
+    (name,) = (name for name in own if name.endswith("blocks.0.norm_act1.norm.running_var"))
+    for changed, said in (
+        ({name: own[name] - 9}, "running_var < 0"),
+        ({"stem.weight": own["stem.weight"] * 0}, "stem.weight is all zero"),
+    ):
+        save_file(own | changed, "broken.safetensors")
+        done = cartl("import", "broken.safetensors", "--arch", "wrn-10-1")
+        assert (done.code, said in done.err) == (1, True), done.err
+
+
+def test_counters_that_were_halved_with_the_weights_are_no_obstacle(
+    cartl: Command, runs_dir: Path
+) -> None:
+    own = load_file(runs_dir / "source" / "model.safetensors")
+    half = {name: t.half() for name, t in own.items()}
+    torch.save({n: t * 1e6 if n.endswith("_tracked") else t for n, t in half.items()}, "half.pt")
+    done = cartl("import", "half.pt", "--arch", "wrn-10-1", "--name", "half")
+    assert done.code == 0, done.err
+    assert "counters num_batches_tracked are not in the file as such; set to 0" in done.err
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(cartl: Command, tmp_path: Path) -> None:
+    Path("my.py").write_text(
+        "from torch import nn\n"
+        "def factory(classes):\n"
+        "    stem = nn.Conv2d(3, 4, 8, 8)\n"
+        "    return nn.Sequential(stem, nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    network = {"0.weight": (4, 3, 8, 8), "0.bias": (4,), "1.weight": (4, 4, 1, 1), "1.bias": (4,)}
+    network |= {"3.weight": (5, 64), "3.bias": (5,)}
+    torch.save({name: torch.rand(shape) for name, shape in network.items()}, "my.pt")
+    line = ("import", "my.pt", "--arch", "my.py:factory", "--image-size")
+    assert cartl(*line, 32).code == 0
+    done = cartl(*line, 64)
+    assert (done.code, "--image-size: " in done.err) == (2, True), done.err

@@ -143,10 +143,11 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     ),
     "deit": lambda: Layout(
         {"model": under("module.", nothing()), "model_ema": weights(), "lr_scheduler": {"t": 1}},
-        remarks=("took 'model_ema' of model_ema, model",),
+        remarks=("took 'model_ema' of model_ema, model; --member takes another",),
     ),
     "last and best": lambda: Layout(
-        {"best": nothing(), "last": weights()}, remarks=("took 'last' of last, best",)
+        {"best": nothing(), "last": weights()},
+        remarks=("took 'last' of last, best; --member takes another",),
     ),
     "averaged": lambda: Layout({"ema": {"module": under("module.", weights()), "decay": 0.999}}),
     "swa_utils": lambda: Layout(
@@ -231,7 +232,7 @@ def test_a_member_is_taken_by_name(save: Save) -> None:
     path = save([{"ema": {"shadow": nothing()}, "model": weights()}])
     assert same(read_checkpoint(path, "model").tensors, weights())
     assert same(read_checkpoint(path).tensors, nothing())
-    assert read_checkpoint(path).remarks == ("took 'ema' of ema, model",)
+    assert read_checkpoint(path).remarks == ("took 'ema' of ema, model; --member takes another",)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_a_repository_of_timm_tells_its_network(cartl: Command, server: Server) 
     ("address", "code", "says"),
     [
         ("torchvision:nothing", 2, "torchvision has no weights of 'nothing'"),
+        ("torchvision:resnet101", 2, "'torchvision:resnet101' is unknown; known:"),
+        ("torchvision:fasterrcnn_resnet50_fpn", 2, "is unknown; known:"),
         ("timm:nothing", 2, "timm has no network 'nothing'"),
         ("timm:resnet50", 2, "is not cut into blocks here"),
         ("hf-hub:nobody", 2, "must be hf-hub:OWNER/NAME"),

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
+from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.errors import (
     DataError,
@@ -22,12 +23,12 @@ from cartl_cli.core.errors import (
     UsageError,
 )
 from cartl_cli.core.models.blocks import BlockModel, ResidualSum
-from cartl_cli.core.runs.manifest import Manifest, Run
+from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Run
 from cartl_cli.core.runs.parsing import parse_manifest
 from cartl_cli.core.runs.reader import find_run, list_runs, newest_run, next_number, read_run, state
 from cartl_cli.core.runs.recorded import read_recorded
 from cartl_cli.core.runs.results import TrainingResults
-from cartl_cli.core.runs.weights import read_model, to_bytes
+from cartl_cli.core.runs.weights import from_bytes, read_model, to_bytes
 from cartl_cli.core.runs.writer import Session, check_place, finish_model, written
 from tests.conftest import Command
 
@@ -60,6 +61,22 @@ def test_weights_survive_the_round_trip(source: Run, runs_dir: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(loaded(images), model(images), atol=1e-5)
+
+
+def test_a_channel_that_is_always_zero_has_no_variance(source: Run, tmp_path: Path) -> None:
+    expected = read_model(source).state_dict()
+    (name,) = (name for name in expected if name.endswith("blocks.0.norm_act1.norm.running_var"))
+    expected[name][0] = 0
+    found = from_bytes(to_bytes(expected), expected, tmp_path)
+    assert found[name][0] == 0
+    with pytest.raises(RunError, match="running_var < 0"):
+        from_bytes(to_bytes(expected | {name: expected[name] - 1}), expected, tmp_path)
+
+
+def test_a_network_of_many_classes_is_a_model() -> None:
+    names = tuple(f"class {number}" for number in range(21_843))  # of ImageNet-21k
+    spec = ModelSpec(arch="wrn-10-1", classes=names, preprocessing=Preprocessing(image_size=32))
+    assert len(spec.classes) == 21_843
 
 
 @pytest.mark.parametrize("first", [b"\x80\x02", b"\x80\x04"])

@@ -63,7 +63,7 @@ class AttackConfig(BaseModel):
             values.own_eps(given.get("dataset"), given.get("norm", "linf")),
         )
     )
-    step_size: fields.StepSize = None
+    step_size: fields.AttackStepSize = None
     pgd_steps: Annotated[Whole, Field(ge=1, description="Steps of gradient ascent.")] = 100
     restarts: Annotated[Whole, Field(ge=1, description="Random starts for each image.")] = 1
     queries: Annotated[Whole, Field(ge=1, description="Queries of square for each image.")] = 1000
@@ -128,10 +128,11 @@ class AttackConfig(BaseModel):
     def _in_the_box(self, info: ValidationInfo) -> Self:
         values.check_eps(self.eps[-1], info)
         if self.norm == "linf":
-            try:
-                values.check_pixels(self.eps[-1])
-            except ValueError as error:
-                raise ValueError(f"eps: {error}") from None
+            for name, distance in (("eps", self.eps[-1]), ("step_size", self.step_size or 0)):
+                try:
+                    values.check_pixels(distance)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
         return self
 
     @model_validator(mode="after")

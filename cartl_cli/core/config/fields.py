@@ -114,6 +114,9 @@ OwnStepSize = Annotated[
     Pixels | None,
     Field(gt=0, description="Step of the training attack (default: 1.5 eps / its steps)."),
 ]
+AttackStepSize = Annotated[
+    Number | None, Field(gt=0, description="Step of the attack (default: a quarter of eps).")
+]
 TradesBeta = Annotated[
     Number | None,
     Field(gt=0, description="Weight of the divergence of --method trades (default: 6)."),

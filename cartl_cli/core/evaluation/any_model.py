@@ -86,6 +86,8 @@ def attack_any(
     except UsageError as error:  # of flags, which are arguments here
         said = re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), f"{error}")
         raise UsageError(said) from None
+    if torch.is_inference_mode_enabled():
+        raise UsageError("an attack needs gradients: call it outside of torch.inference_mode()")
     _check_images(images, labels)
     began = time.monotonic()
     device = next((tensor.device for tensor in model.parameters()), images.device)

@@ -153,7 +153,7 @@ def unattacked(model: nn.Module, split: Split, plan: Plan) -> Verdicts:
 def clean_correct(model: nn.Module, split: Split, batch_size: int, device: torch.device) -> Tensor:
     """Which images the model on a device gets right (N,), in float32 and evaluation mode."""
     logits = [predict(model, _pixels(part.to(device))) for part in split.batches(batch_size)]
-    return correct(torch.cat(logits).cpu(), split.labels)
+    return correct(torch.cat(logits).cpu(), split.labels.cpu())
 
 
 def robustness(

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cartl_cli.core.errors import DataError, UsageError
-from cartl_cli.core.imports.unwrapping import Normalization, tidy, unwrap
+from cartl_cli.core.imports.unwrapping import COUNTER, Normalization, tidy, unwrap
 
 MAX_SIZE = 16 * 2**30
 MAX_SHARING = 4  # tied weights stand in a file once; what claims more is made up
@@ -164,7 +164,16 @@ def _checked(tensors: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if claimed > MAX_SHARING * size:
         raise DataError(f"claims {claimed} bytes of weights, but has only {size}")
-    return {name: _plain(name, tensor) for name, tensor in tensors.items()}
+    return {
+        name: _plain(name, tensor)
+        for name, tensor in tensors.items()
+        if not _averaged(name, tensor)
+    }
+
+
+def _averaged(name: str, tensor: Tensor) -> bool:
+    """Whether it is a counter that was averaged or halved with the weights, and counts no more."""
+    return name.endswith(COUNTER) and tensor.is_floating_point()
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from cartl_cli.core.errors import DataError
 from cartl_cli.core.imports.recognition import recognise
-from cartl_cli.core.imports.unwrapping import Normalization, shared_prefix
+from cartl_cli.core.imports.unwrapping import COUNTER, Normalization, shared_prefix
 from cartl_cli.core.registry.architectures import Renames, renamed
 
 LISTED = 10
 MEAN, STD = "normalize.mean", "normalize.std"
-COUNTER = "num_batches_tracked"
 UNUSED = (
     (re.compile(r"(.*\.)?sub_block1\..*"), "sub_block1 (a block no image goes through)"),
     (re.compile(r"(.*\.)?model_preact_hl1\..*"), "model_preact_hl1 (a head of the pre-training)"),
@@ -77,7 +76,7 @@ def match(
         raise DataError(f"the file does not fit: {'; '.join(filter(None, lines))}")
     remarks = [f"left aside: {what}" for what in dict.fromkeys(unused.values())]
     if filled:
-        remarks.append(f"{len(filled)} counters {COUNTER} are not in the file, and set to 0")
+        remarks.append(f"{len(filled)} counters {COUNTER} are not in the file as such; set to 0")
     tensors = {name: tensor.to(ours[name].dtype) for name, tensor in pairs.items()}
     tensors |= {full[name]: torch.zeros_like(ours[full[name]], device="cpu") for name in filled}
     if first_layer and MEAN in expected:

@@ -42,11 +42,15 @@ def obtained(checkpoint: str, store: Store) -> tuple[Path, Told]:
 
 
 def _torchvision(name: str, store: Store) -> tuple[Path, Told]:
-    """The weights that torchvision has by default, and what it says of them."""
+    """The weights that torchvision has by default, and what it says of them.
+
+    Raises UsageError where there are none, or the network cannot be a model here.
+    """
     try:
         weights = get_model_weights(name).DEFAULT
     except ValueError:
         raise UsageError(f"torchvision has no weights of {name!r}") from None
+    parse_architecture(f"torchvision:{name}")  # before anything is downloaded
     file = weights.url.rpartition("/")[2]
     sha256 = file.rpartition("-")[2].partition(".")[0]  # its first digits
     found = weights.transforms()

@@ -21,6 +21,7 @@ from cartl_cli.core.imports.published import obtained
 from cartl_cli.core.imports.recognition import recognise
 from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
+from cartl_cli.core.models.block_table import block_table
 from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.models.own_network import check_function, digest_of
 from cartl_cli.core.models.whole import Whole, laid_out
@@ -33,7 +34,7 @@ from cartl_cli.core.registry.architectures import (
 from cartl_cli.core.runs import writer
 from cartl_cli.core.runs.manifest import Manifest, ModelSpec, Original, data_record
 from cartl_cli.core.runs.results import Distances
-from cartl_cli.core.runs.weights import DTYPES
+from cartl_cli.core.runs.weights import DTYPES, is_empty_weight, is_negative_variance
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import (
     keep_freed_memory,
@@ -88,6 +89,7 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         check_outputs(data, outputs)
         classes = classes_of(config, told, outputs, data)
         model, remarks = fitted(config, checkpoint, told, len(classes))
+        block_table(config.arch, config.preprocessing.image_size)  # or it takes no such images
         if "k" in config.model_fields_set:
             check_k(config.k, config.arch, len(model.blocks))
         original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks), told.claim)
@@ -286,6 +288,11 @@ def fitted(
     model: BlockModel = build_model(config.arch, classes).float()
     renames = parse_architecture(config.arch).renames
     matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
+    for name, tensor in matched.tensors.items():  # what no run may have
+        if is_negative_variance(name, tensor):
+            raise DataError(f"running_var < 0 in {name}; the model is broken")
+        if is_empty_weight(name, tensor):
+            raise DataError(f"{name} is all zero; the model is broken")
     model.load_state_dict(matched.tensors)
     blocks = len(model.blocks)
     if told.convex_blocks > blocks or len(told.moved) not in (0, blocks + 1):

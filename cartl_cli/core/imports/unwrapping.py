@@ -10,7 +10,8 @@ from torch import Tensor
 from cartl_cli.core.errors import DataError
 
 WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema_model", "ema"),
+    *("state_dict_swa", "swa_state_dict"),
     *("state_dict", "model_state_dict", "model_state", "model", "net", "params", "weights"),
     *("last", "best"),
 )
@@ -38,6 +39,7 @@ NORMALIZATION = re.compile(
 STDS = {"new_mean": "new_std", "mean": "std", "mu": "sigma"}
 UNIT = 1.5  # a mean or deviation above it is of pixels in 0..255
 MAX_DEPTH = 16
+COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,11 @@ def unwrap(content: Any, member: str | None) -> tuple[dict[str, Tensor], list[st
             raise DataError(f"holds several sets of weights ({names}); save the one you want")
         if not parts:
             raise DataError("holds no weights of a network")
-        if len(known) > 1:
-            said.append(f"took {known[0]!r} of {', '.join(known)}")
+        if len(parts) > 1:
+            others = ", ".join(
+                map(_shown, [*known, *(name for name in parts if name not in known)])
+            )
+            said.append(f"took {known[0]!r} of {others}; --member takes another")
         content = parts[(known or list(parts))[0]]
     if member is not None:
         raise DataError(f"has no part {member!r}")

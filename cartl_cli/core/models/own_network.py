@@ -151,7 +151,9 @@ def _loaded(path: str, naming: str) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"--arch: {path} cannot be run: {_told(error)}") from error
+        beside = "; name a folder of modules as PYTHONPATH=FOLDER cartl …"
+        hint = beside * isinstance(error, ModuleNotFoundError)
+        raise UsageError(f"--arch: {path} cannot be run: {_told(error)}{hint}") from error
     return module
 
 

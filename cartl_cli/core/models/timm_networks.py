@@ -144,7 +144,7 @@ class _ClassToken(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) → (B, 1 + N, D)."""
-        tokens = torch.cat((self.token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         return tokens

@@ -42,7 +42,7 @@ class ModelSpec(BaseModel):
     model_config = SETTINGS
 
     arch: str
-    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=10_000)]
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=25_000)]
     preprocessing: Preprocessing
     convex_blocks: Annotated[int, Field(ge=0)] = 0
 

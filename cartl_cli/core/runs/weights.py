@@ -48,7 +48,7 @@ def read_model(run: Run) -> BlockModel:
     data = read_recorded(run.folder, record)
     found = from_bytes(data, expected, path)
     for name, tensor in found.items():
-        if name.endswith("weight") and tensor.dim() > 1 and not tensor.any():
+        if is_empty_weight(name, tensor):
             raise RunError(f"checkpoint: {name} is all zero: {path}")
     with torch.random.fork_rng(devices=[]):
         model: BlockModel = build_model(arch, len(manifest.model.classes)).float()
@@ -118,9 +118,19 @@ def from_bytes(
         if tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
             raise RunError(f"checkpoint: {count} non-finite values in {name}: {path}")
-        if name.endswith("running_var") and not (tensor > 0).all():
-            raise RunError(f"checkpoint: running_var <= 0 in {name}: {path}")
+        if is_negative_variance(name, tensor):
+            raise RunError(f"checkpoint: running_var < 0 in {name}: {path}")
     return found
+
+
+def is_negative_variance(name: str, tensor: Tensor) -> bool:
+    """Whether it is one of batch norm's, of a damaged network; 0 is that of a channel that is 0."""
+    return name.endswith("running_var") and bool((tensor < 0).any())
+
+
+def is_empty_weight(name: str, tensor: Tensor) -> bool:
+    """Whether it is a layer's that lets nothing through."""
+    return name.endswith("weight") and tensor.dim() > 1 and not bool(tensor.any())
 
 
 def _header(data: bytes, path: Path) -> dict[str, dict[str, object]]:
