@@ -882,7 +882,7 @@ REFUSED = [
     *each("A06", ["--pgd-steps", "0"], 2, "--pgd-steps: must be >= 1", "A"),
     *each("A07", ["--step-size", "0"], 2, "--step-size: must be > 0", "A"),
     *each("A07", ["--step-size", "0.9"], 2, "--step-size: must be at most 2 x eps", "A"),
-    *each("A07", ["--step-size", "2"], 2, "step_size: is on a 0..1 scale", "A"),
+    *each("A07", ["--step-size", "2"], 2, "--step-size: is on a 0..1 scale", "A"),
     *each("A08", ["--restarts", "0"], 2, "--restarts: must be >= 1", "A"),
     *each("A09", ["--limit", "0"], 2, "--limit: must be >= 1", "A"),
     *each("A09", ["--limit", "9999"], 2, "--limit: must be 1..150, got 9999", "A"),

@@ -574,4 +574,6 @@ def test_a_size_that_the_network_does_not_take_is_refused(cartl: Command, tmp_pa
     line = ("import", "my.pt", "--arch", "my.py:factory", "--image-size")
     assert cartl(*line, 32).code == 0
     done = cartl(*line, 64)
-    assert (done.code, "--image-size: " in done.err) == (2, True), done.err
+    assert (done.code, "does not take images of 3 × 64 × 64 pixels" in done.err) == (2, True), (
+        done.err
+    )

@@ -143,11 +143,11 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     ),
     "deit": lambda: Layout(
         {"model": under("module.", nothing()), "model_ema": weights(), "lr_scheduler": {"t": 1}},
-        remarks=("took 'model_ema' of model_ema, model; --member takes another",),
+        remarks=("took 'model_ema' of model_ema, model; cartl import --member takes another",),
     ),
     "last and best": lambda: Layout(
         {"best": nothing(), "last": weights()},
-        remarks=("took 'last' of last, best; --member takes another",),
+        remarks=("took 'last' of last, best; cartl import --member takes another",),
     ),
     "averaged": lambda: Layout({"ema": {"module": under("module.", weights()), "decay": 0.999}}),
     "swa_utils": lambda: Layout(
@@ -232,7 +232,9 @@ def test_a_member_is_taken_by_name(save: Save) -> None:
     path = save([{"ema": {"shadow": nothing()}, "model": weights()}])
     assert same(read_checkpoint(path, "model").tensors, weights())
     assert same(read_checkpoint(path).tensors, nothing())
-    assert read_checkpoint(path).remarks == ("took 'ema' of ema, model; --member takes another",)
+    assert read_checkpoint(path).remarks == (
+        "took 'ema' of ema, model; cartl import --member takes another",
+    )
 
 
 @pytest.mark.parametrize(

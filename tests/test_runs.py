@@ -12,7 +12,6 @@ from safetensors.torch import save
 
 from cartl_cli import load_model
 from cartl_cli.core import storage
-from cartl_cli.core.config.preprocessing import Preprocessing
 from cartl_cli.core.data.downloads import NOWHERE
 from cartl_cli.core.errors import (
     DataError,
@@ -73,10 +72,15 @@ def test_a_channel_that_is_always_zero_has_no_variance(source: Run, tmp_path: Pa
         from_bytes(to_bytes(expected | {name: expected[name] - 1}), expected, tmp_path)
 
 
-def test_a_network_of_many_classes_is_a_model() -> None:
-    names = tuple(f"class {number}" for number in range(21_843))  # of ImageNet-21k
-    spec = ModelSpec(arch="wrn-10-1", classes=names, preprocessing=Preprocessing(image_size=32))
-    assert len(spec.classes) == 21_843
+def test_a_network_of_many_classes_is_a_model(draft: Manifest, tmp_path: Path) -> None:
+    names = tuple(f"a class of ImageNet-21k, {number}" for number in range(21_843))
+    counts = (0,) * len(names)
+    data = draft.data.model_copy(update={"train_counts": counts, "measured_counts": counts})
+    spec = draft.model.model_copy(update={"classes": names})
+    many = draft.model_copy(update={"model": spec, "data": data})
+    with written(session(tmp_path), many, 0) as run:
+        assert read_run(run.folder).manifest.model.classes == names
+    assert ModelSpec.model_validate(spec.model_dump()) == spec
 
 
 @pytest.mark.parametrize("first", [b"\x80\x02", b"\x80\x04"])

@@ -90,7 +90,7 @@ def predict(
     if not tally.files:
         raise DataError("no images: standard input named none")
     show(asked, run, kept, tally)
-    if config.mistakes and not tally.confusion.n:
+    if config.mistakes and tally.answered and not tally.confusion.n:
         raise DataError(f"--mistakes: {UNLABELLED}")
     if plot:
         draw(run, tally.confusion)

@@ -44,7 +44,7 @@ class Layout:
 def layout_of(listing: Listing, shown: str, training_alone: bool = False) -> Layout:
     """The layout of a folder or archive that is named ``shown``.
 
-    With ``training_alone`` nothing is asked of what lies in ``val`` and ``test``.
+    With ``training_alone``, ``val`` and ``test`` need not have the same classes, or any.
 
     ``train``, ``val`` and ``test`` are found by their usual names, in any case and at any depth. A
     folder of class folders without them is all training data. Raises DataError, with what to do,

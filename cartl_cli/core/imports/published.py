@@ -22,8 +22,10 @@ SOURCES = Path(cartl_cli.__file__).parent / "sources"
 HUB = "https://huggingface.co"  # or another that HF_ENDPOINT names
 
 
-def obtained(checkpoint: str, store: Store) -> tuple[Path, Told]:
+def obtained(checkpoint: str, store: Store, arch: str = "") -> tuple[Path, Told]:
     """The file of weights that a name means, and what is told of it; fetched if need be.
+
+    Without an ``arch`` the network is that of the address.
 
     Raises UsageError for an address that names nothing, DataError for what cannot be had,
     StorageError where it cannot be kept, RunError for a damaged run.
@@ -37,11 +39,11 @@ def obtained(checkpoint: str, store: Store) -> tuple[Path, Told]:
         return path, told_beside(path)
     place, name = address.groups()
     if place == "torchvision":
-        return _torchvision(name, store)
-    return _hub(_of_timm(name) if place == "timm" else name, store)
+        return _torchvision(name, store, arch)
+    return _hub(_of_timm(name, arch) if place == "timm" else name, store)
 
 
-def _torchvision(name: str, store: Store) -> tuple[Path, Told]:
+def _torchvision(name: str, store: Store, arch: str) -> tuple[Path, Told]:
     """The weights that torchvision has by default, and what it says of them.
 
     Raises UsageError where there are none, or the network cannot be a model here.
@@ -50,28 +52,32 @@ def _torchvision(name: str, store: Store) -> tuple[Path, Told]:
         weights = get_model_weights(name).DEFAULT
     except ValueError:
         raise UsageError(f"torchvision has no weights of {name!r}") from None
-    parse_architecture(f"torchvision:{name}")  # before anything is downloaded
+    if not arch:
+        parse_architecture(f"torchvision:{name}")  # before anything is downloaded
     file = weights.url.rpartition("/")[2]
     sha256 = file.rpartition("-")[2].partition(".")[0]  # its first digits
     found = weights.transforms()
     settings = {"arch": f"torchvision:{name}", "origin": weights.url}
+    if hasattr(found, "crop_size"):  # those for detection have none
+        size, shorter = found.crop_size[0], found.resize_size[0]
+        settings |= preprocessed(size, shorter, found.interpolation.value)
     told = Told(
-        settings
-        | preprocessed(found.crop_size[0], found.resize_size[0], found.interpolation.value),
+        settings,
         tuple(weights.meta["categories"]),
-        Normalization(tuple(found.mean), tuple(found.std)),
+        Normalization(tuple(found.mean), tuple(found.std)) if hasattr(found, "mean") else None,
         sha256=sha256,
     )
     folder = fetched(f"torchvision-{name}", [Archive(file, 0, sha256, (weights.url,))], store)
     return folder / file, told
 
 
-def _of_timm(name: str) -> str:
+def _of_timm(name: str, arch: str) -> str:
     """The repository that timm names for a network.
 
     Raises UsageError where there is none, or the network cannot be a model here.
     """
-    parse_architecture(f"timm:{name.partition('.')[0]}").empty()
+    if not arch:
+        parse_architecture(f"timm:{name.partition('.')[0]}").empty()
     import timm
 
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

@@ -21,7 +21,6 @@ from cartl_cli.core.imports.published import obtained
 from cartl_cli.core.imports.recognition import recognise
 from cartl_cli.core.imports.told import Told, completed
 from cartl_cli.core.imports.unwrapping import Normalization
-from cartl_cli.core.models.block_table import block_table
 from cartl_cli.core.models.blocks import BlockModel, make_convex
 from cartl_cli.core.models.own_network import check_function, digest_of
 from cartl_cli.core.models.whole import Whole, laid_out
@@ -77,19 +76,20 @@ def read_import(config: ImportConfig, session: Session) -> Import:
         model, original = whole_network(config, classes, weights)
         normalized, normalization = True, "its own"
     else:
-        path, told = obtained(config.checkpoint, session.place.store)
+        path, told = obtained(config.checkpoint, session.place.store, config.arch)
         checkpoint = read_checkpoint(path, config.member)
         config = completed(config, told)
         check_named(config, checkpoint)
         check_told(path, checkpoint, told)
         found = checkpoint.normalization or told.normalization
         checkpoint = replace(checkpoint, normalization=found)
-        outputs = guess_classes(checkpoint.tensors)
+        count = guess_classes(checkpoint.tensors)
         data = images_of(config, session)
-        check_outputs(data, outputs)
-        classes = classes_of(config, told, outputs, data)
+        check_outputs(data, count)
+        classes = classes_of(config, told, count, data)
         model, remarks = fitted(config, checkpoint, told, len(classes))
-        block_table(config.arch, config.preprocessing.image_size)  # or it takes no such images
+        side = config.preprocessing.image_size
+        outputs(model, torch.full((1, 3, side, side), 0.5))  # or it takes no such images
         if "k" in config.model_fields_set:
             check_k(config.k, config.arch, len(model.blocks))
         original = original_of(path, checkpoint, (*checkpoint.remarks, *remarks), told.claim)
@@ -148,7 +148,7 @@ def weights_of(config: ImportConfig, session: Session) -> tuple[Path, Checkpoint
     check_function(*found)
     if not config.checkpoint:
         return None
-    file, _ = obtained(config.checkpoint, session.place.store)
+    file, _ = obtained(config.checkpoint, session.place.store, config.arch)
     return file, read_checkpoint(file, config.member, apart=False)
 
 
@@ -182,6 +182,7 @@ def whole_network(
     for name, tensor in model.state_dict().items():
         if tensor.dtype not in DTYPES:
             raise DataError(f"its tensor {name} is {tensor.dtype}, which a run does not keep")
+    check_weights(model.state_dict())
     side = config.preprocessing.image_size
     count = outputs(model.blocks[0], torch.full((1, 3, side, side), 0.5))
     if count != len(classes):
@@ -190,6 +191,17 @@ def whole_network(
             "own classes"
         )
     return model, original
+
+
+def check_weights(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what no run may have. Raises DataError."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DataError(f"{name} has values that are not finite; the model is broken")
+        if is_negative_variance(name, tensor):
+            raise DataError(f"running_var < 0 in {name}; the model is broken")
+        if is_empty_weight(name, tensor):
+            raise DataError(f"{name} is all zero; the model is broken")
 
 
 def original_of(
@@ -288,11 +300,7 @@ def fitted(
     model: BlockModel = build_model(config.arch, classes).float()
     renames = parse_architecture(config.arch).renames
     matched = match(checkpoint.tensors, model.state_dict(), renames, normalization)
-    for name, tensor in matched.tensors.items():  # what no run may have
-        if is_negative_variance(name, tensor):
-            raise DataError(f"running_var < 0 in {name}; the model is broken")
-        if is_empty_weight(name, tensor):
-            raise DataError(f"{name} is all zero; the model is broken")
+    check_weights(matched.tensors)
     model.load_state_dict(matched.tensors)
     blocks = len(model.blocks)
     if told.convex_blocks > blocks or len(told.moved) not in (0, blocks + 1):

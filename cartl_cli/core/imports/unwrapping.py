@@ -70,10 +70,9 @@ def unwrap(content: Any, member: str | None) -> tuple[dict[str, Tensor], list[st
         if not parts:
             raise DataError("holds no weights of a network")
         if len(parts) > 1:
-            others = ", ".join(
-                map(_shown, [*known, *(name for name in parts if name not in known)])
-            )
-            said.append(f"took {known[0]!r} of {others}; --member takes another")
+            others = [*known, *(name for name in parts if name not in known)][:10]
+            names = ", ".join(map(_shown, others))
+            said.append(f"took {known[0]!r} of {names}; cartl import --member takes another")
         content = parts[(known or list(parts))[0]]
     if member is not None:
         raise DataError(f"has no part {member!r}")

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
@@ -151,8 +152,11 @@ def _loaded(path: str, naming: str) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        beside = "; name a folder of modules as PYTHONPATH=FOLDER cartl …"
-        hint = beside * isinstance(error, ModuleNotFoundError)
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            wanted = place.with_name(error.name.partition(".")[0])
+            if wanted.is_dir() or wanted.with_suffix(".py").is_file():
+                hint = f"; it lies beside it: PYTHONPATH={shlex.quote(str(place.parent))} cartl …"
         raise UsageError(f"--arch: {path} cannot be run: {_told(error)}{hint}") from error
     return module
 

@@ -171,14 +171,13 @@ def _beside(run: Run, selector: str, taken: SourceRecord, runs: dict[Path, Run])
 
     Of two that have its name, the one that has the weights that were taken.
     """
-    found = []
+    found = None
     for folder in (run.folder.parent / taken.run, Path(os.path.expanduser(selector or taken.run))):
         if folder not in runs and os.path.lexists(folder / MANIFEST):
             runs[folder] = read_run(folder)
         if folder in runs:
-            found.append(runs[folder])
-    for one in found:
-        weights = one.manifest.weights
-        if weights is not None and weights.sha256 == taken.sha256:
-            return one
-    return found[0] if found else None
+            weights = runs[folder].manifest.weights
+            if weights is not None and weights.sha256 == taken.sha256:
+                return runs[folder]
+            found = found or runs[folder]
+    return found

@@ -15,8 +15,8 @@ from cartl_cli.core.errors import RunError, UsageError
 from cartl_cli.core.runs.manifest import SCHEMA_VERSION, Checkpoint, Manifest
 from cartl_cli.core.storage import NAME, read
 
-MAX_JSON = 1_000_000  # bytes
-MAX_VALUES = 50_000
+MAX_JSON = 4_000_000  # bytes
+MAX_VALUES = 120_000  # four for each of 25,000 classes, and the rest
 MAX_DEPTH = 20
 
 

@@ -177,6 +177,8 @@ def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     if other:
         session.say(f"note: not bit-exact here: {', '.join(other)}")
     if ours.weights is not None:
+        if not any(stored.folder.glob("ckpt-*")):
+            raise RunError(f"run {stored.name!r} has no state to go on from; start a new run")
         _keep_shorter(session, stored, ours.weights)
     storage.sweep(stored.folder)
     nothing = dict.fromkeys(("weights", "outcomes", "adversarial", "results"))
@@ -189,11 +191,14 @@ def _keep_shorter(session: Session, finished: Run, record: storage.FileRecord) -
     So its model stays, whatever comes of the longer training.
     """
     epochs, metrics = finished.training.epochs, finished.folder / METRICS
-    files = {
-        MANIFEST: _text(finished.manifest),
-        WEIGHTS: read_recorded(finished.folder, record),
-        **({METRICS: metrics.read_bytes()} if metrics.exists() else {}),
-    }
+    try:
+        data = read_recorded(finished.folder, record)
+    except RunError as error:  # the longer training gives new ones
+        session.say(f"warning: the model after epoch {epochs} cannot be kept: {error}")
+        return
+    files = {MANIFEST: _text(finished.manifest), WEIGHTS: data}
+    if metrics.exists():
+        files[METRICS] = metrics.read_bytes()
     kept = finished.folder / free_name(finished.folder, f"epochs-{epochs}")
     storage.commit_folder(kept, files)
     session.say(f"the model after epoch {epochs} stays: {kept}")
