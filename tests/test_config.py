@@ -123,7 +123,7 @@ def test_settings_may_have_a_byte_order_mark(name: str, tmp_path: Path) -> None:
 )
 def test_a_class_may_have_a_comma_and_quotes(classes: tuple[str, ...]) -> None:
     config = TransferConfig(classes=classes)
-    flags = shlex.split(command_line("transfer", config, "name"))
+    flags = shlex.split(command_line("transfer", config, "name", 32))
     text = flags[flags.index("--classes") + 1]
     assert text == write_list(classes)
     assert configure(TransferConfig, {"classes": text}) == config
@@ -150,6 +150,12 @@ def test_a_list_in_quotes_is_read_as_csv() -> None:
 def test_every_word_that_is_taken_is_named(config: Any, setting: str, words: str) -> None:
     with pytest.raises(UsageError, match=f"^--{setting}: .*{words}$"):
         configure(config, {setting: "nonsense"})
+
+
+def test_a_command_names_the_batch_size_where_its_images_would_have_another() -> None:
+    for size, side, told in ((64, 32, False), (64, 224, True), (16, 224, False), (16, 32, True)):
+        line = command_line("transfer", TransferConfig(batch_size=size), "name", side)
+        assert (f"--batch-size {size} " in line) == told
 
 
 def test_a_step_in_l2_may_be_longer_than_a_pixel_is_wide() -> None:

@@ -203,7 +203,7 @@ def test_the_gain_at_equal_accuracy_lies_on_the_baselines_line(cartl: Command, r
     shown = report(cartl, "--baseline", "vanilla")
     (gain,) = shown["gains"]
     assert gain["runs"] == ["a-ours"]
-    assert (gain["clean"], gain["robust"]) == (0.93, 0.5)
+    assert (gain["clean"], gain["robust"], gain["eps"]) == (0.93, 0.5, 8 / 255)
     assert gain["baseline_robust"] == pytest.approx(0.3)
     assert gain["points"] == pytest.approx(0.2)
     draw = numpy.random.default_rng(0).binomial
@@ -215,12 +215,27 @@ def test_the_gain_at_equal_accuracy_lies_on_the_baselines_line(cartl: Command, r
     assert "At the same clean accuracy as vanilla" in table
     assert "+20.0" in table
     assert shown["no_gain"] == [
-        {"runs": ["a-beyond"], "clean": 0.98, "baseline_clean": [0.9, 0.96, 0.97]}
+        {"runs": ["a-beyond"], "eps": 8 / 255, "clean": 0.98, "baseline_clean": [0.9, 0.96, 0.97]}
     ]
     section = " ".join(table[table.index("At the same clean accuracy") :].split())
     assert "98.0 30.0 – – outside 90.0–97.0" in section
     assert "–: left out, as no two lines of vanilla enclose its clean accuracy" in section
     assert report(cartl, "--baseline", "a-v4")["gains"] == []
+
+
+def test_gains_at_several_eps_are_told_apart(cartl: Command, runs: Runs) -> None:
+    source = runs.pretrain("source")
+    for name, method, k, clean, robust in (
+        ("v4", {}, 4, 900, (600, 400)),
+        ("v6", {}, 6, 960, (500, 200)),
+        ("ours", {"neft_beta": 0.4}, 6, 930, (700, 500)),
+    ):
+        target = runs.transfer(source, name, k=k, **method)
+        runs.attack(target, f"a-{name}", clean, robust, eps=[4 / 255, 8 / 255])
+    section = cartl("report", "--baseline", "vanilla", "--format", "markdown").out
+    section = section[section.index("At the same clean accuracy") :]
+    assert re.search(r"\| NEFT.*\| 4/255 \|.*\| \+15\.0", section), section
+    assert re.search(r"\| NEFT.*\| 8/255 \|.*\| \+20\.0", section), section
 
 
 def test_a_baseline_with_one_line_gives_no_section_of_gains(cartl: Command, runs: Runs) -> None:

@@ -395,3 +395,10 @@ def test_in_a_browser_tables_alone_fit_too(cartl: Command, place: Path, tmp_path
         found = looked_at(page, width, tmp_path)
         assert found["scrolls"] <= found["width"] == width
         assert (found["wide"], found["blank"], found["fetched"]) == ([], 0, [])
+
+
+def test_an_attack_in_another_folder_is_on_the_page(cartl: Command, runs_dir: Path) -> None:
+    quick = ("--attack", "fgsm", "--limit", 8, "--checks", "off", "--name", "from-elsewhere")
+    assert cartl("attack", runs_dir / "source", *quick).code == 0
+    assert cartl("report", runs_dir / "source", "--format", "html", "--out", "page").code == 0
+    assert "from-elsewhere" in Path("page/report.html").read_text()

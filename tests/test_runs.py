@@ -145,7 +145,7 @@ def test_a_loaded_model_knows_what_it_takes_and_stays_a_module(
     assert torch.allclose(exported(image[None]), logits, atol=1e-5)
     with pytest.raises(DataError, match="too small"):
         model.preprocess(Image.new("RGB", (4, 4)))
-    with pytest.raises(RunError, match="missing"):
+    with pytest.raises(DataError, match="missing"):
         model.preprocess(tmp_path / "none.png")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from cartl_cli.commands.sweep import threads
 from cartl_cli.core.config import CONFIGS, AttackConfig, TransferConfig
 from cartl_cli.core.config.presets import sweep_presets
 from cartl_cli.core.data.shapes import shapes_target
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.reports.provenance import setting_of
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.sweeps.executor import State, write_settings
 from cartl_cli.core.sweeps.grid import chains, counts, plan, size
@@ -184,6 +187,29 @@ def test_the_same_source_model_makes_the_same_points_wherever_it_is(
     manifest["weights"]["sha256"] = "0" * 64
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert not {p.id for p in made_from(copy).points} & {p.id for p in by_name.points}
+
+
+def test_seeds_attack_the_same_part_of_the_images() -> None:
+    for limit, seeds in (("", [3, 4]), ("[base.attack]\nlimit = 20", [3, 3])):
+        sweep = planned(f"seeds = [3, 4]\n{limit}")
+        assert [config.seed for config in of_kind(sweep, "attack")] == seeds
+        assert [config.seed for config in of_kind(sweep, "transfer")] == [3, 4]
+
+
+def test_the_k_of_an_import_is_that_of_its_run(cartl: Command, runs_dir: Path) -> None:
+    shutil.copy(runs_dir / "source" / "model.safetensors", "alone.safetensors")
+    assert cartl("import", "alone.safetensors", "--arch", "wrn-10-1", "--name", "small").code == 0
+    sweep = planned('[base.transfer]\nsource = "small"', runs_dir=Path("runs"))
+    assert [config.k for config in of_kind(sweep, "transfer")] == [5]  # not the 6 of the settings
+    run = read_run(Path("runs/small"))
+    assert run.manifest.weights is not None
+    assert setting_of((run,)).others == (("model", run.manifest.weights.sha256[:12]),)
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    assert threads(2, print) == 2
 
 
 def test_methods_and_lists_mix_named_sources_with_own_ones(runs_dir: Path) -> None:

@@ -117,6 +117,7 @@ def test_a26_results_on_different_splits_are_kept_apart(attack: Command) -> None
     [
         ("--restarts 2", "has restarts 1, here 2; attack both alike"),
         ("--eps 4/255,16/255", "has eps 8/255, here 4/255,16/255; attack both alike"),
+        ("--step-size 1/255", "has step size 2/255 at eps 8/255, here 1/255; attack both alike"),
         ("--norm l2 --eps 0.5", "has norm linf, here l2; attack both alike"),
         ("--limit 4", "was measured on other images"),
     ],

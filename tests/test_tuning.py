@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,8 +21,9 @@ from PIL import Image
 from cartl_cli.commands.transfer import chosen_k
 from cartl_cli.core.config import TransferConfig, TuneConfig
 from cartl_cli.core.data.downloads import NOWHERE
-from cartl_cli.core.data.split import folds
+from cartl_cli.core.data.split import Split, folds
 from cartl_cli.core.errors import RunError, UsageError
+from cartl_cli.core.registry.architectures import build_model
 from cartl_cli.core.registry.transfer_methods import TRANSFER_METHODS
 from cartl_cli.core.runs.reader import read_run
 from cartl_cli.core.runs.weights import read_model
@@ -160,6 +162,31 @@ def test_the_choice_is_what_was_wanted_and_says_why() -> None:
     close = [standing(4, 0.7, 0.5), standing(2, 0.6, 0.52)]
     near = reason(Outcome([close], 12.0, False), "balanced")
     assert near.endswith("56.0 %, as good as far as these images can tell")
+
+
+def test_what_the_network_does_not_allow_is_left_out_and_told() -> None:
+    network: Any = SimpleNamespace(
+        original=build_model("timm:xcit_nano_12_p16_224", 3), config=TransferConfig()
+    )
+    everything, said = candidates((4, 6), ("natural", "neft"), {}), list[str]()
+    left = trials.allowed(network, everything, said.append)
+    assert {one.settings.get("neft_beta") for one in everything} == {None, 1.0}
+    assert left == [one for one in everything if "neft_beta" not in one.settings]
+    (note,) = said
+    assert note.startswith("note: 8 of 16 candidates are left out: --neft-beta: NEFT cannot make")
+    with pytest.raises(UsageError, match="NEFT cannot make"):
+        trials.allowed(network, [one for one in everything if one not in left], said.append)
+
+
+def test_chance_is_that_of_the_images_that_are_judged() -> None:
+    labels = torch.tensor([0] * 200 + [1] * 3800)
+    split = Split(torch.zeros(4000, 3, 1, 1, dtype=torch.uint8), labels)
+    bench: Any = SimpleNamespace(
+        setup=SimpleNamespace(split=split), folds=folds(labels, 4, 0), config=TransferConfig()
+    )
+    # a fold has 50 and 950; of 250 that are judged every one of the 50 is
+    assert trials.largest_class(bench, 250) == 200
+    assert trials.largest_class(bench, 750) == 600
 
 
 def test_a_candidate_in_words() -> None:
@@ -510,6 +537,12 @@ def test_transfer_chooses_k(here: Command) -> None:
     again = here("transfer", "--resume", "chosen")
     assert "is already complete" in again.err
     assert json.loads(here(*asked[:-1], "other", "--json").out)["k"] == k
+
+
+def test_a_k_that_the_settings_do_not_allow_is_not_tried(here: Command) -> None:
+    done = here(*shlex.split(f"transfer {tiny.TRAINED} --k auto --keep-lambda 1 --keep-at 4,5"))
+    assert done.code == 0, done.err
+    assert "note: 1 of 4 candidates are left out: --keep-at: tuned are blocks 5 to 5" in done.err
 
 
 def test_a_run_that_goes_on_keeps_its_k() -> None:

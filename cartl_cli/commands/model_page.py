@@ -1,5 +1,7 @@
 """The page of one model, for ``cartl report RUN --format html``."""
 
+from pathlib import Path
+
 from cartl_cli.commands.session import data_place
 from cartl_cli.core.errors import CartlError
 from cartl_cli.core.reports.one_model import one_model
@@ -7,9 +9,9 @@ from cartl_cli.core.runs.manifest import Run
 from cartl_cli.display.run_page import Examples, run_page
 
 
-def model_page(run: Run) -> str:
+def model_page(run: Run, runs_dir: Path) -> str:
     """The page of a finished run. Raises RunError if it is unfinished or damaged."""
-    model = one_model(run)
+    model = one_model(run, runs_dir)
     return run_page(model, {attack.name: examples(attack, run) for attack in model.attacks})
 
 

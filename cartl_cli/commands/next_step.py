@@ -28,7 +28,7 @@ def after_model(run: Run, runs_dir: Path, done: str = "") -> None:
     done with it, wherever it left what it made.
     """
     name, page = selector_of(run, runs_dir), f"{run.name}-page"
-    if run.making.dataset is not None and done != "attack" and not attacks_on(run):
+    if run.making.dataset is not None and done != "attack" and not attacks_on(run, runs_dir):
         words = ["attack", name]
     elif not os.path.lexists(page):
         words = ["report", name, "--format", "html", "--out", page]

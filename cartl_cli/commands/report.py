@@ -93,10 +93,10 @@ def report(
         made = [f"{name}.{ending}" for name in pictures for ending in ("png", "svg", "pdf")]
         _check_place(out, [*files.values(), *made], force)
     if (model := one_named(runs or [], runs_dir)) is not None:
-        _check_alone(model, wanted, [*pictures, baseline, against, sort_by])
+        _check_alone(model, runs_dir, wanted, [*pictures, baseline, against, sort_by])
         from cartl_cli.commands.model_page import model_page
 
-        _give({files["html"]: model_page(model).encode()}, out)
+        _give({files["html"]: model_page(model, runs_dir).encode()}, out)
         return
     found = _reported(runs or [], runs_dir, baseline, against, table, sort_by)
     if wanted == ["table"] and out is None:
@@ -144,11 +144,11 @@ def _tell_left_out(found: "Report", shown: bool) -> None:
         raise CartlError(f"{len(faults)} run{plural} skipped, such as {first}")
 
 
-def _check_alone(model: Run, wanted: list[str], others: list[str | None]) -> None:
+def _check_alone(model: Run, runs_dir: Path, wanted: list[str], others: list[str | None]) -> None:
     """Refuse what does not go with the page of one model. Raises UsageError."""
     if wanted == ["html"] and not any(others):
         return
-    attacks = ", ".join(attack.name for attack in attacks_on(model)) or "none yet"
+    attacks = ", ".join(attack.name for attack in attacks_on(model, runs_dir)) or "none yet"
     raise UsageError(
         f"RUN: {model.name!r} is a model; for its page give --format html --out FOLDER, and "
         f"nothing more; tables are made of attacks, those on it: {attacks}"

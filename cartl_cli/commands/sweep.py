@@ -215,7 +215,8 @@ def check_data(planned: Sweep) -> None:
 
 def threads(jobs: int, say: Callable[[str], None]) -> int | None:
     """Threads of each run, so that runs side by side share the cores."""
-    cores = os.cpu_count() or 1
+    has_mask = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_mask else os.cpu_count() or 1
     if jobs > cores:
         say(f"note: {jobs} runs at a time share {cores} cores")
     return max(1, cores // jobs) if jobs > 1 else None

@@ -63,7 +63,7 @@ def tune(
         check_name(name)
     request = Request(wanted.shared, runs_dir=runs_dir, data_dir=data_dir, no_download=no_download)
     opened = open_session(request, TransferConfig, "transfer")
-    from cartl_cli.core.sweeps.trials import largest_class
+    from cartl_cli.core.sweeps.trials import allowed, largest_class
     from cartl_cli.display import tables, tuning_tables
     from cartl_cli.display.progress import searching_progress
     from cartl_cli.display.terminal import say
@@ -73,7 +73,7 @@ def tune(
         identity = bench.identity(opened.source)
         name = name or f"tune-{identity}"
         record = read_search(folder := sweeps / name, identity)
-        everything = candidates(ks, wanted.methods, bench.radii)
+        everything = allowed(bench, candidates(ks, wanted.methods, bench.radii), say)
         say(
             f"search {name}: {len(everything)} candidates, {len(bench.setup.split):,} training "
             f"images; {record.seconds:.0f} of {wanted.seconds:.0f} s are spent"
@@ -198,6 +198,7 @@ def command_lines(
     """The commands that make the chosen model on all training images, and attack it."""
     settings = outcome.best(wanted.want).candidate.settings
     config = configure(TransferConfig, bench.config.model_dump(), settings)
+    side = bench.setup.split.images.shape[-1]
     places = [] if request.runs_dir == Path("runs") else ["--runs-dir", str(request.runs_dir)]
     places += ["--data-dir", str(request.data_dir)] if request.data_dir else []
     places += ["--no-download"] if request.no_download else []
@@ -205,7 +206,7 @@ def command_lines(
     if config.device != "auto":
         attack += ["--device", config.device]
     return [
-        shlex.join([*shlex.split(command_line("transfer", config, name)), *places]),
+        shlex.join([*shlex.split(command_line("transfer", config, name, side)), *places]),
         shlex.join([*attack, *places]),
     ]
 

@@ -162,6 +162,7 @@ def as_json(report: Report) -> str:
         "gains": [
             {
                 "runs": [result.run.name for result in one.ours.results],
+                "eps": one.ours.eps,
                 "clean": one.ours.clean.mean,
                 "robust": one.ours.robust.mean,
                 "baseline_robust": one.theirs,
@@ -175,6 +176,7 @@ def as_json(report: Report) -> str:
         "no_gain": [
             {
                 "runs": [result.run.name for result in one.ours.results],
+                "eps": one.ours.eps,
                 "clean": one.ours.clean.mean,
                 "baseline_clean": [row.clean.mean for row in one.curve],
             }

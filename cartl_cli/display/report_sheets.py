@@ -255,18 +255,22 @@ def names_of(rows: Sequence[Row]) -> dict[str, Cell]:
 def gains_sheet(gains: Sequence[Gain | Outside], baseline: str) -> Sheet:
     """A line for each row of another method, beside the baseline's curve or outside it."""
     told = told_apart([one.ours for one in gains])
-    rows = []
-    for one, own in zip(gains, told.settings, strict=True):
-        ours = one.ours
-        rows.append(
-            (
-                Cell(ours.setting.method, ", ".join(own.values())),
-                Cell(str(ours.setting.k), value=ours.setting.k),
-                percent(ours.clean),
-                percent(ours.robust),
-                *(_gained(one) if isinstance(one, Gain) else _outside(one)),
-            )
-        )
+    ours = [one.ours for one in gains]
+    beside = [_gained(one) if isinstance(one, Gain) else _outside(one) for one in gains]
+    theirs, points, between = zip(*beside, strict=True)
+    own = [", ".join(settings.values()) for settings in told.settings]
+    methods = [Cell(row.setting.method, small) for row, small in zip(ours, own, strict=True)]
+    columns: list[Column] = [
+        ("method", False, methods),
+        ("k", True, [Cell(str(row.setting.k), value=row.setting.k) for row in ours]),
+        ("data", False, [Cell(data_pair(row)) for row in ours]),
+        ("eps", True, [Cell(shown_pixels(row.eps), value=row.eps) for row in ours]),
+        ("clean %", True, [percent(row.clean) for row in ours]),
+        ("worst %", True, [percent(row.robust) for row in ours]),
+        (f"{baseline} there", True, theirs),
+        ("points", True, points),
+        ("between its k", False, between),
+    ]
     notes = [
         f"{baseline} there: its worst %, on the line between its two rows with the next lower "
         "and the next higher clean accuracy.",
@@ -278,13 +282,9 @@ def gains_sheet(gains: Sequence[Gain | Outside], baseline: str) -> Sheet:
             f"{NONE}: left out, as no two lines of {baseline} enclose its clean accuracy; outside: "
             "what they reach, in %."
         )
-    return Sheet(
-        f"At the same clean accuracy as {baseline}",
-        ("method", "k", "clean %", "worst %", f"{baseline} there", "points", "between its k"),
-        (False, True, True, True, True, True, False),
-        tuple(rows),
-        tuple(notes),
-    )
+    apart = ("data", "eps")  # told where lines differ in them
+    always = [head for head, _, _ in columns if head not in apart]
+    return _sheet(f"At the same clean accuracy as {baseline}", columns, always, notes)
 
 
 def _gained(gain: Gain) -> tuple[Cell, Cell, Cell]:

@@ -47,14 +47,20 @@ def at_own_eps(config: AttackConfig, dataset: str) -> AttackConfig:
 
 
 def at_own_batch_size(config: TransferConfig, side: int) -> TransferConfig:
-    """The training with the batch size of images of this side, unless one was given.
+    """The training with the batch size of images of this side, unless one was given."""
+    if "batch_size" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"batch_size": own_batch_size(side)})
+
+
+def own_batch_size(side: int) -> int:
+    """What a transfer of images of this side takes.
 
     Above 64 pixels a batch has as many pixels as 16 images of 224, or fewer: it bounds the memory.
     """
-    if "batch_size" in config.model_fields_set or side <= 64:
-        return config
-    fits = int(math.log2(16 * 224**2 / side**2))
-    return config.model_copy(update={"batch_size": min(config.batch_size, max(2, 2**fits))})
+    usual: int = TransferConfig.model_fields["batch_size"].default
+    fits = usual if side <= 64 else 1 << int(math.log2(16 * 224**2 / side**2))
+    return min(usual, max(2, fits))
 
 
 def fitting(config: Config, images: int) -> Config:

@@ -1,5 +1,7 @@
 """Two attacks on the same images: is one model more robust, or was it chance?"""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -89,12 +91,19 @@ def check_comparable(ours: Manifest, indices: Tensor, theirs: Run) -> None:
     Raises UsageError naming what does, RunError if ``theirs`` is not complete.
     """
     mine, other = ours.config, theirs.attack
+    assert isinstance(mine, AttackConfig)
     for name in SAME:
         if getattr(mine, name) != getattr(other, name):
             raise UsageError(
                 f"--compare: {theirs.name!r} has {name.replace('_', ' ')} "
                 f"{_shown(getattr(other, name))}, here {_shown(getattr(mine, name))}; "
                 "attack both alike"
+            )
+    for eps in mine.eps:
+        if not math.isclose(mine.step(eps), other.step(eps)):
+            raise UsageError(
+                f"--compare: {theirs.name!r} has step size {_shown(other.step(eps))} at eps "
+                f"{_shown(eps)}, here {_shown(mine.step(eps))}; attack both alike"
             )
     here, there = ours.data, theirs.manifest.data
     if here.measured != there.measured:

@@ -60,7 +60,7 @@ def gallery(run: Run, attacked: Run, place: Place) -> Gallery:
     rows = chosen_rows(read_outcomes(run), saved["labels"], config.seed)
     indices, adversarial = saved["indices"][rows], saved["adversarial"][rows]
     clean = to_pixels(data.evaluation.take(indices).images)
-    device = resolve_device(config.device)
+    device = resolve_device("auto")  # that of the attack may be of another machine
     model = weights.read_model(attacked).to(device)
     predicted = predict(model, torch.cat([clean, adversarial]).to(device)).argmax(1).tolist()
     names = manifest.model.classes

@@ -42,10 +42,13 @@ def one_named(selectors: Sequence[str], runs_dir: Path) -> Run | None:
     return None
 
 
-def one_model(run: Run) -> OneModel:
-    """What there is to tell of a run's model. Raises RunError if it is unfinished or damaged."""
+def one_model(run: Run, runs_dir: Path) -> OneModel:
+    """What there is to tell of a run's model; attacks may be in ``runs_dir``, too.
+
+    Raises RunError if it is unfinished or damaged.
+    """
     if run.manifest.status != "completed":
         raise RunError(f"run {run.name!r} is not complete: {state(run)}")
     has_epochs = os.path.lexists(run.folder / METRICS)
     epochs = read_metrics(run) if has_epochs else ()
-    return OneModel(run, source_beside(run), attacks_on(run), epochs)
+    return OneModel(run, source_beside(run), attacks_on(run, runs_dir), epochs)

@@ -128,7 +128,7 @@ def setting_of(trainings: Sequence[Run]) -> TrainingSetting:
             source_data=origin_of(last),
             target_data=None,
             arch=config.arch,
-            others=(),
+            others=(("model", last.manifest.weights.sha256[:12]),) if last.manifest.weights else (),
         )
     record, fdm_lambda = last.source, last.source.fdm_lambda
     values = {"fdm_lambda": fdm_lambda, **{name: getattr(config, name) for name in ADDITIONS}}

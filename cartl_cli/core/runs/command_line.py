@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cartl_cli.core.config import Kind, RunConfig, own_eps
-from cartl_cli.core.config.configure import flag, is_positional
+from cartl_cli.core.config import Kind, RunConfig, TransferConfig, own_eps
+from cartl_cli.core.config.configure import flag, is_positional, own_batch_size
 from cartl_cli.core.config.values import shown_pixels, write_list
 from cartl_cli.core.runs.manifest import Run
 
@@ -16,23 +16,26 @@ PIXELS = {"eps", "step_size"}  # settings that are distances between images
 
 def command_of(run: Run) -> str:
     """``cartl pretrain …`` with every setting that is no default, quoted for a shell."""
-    return command_line(run.manifest.kind, run.manifest.config, run.name)
+    manifest = run.manifest
+    return command_line(manifest.kind, manifest.config, run.name, manifest.model.image_size)
 
 
-def command_line(kind: Kind, config: RunConfig, name: str) -> str:
-    """The same from settings, for a run of a name."""
+def command_line(kind: Kind, config: RunConfig, name: str, side: int) -> str:
+    """The same from settings, for a run of a name with images of a ``side``."""
     words: list[str] = ["cartl", kind]
     fields = type(config).model_fields
     for setting, value in config:
         if is_positional(fields[setting]):
             words += [value] if value else []
-        elif value != _default(config, setting, fields[setting]):
+        elif value != _default(config, setting, fields[setting], side):
             words += _words(setting, value)
     return shlex.join([*words, "--name", name])
 
 
-def _default(config: BaseModel, name: str, field: FieldInfo) -> object:
+def _default(config: BaseModel, name: str, field: FieldInfo, side: int) -> object:
     """What a setting is when nobody gives it; the eps of an attack is always told."""
+    if name == "batch_size" and isinstance(config, TransferConfig):
+        return own_batch_size(side)
     if field.default_factory is None:
         return field.default
     settings = dict(config)

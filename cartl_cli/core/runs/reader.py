@@ -65,11 +65,13 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return sorted(runs, key=lambda run: run.manifest.number)
 
 
-def attacks_on(run: Run) -> tuple[Run, ...]:
-    """The finished attacks beside a run on exactly its weights, the newest first."""
+def attacks_on(run: Run, also: Path | None = None) -> tuple[Run, ...]:
+    """The finished attacks on exactly a run's weights, beside it and in ``also``, newest first."""
+    places = {place.resolve(): place for place in (run.folder.parent, also) if place is not None}
     return tuple(
         other
-        for other in reversed(list_runs(run.folder.parent))
+        for place in places.values()
+        for other in reversed(list_runs(place))
         if isinstance(other.manifest.results, AttackResults)
         and other.manifest.status == "completed"
         and _took(other, run)

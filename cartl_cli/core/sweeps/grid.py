@@ -58,11 +58,15 @@ class Chain:
 
 @dataclass(frozen=True)
 class Given:
-    """A finished source run: what a config keeps of it, the sha256 of its weights, its settings."""
+    """A finished source run: what a config keeps of it, the sha256 of its weights, its settings.
+
+    ``k``: that of the run, which an import of a small network has otherwise than its settings.
+    """
 
     selector: str
     sha256: str
     config: PretrainConfig | ImportConfig
+    k: int
 
 
 def plan(name: str, spec: Spec, created: str, located: Locate, runs_dir: Path) -> tuple[Sweep, int]:
@@ -128,6 +132,8 @@ def chains(spec: Spec) -> Iterator[Chain]:
                 chosen = {kind: settings[kind] | {"seed": seed} for kind in KINDS}
                 for (kind, name, _), value in zip(axes, values, strict=True):
                     chosen[kind][name] = value
+                if chosen["attack"].get("limit") is not None:
+                    chosen["attack"]["seed"] = spec.seeds[0]  # or each would attack other images
                 told = [method] if method else []
                 told += [f"{a[1]} {_text(v)}" for a, v in zip(axes, values, strict=True)]
                 told += [f"{n} {_text(v)}" for kind in row for n, v in row[kind].items()]
@@ -192,7 +198,7 @@ def _given(name: str, runs_dir: Path) -> Given:
     run = find_run(name, runs_dir, "transfer --source", ("pretrain", "import"))
     config = run.manifest.config
     assert isinstance(config, PretrainConfig | ImportConfig)
-    return Given(selector_of(run, runs_dir), finished_weights(run).sha256, config)
+    return Given(selector_of(run, runs_dir), finished_weights(run).sha256, config, run.manifest.k)
 
 
 # One combination
@@ -209,7 +215,7 @@ def _points(chain: Chain, located: Locate, given: Given | None) -> list[Point]:
     attack = _configured(AttackConfig, "attack", chain, located)
     architecture = parse_architecture(source.arch)
     blocks = architecture.count()
-    k = target.blocks_to_tune(source.k, blocks)
+    k = target.blocks_to_tune(given.k if given else source.k, blocks)
     if k > blocks:
         raise UsageError(
             f"transfer --k: {source.arch} has {blocks} blocks, got {k}; use 1 to {blocks}"

@@ -14,9 +14,11 @@ from cartl_cli.core.config.configure import configure, fitting
 from cartl_cli.core.data.split import DataSet, Split, folds, stratified
 from cartl_cli.core.errors import CartlError, DivergedError, UsageError
 from cartl_cli.core.evaluation.verdicts import Plan, robustness, unattacked
+from cartl_cli.core.method.keeping import kept_blocks
 from cartl_cli.core.method.pgd import Budget
 from cartl_cli.core.models.blocks import BlockModel
 from cartl_cli.core.registry.evaluation_attacks import STRONG
+from cartl_cli.core.registry.transfer_methods import check_network
 from cartl_cli.core.runs.manifest import Run, source_record
 from cartl_cli.core.runs.writer import Session
 from cartl_cli.core.runtime.devices import resolve_compile
@@ -102,6 +104,33 @@ def with_radii(bench: Bench, source: Run, ks: Sequence[int], session: Session) -
     return replace(bench, radii=radii)
 
 
+def refused(bench: Bench, candidate: Candidate) -> str | None:
+    """Why the network does not allow what a candidate asks for, None if it does."""
+    config = configure(TransferConfig, bench.config.model_dump(), candidate.settings)
+    try:
+        check_network(bench.original, candidate.k, config.model_dump())
+        if config.keep_lambda is not None:
+            kept_blocks(bench.original, candidate.k, config.keep_at or "last")
+    except UsageError as error:
+        return str(error)
+    except ValueError as error:
+        return f"--keep-at: {error}"
+    return None
+
+
+def allowed(
+    bench: Bench, candidates: Sequence[Candidate], say: Callable[[str], None]
+) -> list[Candidate]:
+    """Those that the network allows; says how many are left out. Raises UsageError if all are."""
+    reasons = {number: refused(bench, one) for number, one in enumerate(candidates)}
+    out = [reason for reason in reasons.values() if reason is not None]
+    if len(out) == len(candidates):
+        raise UsageError(out[0])
+    if out:
+        say(f"note: {len(out)} of {len(candidates)} candidates are left out: {out[0]}")
+    return [candidates[number] for number, reason in reasons.items() if reason is None]
+
+
 def config_of(bench: Bench, task: Task) -> TransferConfig:
     """The settings of a trial's transfer, with all that is counted in epochs scaled to its own."""
     whole = configure(TransferConfig, bench.config.model_dump(), task.candidate.settings)
@@ -124,9 +153,7 @@ def carried_out(bench: Bench, task: Task) -> Trial:
     """
     config, held = config_of(bench, task), bench.folds[task.fold]
     others = torch.cat([part for fold, part in enumerate(bench.folds) if fold != task.fold])
-    everything = bench.setup.split
-    judged = everything.take(held)
-    judged = judged.take(stratified(judged.labels, min(JUDGED, len(held)), config.seed, "judged"))
+    everything, judged = bench.setup.split, judged_of(bench, held, config.seed)
     began = time.monotonic()
     trained, clean, robust = began, 0, 0
     try:
@@ -151,6 +178,12 @@ def carried_out(bench: Bench, task: Task) -> Trial:
         training_seconds=trained - began,
         attack_seconds=time.monotonic() - trained,
     )
+
+
+def judged_of(bench: Bench, fold: Tensor, seed: int) -> Split:
+    """The images of a fold that models are judged on; of a large one each class has as many."""
+    held = bench.setup.split.take(fold)
+    return held.take(stratified(held.labels, min(JUDGED, len(held)), seed, "judged"))
 
 
 def trained_on(
@@ -187,8 +220,9 @@ def right(
 
 
 def largest_class(bench: Bench, n: int) -> int:
-    """Images of the largest class among ``n`` that are judged, each class in its share."""
-    counts = bench.setup.split.labels.bincount()
+    """Images of the largest class among ``n`` that are judged, by its share of all folds."""
+    judged = [judged_of(bench, fold, bench.config.seed).labels for fold in bench.folds]
+    counts = torch.cat(judged).bincount()
     return round(n * float(counts.max() / counts.sum()))
 
 
@@ -217,4 +251,5 @@ def k_search(
         return trial
 
     search = Search(math.inf, carry_out)
-    return search.run([Candidate({**own, "k": k}) for k in ks], K_RUNGS, "balanced")
+    everything = allowed(bench, [Candidate({**own, "k": k}) for k in ks], session.say)
+    return search.run(everything, K_RUNGS, "balanced")
