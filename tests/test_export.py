@@ -423,6 +423,10 @@ def test_a_run_given_as_the_folder_one_is_in_has_its_name(
     done = cartl("export", ".", "--json")
     assert json.loads(done.out)["path"] == "target.pt2"
     assert (scene / "target" / "target.pt2").is_file()
+    Path("runs").mkdir()  # as an attack from in here leaves it
+    done = cartl("export", ".", "--out", "again.pt2")
+    assert done.code == 0, done.err
+    assert "--out ../target-page" in done.err or "next: cartl attack" in done.err
 
 
 def test_what_cannot_be_exported_is_refused(cartl: Command, scene: Path) -> None:

@@ -201,6 +201,9 @@ def test_t26_extend_trains_longer_and_shows_the_schedule(folder: Path) -> None:
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
     code, said = call(["attack", "runs/source/epochs-2", "--pgd-steps", "1"], folder)
     assert code == 0, said
+    longer = ["pretrain", "--resume", "runs/source/epochs-2", "--epochs", "4", "--extend"]
+    code, said = call(longer, folder)
+    assert (code, "run 'epochs-2' has no state to go on from" in said) == (1, True), said
 
 
 def test_t27_t28_other_versions_are_said(folder: Path) -> None:

@@ -409,7 +409,9 @@ def test_a_budget_that_is_short_is_told_once_and_at_once(here: Command) -> None:
     assert re.search(r"which takes about \d+ s in all$", told[note])
     trials_told = [number for number, line in enumerate(told) if " of fold " in line]
     assert trials_told[0] < note < trials_told[1]
-    (cut,) = (line for line in told if line.startswith("not all was tried in --budget 0.01s"))
+    (cut,) = (
+        line for line in told if line.startswith("not all that was planned fits --budget 0.01s")
+    )
     assert re.search(r"; \d+ candidates were left out, the first [a-z]+, k \d, lr ", cut), cut
 
 

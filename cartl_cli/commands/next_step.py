@@ -7,7 +7,7 @@ from pathlib import Path
 from cartl_cli.core.choices import FORM_ENDINGS
 from cartl_cli.core.config.fields import BUILT_IN_SIDE
 from cartl_cli.core.runs.manifest import Run
-from cartl_cli.core.runs.reader import attacks_on, selector_of
+from cartl_cli.core.runs.reader import MANIFEST, attacks_on, selector_of
 from cartl_cli.core.sweeps.points import Sweep
 from cartl_cli.display.terminal import say
 
@@ -27,7 +27,8 @@ def after_model(run: Run, runs_dir: Path, done: str = "") -> None:
     One that came without images cannot be attacked as it is. ``done``: the command that was just
     done with it, wherever it left what it made.
     """
-    name, page = selector_of(run, runs_dir), f"{run.name}-page"
+    inside_a_run = "../" if os.path.lexists(MANIFEST) else ""  # where no page may be made
+    name, page = selector_of(run, runs_dir), f"{inside_a_run}{run.name}-page"
     if run.making.dataset is not None and done != "attack" and not attacks_on(run, runs_dir):
         words = ["attack", name]
     elif not os.path.lexists(page):

@@ -141,6 +141,8 @@ def open_session(
 
     if resume is not None:
         stored = find_run(resume, runs_dir, "--resume", (kind,))
+        if extend and not any(stored.folder.glob("ckpt-*")):
+            raise RunError(f"run {stored.name!r} has no state to go on from; start a new run")
         base, runs_dir = stored.manifest.config.model_dump(), stored.folder.parent
     named = stored is None or any("arch" in layer for layer in given)
     config = located(configure(config_type, base, *given), named)

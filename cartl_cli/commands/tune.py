@@ -91,8 +91,8 @@ def tune(
             outcome = search.run(everything, TUNE_RUNGS, wanted.want)
         if outcome.cut:
             say(
-                f"not all was tried in --budget {wanted.budget}; with more, it goes on from here"
-                + untried(everything, outcome)
+                f"not all that was planned fits --budget {wanted.budget}; with more, it goes on "
+                f"from here{untried(everything, outcome)}"
             )
         if outcome.seconds > wanted.seconds:
             say(

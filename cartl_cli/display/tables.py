@@ -156,7 +156,7 @@ def tuned(run: "Run") -> list[str]:
     assert isinstance(config, TransferConfig)
     blocks = max(int(name.split(".")[1]) + 1 for name in norms)
     beta, cut = config.neft_beta, blocks - k
-    frozen = f"stem, blocks 1–{cut}" if cut else "stem"
+    frozen = f"stem, blocks 1–{cut}" if cut > 1 else "stem, block 1" if cut else "stem"
     last = f"block {blocks}" if k == 1 else f"blocks {cut + 1}–{blocks}"
     told = [method(run), f"frozen: {frozen}; tuned: {last}"]
     if beta is None:

@@ -10,6 +10,7 @@ import torch
 from cartl_cli.core.config import TrainingConfig
 from cartl_cli.core.config.fields import BUILT_IN_DATA, BUILT_IN_SIDE
 from cartl_cli.core.config.preprocessing import Preprocessing
+from cartl_cli.core.config.values import write_list
 from cartl_cli.core.data.downloads import NOWHERE, Place
 from cartl_cli.core.data.folders import Measured, image_folder
 from cartl_cli.core.data.public import PUBLIC, public_data_set
@@ -115,7 +116,7 @@ def described(data: DataSet) -> list[str]:
     """The first classes and how many images each has of each split."""
     train, measured = data.class_counts
     some = [
-        f"{name} {n:,} + {m:,}"
+        f"{write_list((name,))} {n:,} + {m:,}"
         for name, n, m in zip(data.classes[:SHOWN], train, measured, strict=False)
     ]
     more = f", … {len(data.classes) - SHOWN} more" if len(data.classes) > SHOWN else ""

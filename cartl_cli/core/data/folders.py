@@ -164,5 +164,6 @@ def _notes(layout: Layout, wanted: Wanted, state: Decoded) -> list[str]:
     for split, folder in layout.folders.items():
         if split not in wanted.splits:
             count = sum(map(len, layout.members[split].values()))
-            found.append(f"{folder}/ is not used ({count:,} images)")
+            if count > 0:
+                found.append(f"{folder}/ is not used ({count:,} images)")
     return found

@@ -247,6 +247,7 @@ def _check_splits(
             if loose:
                 raise DataError(
                     f"{splits[split]}/ of {shown!r} holds {loose:,} images but no class folders; "
-                    f"put each into {splits[split]}/<class>/"
+                    f"put each into {splits[split]}/<class>/, or hold out training images instead: "
+                    "--val-fraction 0.2"
                 )
             raise DataError(f"{split} split is empty in {shown!r}{left.said}")

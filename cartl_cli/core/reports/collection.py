@@ -172,7 +172,9 @@ def _beside(run: Run, selector: str, taken: SourceRecord, runs: dict[Path, Run])
     Of two that have its name, the one that has the weights that were taken.
     """
     found = None
-    for folder in (run.folder.parent / taken.run, Path(os.path.expanduser(selector or taken.run))):
+    beside = run.folder.parent / taken.run
+    above = run.folder.parent.parent / taken.run  # of a shorter training, kept inside its run
+    for folder in (beside, above, Path(os.path.expanduser(selector or taken.run))):
         if folder not in runs and os.path.lexists(folder / MANIFEST):
             runs[folder] = read_run(folder)
         if folder in runs:

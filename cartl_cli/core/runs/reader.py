@@ -157,10 +157,11 @@ def _look_up(selector: str, runs_dir: Path, flag: str) -> Run:
             raise UsageError(f"{flag}: run {selector} found twice: {names}; give a name")
         if runs:
             return runs[0]
-    for folder in (runs_dir / selector, Path(os.path.expanduser(selector))):
+    nameless = selector.rstrip("/") in (".", "..")  # the folder one is in, or the one above
+    path = Path(os.path.abspath(selector) if nameless else os.path.expanduser(selector))
+    for folder in (path,) if nameless else (runs_dir / selector, path):
         if folder.is_dir():
-            nameless = folder.name in ("", "..")
-            return read_run(Path(os.path.abspath(folder)) if nameless else folder)
+            return read_run(folder)
     known = [run.name for run in list_runs(runs_dir)]
     names = ", ".join(known) or "none"
     with_cartl = [PACKAGED] if flag == "--source" else []

@@ -177,8 +177,6 @@ def _go_on(session: Session, stored: Run, draft: Manifest) -> Run:
     if other:
         session.say(f"note: not bit-exact here: {', '.join(other)}")
     if ours.weights is not None:
-        if not any(stored.folder.glob("ckpt-*")):
-            raise RunError(f"run {stored.name!r} has no state to go on from; start a new run")
         _keep_shorter(session, stored, ours.weights)
     storage.sweep(stored.folder)
     nothing = dict.fromkeys(("weights", "outcomes", "adversarial", "results"))
