@@ -32,6 +32,9 @@ CHANGES = {
     "batch 256": Change(("--batch-size", 256)),
     "peak learning rate 0.1": Change(("--lr", 0.1)),
     "peak learning rate 0.4": Change(("--lr", 0.4)),
+    "steps down after epochs 4 and 5": Change(
+        ("--schedule", "step", "--warmup-epochs", 1, "--milestones", "4,5")
+    ),
     "weight decay 0.001": Change(("--weight-decay", 1e-3)),
     "full eps at once": Change(("--eps-warmup", 0)),
     "eps and steps grow half the time": Change(("--eps-warmup", 0.5)),

@@ -46,7 +46,9 @@ def run(
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (B,), of 3 classes or more (Croce & Hein 2020, Eq. 6)."""
+    """Difference of logits ratio (B,) (Croce & Hein 2020, Eq. 6); of two classes the margin."""
+    if logits.shape[1] < 3:
+        return margin(logits, labels)
     top = logits.topk(3, dim=1).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 

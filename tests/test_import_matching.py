@@ -132,7 +132,7 @@ def test_counters_that_old_files_lack_are_zero_and_told() -> None:
     counters = {n: t for n, t in done.tensors.items() if n.endswith("num_batches_tracked")}
     assert len(counters) == 7
     assert all(t.dtype == torch.int64 and t.shape == () and t == 0 for t in counters.values())
-    assert done.remarks == ("7 counters num_batches_tracked are not in the file, and set to 0",)
+    assert done.remarks == ("7 counters num_batches_tracked are not in the file as such; set to 0",)
     build_model("wrn-10-1", 10).load_state_dict(done.tensors)
 
 

@@ -107,7 +107,7 @@ CHANGING_METHODS = {
 CHANGING_MODULES = {"shutil", "tempfile"}
 HARMLESS_OS = {
     *("os._exit", "os.cpu_count", "os.environ.get", "os.fsencode", "os.getpid", "os.kill"),
-    *("os.lstat", "os.scandir", "os.stat", "os.walk"),
+    *("os.lstat", "os.scandir", "os.sched_getaffinity", "os.stat", "os.walk"),
 }
 
 
