@@ -33,6 +33,19 @@ def copied(cartl: Command, runs_dir: Path) -> Path:
     return Path("runs")
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Probe]:
+    """What the checks are made on, filled as they are made."""
+    found: list[Probe] = []
+
+    def spied(probe: Probe, *rest: object) -> list[Check]:
+        found.append(probe)
+        return invariants(probe, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trust_checks, "invariants", spied)
+    return found
+
+
 def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -149,15 +162,8 @@ def only_half(model: object, batch: Batch, budget: Budget, setting: object) -> O
 
 
 def test_images_of_which_an_attack_tells_nothing_are_not_taken_for_unmoved(
-    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+    cartl: Command, copied: Path, seen: list[Probe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Probe] = []
-
-    def spied(probe: Probe, *rest: object) -> list[Check]:
-        seen.append(probe)
-        return invariants(probe, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trust_checks, "invariants", spied)
     theirs = replace(EVALUATION_ATTACKS["autoattack"], code="tests.test_trusting:only_half")
     monkeypatch.setitem(EVALUATION_ATTACKS, "autoattack", theirs)
     for attacks in ("autoattack", "pgd-margin,autoattack"):
@@ -174,15 +180,8 @@ def test_images_of_which_an_attack_tells_nothing_are_not_taken_for_unmoved(
 
 
 def test_images_of_a_list_of_eps_are_checked_by_the_eps_they_fell_at(
-    cartl: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+    cartl: Command, copied: Path, seen: list[Probe]
 ) -> None:
-    seen: list[Probe] = []
-
-    def spied(probe: Probe, *rest: object) -> list[Check]:
-        seen.append(probe)
-        return invariants(probe, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trust_checks, "invariants", spied)
     done = cartl("attack", "source", *QUICK, "--eps", "8/255,128/255", "--json", "--name", "first")
     (probe,) = seen
     assert probe.allowed is not None

@@ -31,7 +31,7 @@ class Probe:
     robust. ``k`` blocks at the end are the sub-model's. ``source``: another model for the same
     images, whose adversarial images may transfer. ``ceiling``: a robust accuracy that nobody has
     reached on this data at this eps. ``allowed`` (B,): the eps of the attack that led each image
-    there, of several; that of ``budget`` unless given.
+    there, of several, and 0 if none tells where it led; that of ``budget`` unless given.
     """
 
     model: BlockModel
